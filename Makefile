@@ -1,0 +1,29 @@
+# Each target sets itself up: it makes .venv where there is none and installs what is needed.
+PYTHON ?= python3
+VENV := .venv/bin/python
+
+# Idle OpenMP threads that spin instead of sleeping slow everything down on shared machines.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: demo demo-ct test lint bench
+
+demo: .venv/installed
+	$(VENV) benchmarks/demo_phantom.py
+
+demo-ct: .venv/installed
+	$(VENV) benchmarks/demo_ct.py
+
+test: .venv/installed
+	$(VENV) -m pytest
+
+lint: .venv/installed
+	$(VENV) -m ruff check .
+	$(VENV) -m ruff format --check .
+
+bench: .venv/installed
+	$(VENV) benchmarks/train_speed.py
+
+.venv/installed: requirements.txt pyproject.toml
+	test -x $(VENV) || $(PYTHON) -m venv .venv
+	$(VENV) -m pip install --quiet --disable-pip-version-check -r requirements.txt -e ".[dev]"
+	touch $@

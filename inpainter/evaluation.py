@@ -1,0 +1,233 @@
+"""Heatmaps against annotations: which pixels count, and every number on one kind of heatmap.
+
+Larger heatmap values are more anomalous, as predict_heatmap.py writes them.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from common.annotations import Annotations, MaskAnnotations, find_masks, read_annotations
+from common.checkpoint import CheckpointError
+from common.image_names import OnUnknown
+from common.images import read_image
+from common.metrics import (
+    Interval,
+    PixelCase,
+    binary_intervals,
+    mean_intervals,
+    pixel_scores,
+    score_heatmap,
+)
+from common.pooling import PooledMetrics, pool_pixels, pooled_intervals
+from inpainter.heatmap_files import EvaluationError, HeatmapEntry, list_heatmaps, read_heatmap
+
+LOG = logging.getLogger(__name__)
+UNUSABLE = (CheckpointError, OSError, ValueError)  # what one bad image raises
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What is compared, and how."""
+
+    heatmap_dir: Path
+    """Folder that predict_heatmap.py wrote, with heatmaps.csv."""
+    annotations: Path
+    """CSV file of boxes or folder of masks; see common/annotations.py."""
+    ignore_masks: Path | None = None
+    """Folder of masks; pixels above 0 do not count."""
+    image_dir: Path | None = None
+    """Folder of the images, for inside_tissue and the contact sheet."""
+    inside_tissue: float | None = None
+    """Only pixels of a larger grey value, in [0, 1), count; None = all."""
+    on_bad_image: Literal["skip", "error"] = "skip"
+    """An image that cannot be evaluated is left out, counted and named, or stops the run."""
+    on_unknown_image: OnUnknown = "error"
+    """The same for an annotation of an image that has no heatmap."""
+    n_resamples: int = 1000
+    """Bootstrap draws per interval; 0 = no intervals."""
+    seed: int = 0
+    """Seed of the bootstrap."""
+
+    def __post_init__(self) -> None:
+        grey = self.inside_tissue
+        if grey is not None and not 0 <= grey < 1:
+            raise EvaluationError(f"inside_tissue must be a grey value in [0, 1), got {grey}")
+        if grey is not None and self.image_dir is None:
+            raise EvaluationError("inside_tissue needs the images. Pass --image_dir.")
+        if self.n_resamples < 0:
+            raise EvaluationError(f"bootstrap draws must be >= 0, got {self.n_resamples}")
+
+
+class ImageRow(NamedTuple):
+    """One image's numbers; a row of per_image.csv."""
+
+    image: str
+    metric: str
+    has_lesion: bool
+    auroc: float | None
+    """Over its pixels, as is AP; None unless lesion and other pixels both count."""
+    ap: float | None
+    max_score: float
+    lesion_pixels: int
+    pixels: int
+    constant: bool
+    """All pixels score the same, so that AUROC is 0.5 whatever the image shows."""
+
+
+@dataclass(frozen=True)
+class MetricResult:
+    """All numbers on one kind of heatmap; intervals are 95 % bootstrap ones over images."""
+
+    metric: str
+    rows: list[ImageRow]
+    entries: list[HeatmapEntry]
+    """Where the rows' heatmaps are."""
+    excluded: dict[str, str]
+    """Image that could not be evaluated -> reason."""
+    per_image: dict[str, Interval]
+    """auroc, ap: mean over the images whose rows have them."""
+    pooled: dict[str, Interval]
+    """auroc, ap, pro over the pixels of all images together."""
+    image_level: dict[str, Interval] | None
+    """auroc, ap of max_score, lesion against normal images; None without normal ones."""
+    pixels: PooledMetrics
+    """Curves and histogram behind pooled."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where an image's heatmap and labels come from."""
+
+    annotations: Annotations
+    ignore_masks: MaskAnnotations | None
+    image_dir: Path | None
+    inside_tissue: float | None
+
+    def read(self, entry: HeatmapEntry) -> PixelCase:
+        """Reads one heatmap with its labels. Raises one of UNUSABLE, naming the file."""
+        heatmap = read_heatmap(entry.file)
+        size = heatmap.shape
+        ignored = np.zeros(size, dtype=bool)
+        if self.ignore_masks is not None:
+            ignored |= self.ignore_masks.labels(entry.image, size)
+        if self.inside_tissue is not None:
+            grey = read_image(self.image_dir / entry.image, channels=1)[0].numpy()
+            if grey.shape != size:
+                raise EvaluationError(f"the image is {grey.shape} pixels, its heatmap {size}")
+            ignored |= grey <= self.inside_tissue
+        return PixelCase(heatmap, self.annotations.labels(entry.image, size), ignored)
+
+
+@dataclass(frozen=True)
+class StoredCases:
+    """Cases that are read from disk each time they are gone through."""
+
+    sources: Sources
+    entries: Sequence[HeatmapEntry]
+
+    def __iter__(self) -> Iterator[PixelCase]:
+        return (self.sources.read(entry) for entry in self.entries)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that a report needs."""
+
+    settings: EvaluationSettings
+    sources: Sources
+    results: list[MetricResult]
+
+
+def evaluate_heatmaps(settings: EvaluationSettings) -> Evaluation:
+    """Compares every heatmap of a folder with the annotations.
+
+    Raises EvaluationError, AnnotationError as the functions below do.
+    """
+    by_metric = list_heatmaps(settings.heatmap_dir)
+    images = [entry.image for entries in by_metric.values() for entry in entries]
+    sources = find_sources(settings, images)
+    results = [evaluate_metric(entries, sources, settings) for entries in by_metric.values()]
+    return Evaluation(settings, sources, results)
+
+
+def find_sources(settings: EvaluationSettings, images: Sequence[str]) -> Sources:
+    """Opens annotations and ignore masks of these images.
+
+    Raises AnnotationError where they do not match, EvaluationError for a missing folder of images.
+    """
+    unknown = settings.on_unknown_image
+    annotations = read_annotations(settings.annotations, images, on_unknown=unknown)
+    ignore_masks = None
+    if settings.ignore_masks is not None:
+        ignore_masks = find_masks(settings.ignore_masks, images, on_unknown=unknown)
+    if settings.image_dir is not None and not settings.image_dir.is_dir():
+        raise EvaluationError(f"No folder of images {settings.image_dir}. Correct --image_dir.")
+    for kind in (annotations, ignore_masks):
+        if kind is not None and kind.skipped:
+            LOG.warning("%s: %d of unknown images: %s", kind.path, len(kind.skipped),
+                        ", ".join(kind.skipped))  # fmt: skip
+    return Sources(annotations, ignore_masks, settings.image_dir, settings.inside_tissue)
+
+
+def evaluate_metric(
+    entries: Sequence[HeatmapEntry], sources: Sources, settings: EvaluationSettings
+) -> MetricResult:
+    """Compares all heatmaps of one metric with their labels.
+
+    Raises EvaluationError where no image with a lesion can be evaluated, and for the first bad
+    image if on_bad_image is error.
+    """
+    metric = entries[0].metric
+    usable, rows, excluded = [], [], {}
+    for entry in tqdm(entries, desc=metric, leave=False, disable=None):
+        try:
+            rows.append(score_image(entry, sources.read(entry)))
+        except UNUSABLE as error:
+            if settings.on_bad_image == "error":
+                raise EvaluationError(f"{entry.image}, {metric}: {error}") from error
+            LOG.warning("left out: %s, %s: %s", entry.image, metric, error)
+            excluded[entry.image] = str(error)
+        else:
+            usable.append(entry)
+    scored = [row for row in rows if row.auroc is not None]
+    if not scored:
+        reason = next(iter(excluded.values()), "")
+        raise EvaluationError(
+            f"{metric}: none of {len(entries)} images has a lesion that can be evaluated "
+            f"(annotations: {settings.annotations}); {len(excluded)} left out. {reason}"
+        )
+    per_image = {name: [getattr(row, name) for row in scored] for name in ("auroc", "ap")}
+    draws = {"n_resamples": settings.n_resamples, "seed": settings.seed}
+    pixels = pool_pixels(StoredCases(sources, usable))
+    labels = np.array([row.has_lesion for row in rows])
+    maxima = np.array([row.max_score for row in rows])
+    return MetricResult(
+        metric,
+        rows,
+        usable,
+        excluded,
+        mean_intervals(per_image, **draws),
+        pooled_intervals(pixels, **draws),
+        None if labels.all() else binary_intervals(labels, maxima, **draws),
+        pixels,
+    )  # fmt: skip
+
+
+def score_image(entry: HeatmapEntry, case: PixelCase) -> ImageRow:
+    """The numbers of one image. Raises ValueError where it cannot be evaluated."""
+    scores, labels = pixel_scores(case)
+    if case.segmentation.any() and not labels.any():
+        raise EvaluationError("all its lesion pixels are ignored, so it is no normal image either")
+    both = labels.any() and not labels.all()
+    auroc, ap = score_heatmap(*case) if both else (None, None)
+    low, high = float(scores.min()), float(scores.max())
+    n_lesion = int(labels.sum())
+    return ImageRow(
+        *entry[:2], n_lesion > 0, auroc, ap, high, n_lesion, labels.size, low == high
+    )  # fmt: skip

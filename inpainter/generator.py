@@ -1,0 +1,165 @@
+"""The inpainting generator: a coarse stage, then a fine stage with contextual attention.
+
+After Yu et al. 2018 (arXiv 1801.07892) as PICARD uses it. N samples, C image channels, n width.
+Images are in [-1, 1]; mask 1 = hole. The layers' names and weights are those of the published code.
+"""
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from inpainter.attention import contextual_attention
+from inpainter.blocks import Activation, Clamp, ConvBlock, ConvType, Drop, clamp_output, he_init
+from inpainter.settings import GeneratorConfig
+
+
+class Completion(NamedTuple):
+    """Both stages' images, (N, C, H, W) in [-1, 1]; `fine` is `coarse` where there is one stage."""
+
+    coarse: Tensor
+    fine: Tensor
+
+
+class Stage(nn.Module):
+    """Layers by name, run one after the other; names decide where it upsamples and drops."""
+
+    NEVER_DROP = ("conv1", "conv17", "allconv17")
+    UPSAMPLE_BEFORE = ("conv13", "conv15", "allconv13", "allconv15")
+
+    def __init__(self, name: str, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.name = name
+        self.conv_type: ConvType = config.conv_type
+        self.elu: Activation = "elu" if config.elu == "exact" else "fast_elu"
+
+    def add(self, layer: str, channels: tuple[int, int], kernel_size: int = 3, **options) -> None:
+        """Adds a ConvBlock, with ELU if not told else; the last layer of a stage stays plain."""
+        options = {"activation": self.elu, "conv_type": self.conv_type} | options
+        self.add_module(layer, ConvBlock(*channels, kernel_size, **options))
+
+    def add_trunk(self, prefix: str, widths: list[int], dilations: tuple[int, ...] = ()) -> None:
+        """conv1 … conv6, of which 2 and 4 halve the resolution, then the dilated conv7 … conv10."""
+        first = ("conv1", "conv2_downsample", "conv3", "conv4_downsample", "conv5", "conv6")
+        for i, layer in enumerate(first):
+            stride = 2 if layer.endswith("downsample") else 1
+            activation = "relu" if prefix + layer == "pmconv6" else self.elu
+            kernel_size = 5 if i == 0 else 3
+            self.add(
+                prefix + layer,
+                (widths[i], widths[i + 1]),
+                kernel_size,
+                stride=stride,
+                activation=activation,
+            )
+        for number, dilation in enumerate(dilations, start=7):
+            self.add(f"{prefix}conv{number}_atrous", (widths[-1], widths[-1]), dilation=dilation)
+
+    def add_decoder(self, prefix: str, in_width: int, n: int, channels: int) -> None:
+        """conv11 … conv17: two upsamplings back to full resolution, then the image."""
+        widths = [in_width, 4 * n, 4 * n, 2 * n, 2 * n, n, n // 2]
+        for number, pair in enumerate(pairwise(widths), start=11):
+            self.add(f"{prefix}conv{number}", pair)
+        self.add(f"{prefix}conv17", (n // 2, channels), activation="none", conv_type="plain")
+
+    def run(self, x: Tensor, prefix: str, first: int, last: int, drop: Drop | None) -> Tensor:
+        """Applies the layers `<prefix>conv<first>` … `<prefix>conv<last>` in order."""
+        for layer, block in self.layers(prefix, first, last):
+            if layer in self.UPSAMPLE_BEFORE:
+                x = F.interpolate(x, scale_factor=2, mode="nearest")
+            x = block(x)
+            if drop is not None and layer not in self.NEVER_DROP:
+                x = drop(f"{self.name}.{layer}", x)
+        return x
+
+    def layers(self, prefix: str, first: int, last: int) -> list[tuple[str, nn.Module]]:
+        """(name, block) of the layers `<prefix>conv<first>` … `<prefix>conv<last>`."""
+        wanted = {f"{prefix}conv{number}" for number in range(first, last + 1)}
+        return [(k, block) for k, block in self.named_children() if k.split("_")[0] in wanted]
+
+
+class CoarseGenerator(Stage):
+    """First estimate of the hole from dilated convolutions at 1/4 resolution."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__("coarse_generator", config)
+        channels, n = config.input_dim, config.ngf
+        widths = [channels + 2, n, 2 * n, 2 * n, 4 * n, 4 * n, 4 * n]
+        self.add_trunk("", widths, config.dilations)
+        self.add_decoder("", 4 * n, n, channels)
+
+    def forward(self, image: Tensor, mask: Tensor, drop: Drop | None) -> Tensor:
+        """image (N, C, H, W) with the hole zeroed, mask (N, 1, H, W) -> (N, C, H, W), unclamped."""
+        return self.run(with_mask_planes(image, mask), "", 1, 17, drop)
+
+
+class FineGenerator(Stage):
+    """Second estimate: a convolution branch and an attention branch over the filled image."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__("fine_generator", config)
+        channels, n = config.input_dim, config.ngf
+        self.add_trunk("", [channels + 2, n, n, 2 * n, 2 * n, 4 * n, 4 * n], config.dilations)
+        self.add_trunk("pm", [channels + 2, n, n, 2 * n, 4 * n, 4 * n, 4 * n])
+        for number in (9, 10):
+            self.add(f"pmconv{number}", (4 * n, 4 * n))
+        self.add_decoder("all", 8 * n, n, channels)
+
+    def forward(
+        self, filled: Tensor, mask: Tensor, attention_mask: Tensor, drop: Drop | None
+    ) -> Tensor:
+        """filled (N, C, H, W), mask (N, 1, H, W), attention_mask (1 or N, 1, H, W) -> unclamped."""
+        x = with_mask_planes(filled, mask)
+        branch = self.run(x, "", 1, 10, drop)
+        features = self.run(x, "pm", 1, 6, drop)
+        attended = contextual_attention(features, features, attention_mask).output
+        attended = self.run(attended, "pm", 9, 10, drop)
+        return self.run(torch.cat([branch, attended], dim=1), "all", 11, 17, drop)
+
+
+class Generator(nn.Module):
+    """Completes holes: `generator(image with the hole zeroed, mask) -> Completion`."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.output_clamp: Clamp = config.output_clamp
+        self.attention_mask = config.attention_mask
+        self.coarse_generator = CoarseGenerator(config)
+        self.fine_generator = FineGenerator(config) if config.stages == "coarse_fine" else None
+
+    def forward(self, image: Tensor, mask: Tensor, drop: Drop | None = None) -> Completion:
+        """Both stages' completions of a batch.
+
+        image: (N, C, H, W) in [-1, 1], zero in the hole; mask: (N, 1, H, W), 1 = hole. H and W are
+        multiples of 16. drop: what is dropped after each layer's activation; none = nothing.
+        """
+        coarse = clamp_output(self.coarse_generator(image, mask, drop), self.output_clamp)
+        if self.fine_generator is None:
+            return Completion(coarse, coarse)
+        filled = image * (1 - mask) + coarse * mask
+        attention_mask = mask[:1] if self.attention_mask == "first" else mask
+        fine = self.fine_generator(filled, mask, attention_mask, drop)
+        return Completion(coarse, clamp_output(fine, self.output_clamp))
+
+    def initialise(self, scheme: str) -> None:
+        """`he` re-draws every weight; `default` keeps torch's own initialisation."""
+        if scheme == "he":
+            he_init(self)
+
+    def droppable_layers(self) -> dict[str, int]:
+        """Name -> output channels of the layers that can drop, in the order they run."""
+        stages = [s for s in (self.coarse_generator, self.fine_generator) if s is not None]
+        return {
+            f"{stage.name}.{layer}": block.out_channels
+            for stage in stages
+            for layer, block in stage.named_children()
+            if layer not in Stage.NEVER_DROP
+        }
+
+
+def with_mask_planes(image: Tensor, mask: Tensor) -> Tensor:
+    """(N, C + 2, H, W): the image, a plane of ones, and the mask, as every stage takes them."""
+    mask = mask.to(image.dtype).expand(image.shape[0], 1, *image.shape[2:])
+    return torch.cat([image, torch.ones_like(mask), mask], dim=1)

@@ -1,0 +1,206 @@
+"""A prediction run: heatmaps of every image in a folder, from one checkpoint."""
+
+import hashlib
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from common.annotations import Annotations, read_annotations
+from common.checkpoint import CheckpointError, resolve_step
+from common.config import REPOSITORY, config_to_yaml, resolve_path
+from common.images import ImageError, list_images, read_image
+from common.run_log import write_run_record
+from common.runtime import resolve_device
+from inpainter.completion import WindowScorer, dropout_of
+from inpainter.heatmap import score_image, stitch
+from inpainter.heatmap_output import HeatmapFolder
+from inpainter.networks import load_generator, load_local_critic
+from inpainter.scores import spaces_of
+from inpainter.settings import Metric, PicardConfig
+from inpainter.windows import WindowError, WindowGrid
+
+LOG = logging.getLogger(__name__)
+SECONDS_BETWEEN_PICTURES = 10.0
+
+
+@dataclass(frozen=True)
+class PredictionOptions:
+    """What the command line says beside the settings."""
+
+    checkpoint_dir: Path
+    checkpoint_iter: int | str = "latest"
+    """A step, `latest` or `best`."""
+    image_dir: Path | None = None
+    """Folder of images; none = test_data_path."""
+    output_dir: Path | None = None
+    """None = <heatmaps_dir>/<dataset_name>/dropout/<time>, an unfinished run's if there is one."""
+    annotations: Path | None = None
+    """Boxes or masks, drawn into the plots."""
+    overwrite: bool = False
+    """Redo images that are finished."""
+    command: Sequence[str] = ()
+    """What the user typed, for the record."""
+
+
+@dataclass
+class PredictionResult:
+    """Where the heatmaps lie and what became of the images, by name."""
+
+    folder: Path
+    finished: list[str] = field(default_factory=list)
+    already_there: list[str] = field(default_factory=list)
+    bad: dict[str, str] = field(default_factory=dict)
+    """Image -> why it was left out."""
+
+
+def predict(config: PicardConfig, options: PredictionOptions) -> PredictionResult:
+    """Scores every image of the folder and writes its heatmaps.
+
+    Raises ConfigError, CheckpointError, ImageError (with test.on_bad_image: error; else a bad image
+    is noted and left out) and AnnotationError, all with their remedy.
+    """
+    device = resolve_device(config.device, allow_gpu=config.cuda)
+    scorer, step = load_scorer(config, options, device)
+    image_dir = options.image_dir or resolve_path(config.test_data_path, "test_data_path")
+    paths = list_images(image_dir, recursive=config.data_with_subfolder)
+    names = {path.relative_to(image_dir).as_posix(): path for path in paths}
+    annotations = None
+    if options.annotations is not None:
+        annotations = read_annotations(options.annotations, names, on_unknown="skip")
+    result = PredictionResult(output_folder(config, options, step))
+    write_run_record(result.folder, config_yaml=config_to_yaml(config), command=options.command)
+    output = HeatmapFolder(result.folder, config.test, overwrite=options.overwrite)
+    for name, path in tqdm(names.items(), unit="image", disable=not sys.stderr.isatty()):
+        if output.is_finished(name):
+            result.already_there.append(name)
+            continue
+        try:
+            one_image(name, path, config, scorer, device, output, annotations)
+        except (ImageError, WindowError) as error:
+            message = str(error) if str(path) in str(error) else f"{path}: {error}"
+            if config.test.on_bad_image == "error":
+                raise ImageError(message) from error
+            LOG.warning("Left out: %s", message)
+            result.bad[name] = message
+            continue
+        result.finished.append(name)
+    return result
+
+
+def load_scorer(
+    config: PicardConfig, options: PredictionOptions, device: torch.device
+) -> tuple[WindowScorer, int]:
+    """The networks of the wanted checkpoint as a window scorer, and its step."""
+    needs_critic = "feature" in spaces_of(config.test.heatmap_metrics)
+    roles = ("gen", "dis") if needs_critic else ("gen",)
+    step = resolve_step(options.checkpoint_dir, options.checkpoint_iter, roles)
+    generator = load_generator(options.checkpoint_dir, step, config.netG)
+    critic = load_local_critic(options.checkpoint_dir, step, config) if needs_critic else None
+    layout = torch.channels_last
+    return WindowScorer(
+        generator.to(device, memory_format=layout),
+        critic.to(device, memory_format=layout) if critic is not None else None,
+        config.test.heatmap_metrics,
+        config.test.heatmap_M_inpaint,
+        config.test.mask_shape,
+    ), step
+
+
+def one_image(
+    name: str,
+    path: Path,
+    config: PicardConfig,
+    scorer: WindowScorer,
+    device: torch.device,
+    output: HeatmapFolder,
+    annotations: Annotations | None,
+) -> None:
+    """Reads, scores and writes one image."""
+    image = read_image(path, channels=config.netG.input_dim)
+    draw = dropout_of(scorer.generator, config.netG, config.test, config.seed, name)
+    started = time.monotonic()
+    with WindowBar(name, image, config, output) as bar:
+        scored = score_image(image, scorer, config.test, draw, device, bar.note)
+    seconds = time.monotonic() - started
+    size = (image.shape[1], image.shape[2])
+    boxes = annotations.boxes(name, size) if annotations is not None else ()
+    output.write(name, image, scored.heatmaps, boxes)
+    if config.test.log_compute_times:
+        output.write_time(name, seconds, scored.n_windows, scored.n_scored)
+    LOG.info("%s: %d of %d windows in %.1f s", name, scored.n_scored, scored.n_windows, seconds)
+
+
+class WindowBar:
+    """Progress over one image's windows: a bar, and its heatmap so far as a picture if wanted."""
+
+    def __init__(
+        self, name: str, image: Tensor, config: PicardConfig, output: HeatmapFolder
+    ) -> None:
+        self.name, self.image, self.test, self.output = name, image, config.test, output
+        self.drawn = time.monotonic()
+        self.bar = tqdm(unit="window", desc=name, leave=False, disable=not sys.stderr.isatty())
+
+    def __enter__(self) -> "WindowBar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def note(self, scores: dict[Metric, Tensor], grid: WindowGrid, done: int) -> None:
+        """Called by score_image after each batch."""
+        if self.bar.total is None:
+            self.bar.reset(total=len(grid))
+        self.bar.update(done)
+        due = time.monotonic() - self.drawn > SECONDS_BETWEEN_PICTURES
+        if self.test.save_progressive_heatmap and due:
+            for metric, values in scores.items():
+                heat = stitch(values.view(grid.grid_hw), grid, self.test)
+                self.output.plot(f"progress/{self.name}", self.image, metric, heat)
+            self.drawn = time.monotonic()
+
+
+def output_folder(config: PicardConfig, options: PredictionOptions, step: int) -> Path:
+    """The run's folder; a run of the same settings and checkpoint goes on in the one it had.
+
+    Raises CheckpointError where --output_dir holds heatmaps of other settings or checkpoint.
+    """
+    identity = run_identity(config, options, step)
+    if options.output_dir is not None:
+        folder = options.output_dir
+        if not options.overwrite and identity_of(folder) not in (None, identity):
+            raise CheckpointError(
+                f"{folder} holds heatmaps made with other settings or another checkpoint. Pass "
+                "another --output_dir, or --overwrite to replace them."
+            )
+    else:
+        base = REPOSITORY / config.heatmaps_dir / (config.dataset_name or "unnamed") / "dropout"
+        same = [
+            path.parent for path in base.glob("*/run.txt") if identity_of(path.parent) == identity
+        ]
+        folder = max(same) if same else base / time.strftime("%Y-%m-%d_%H-%M-%S")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.txt").write_text(identity)
+    return folder
+
+
+def run_identity(config: PicardConfig, options: PredictionOptions, step: int) -> str:
+    """What makes heatmaps comparable: settings that they depend on, checkpoint and images."""
+    settings = (config.test, config.netG, config.netD, config.seed)
+    digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
+    images = options.image_dir or config.test_data_path
+    return f"checkpoint {options.checkpoint_dir.resolve()} step {step}\nimages {images}\n" + (
+        f"settings {digest}\n"
+    )
+
+
+def identity_of(folder: Path) -> str | None:
+    """The identity that a folder was written with; none for a new one."""
+    path = folder / "run.txt"
+    return path.read_text() if path.is_file() else None

@@ -1,0 +1,214 @@
+"""PICARD's `train:` and `test:` sections: how the networks are trained and how images are scored.
+
+Shapes are (height, width[, channels]) in pixels. Used through `inpainter.settings`.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from common.config import PathText, require, require_at_least
+
+Metric = Literal[
+    "MCD_image",
+    "MCD_feature",
+    "MeanCD_image",
+    "MeanCD_feature",
+    "MedCD_image",
+    "MedCD_feature",
+    "no_dropout",
+]
+
+AT_LEAST_ONE = (
+    "n_critic",
+    "n_epochs",
+    "n_steps",
+    "batch_size",
+    "snapshot_save_iter",
+    "keep_snapshots",
+    "print_iter",
+    "viz_iter",
+)
+AT_LEAST_ZERO = ("warmup_steps", "cache_mb", "select_crops", "viz_max_out")
+
+
+def require_image_shape(key: str, shape: tuple[int, int, int]) -> None:
+    """Raises a ConfigError unless (height, width, channels) suits the networks."""
+    require_multiples_of_16(key, shape)
+    expected = "the third number is the channels, 1 (grey) or 3 (RGB)"
+    require(shape[2] in (1, 3), key, shape, expected)
+
+
+def require_hole(key: str, hole: tuple[int, int], patch: tuple[int, ...]) -> None:
+    """Raises a ConfigError unless the (height, width) of the hole suits networks and patch."""
+    require_multiples_of_16(key, hole)
+    fits = hole[0] < patch[0] and hole[1] < patch[1]
+    require(fits, key, hole, f"must be smaller than the patch, {list(patch[:2])}")
+
+
+def require_multiples_of_16(key: str, shape: tuple[int, ...]) -> None:
+    """Raises a ConfigError unless height and width can be halved four times, as the critic does."""
+    fits = all(side >= 16 and side % 16 == 0 for side in shape[:2])
+    require(fits, key, shape, "height and width must be multiples of 16 pixels")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """`train:` the crops, the holes, the optimiser and what is written how often."""
+
+    n_critic: int = 5
+    """The generator is updated every n_critic steps, the critics at every step."""
+    n_epochs: int = 10000
+    """Passes over the training images; steps = n_epochs * images / batch_size."""
+    n_steps: int | None = None
+    """Training steps; set, it replaces n_epochs."""
+    subset_frac: float | None = None
+    """Fraction of the training files to use, drawn at random from the seed, in (0, 1]."""
+    resume: PathText | None = None
+    """Folder of checkpoints to go on from (its latest step); the flag --resume does the same."""
+    batch_size: int = 55
+    """Crops per step, over all processes."""
+    snapshot_save_iter: int = 5000
+    """Steps between checkpoints."""
+    keep_snapshots: int | None = None
+    """Checkpoints to keep besides the best one (the newest); none keeps them all."""
+    image_shape: tuple[int, int, int] = (256, 256, 1)
+    """Training crop: height, width (pixels, multiples of 16), channels (1 grey or 3 RGB)."""
+    mask_shape: tuple[int, int] = (128, 128)
+    """Box that is cut out and completed: height, width in pixels, multiples of 16."""
+    mask_batch_same: bool = True
+    """One box position for the whole batch (the shrinking differs all the same)."""
+    max_delta_shape: tuple[int, int] = (32, 32)
+    """The hole is the box shrunk on each side by 0 … max_delta/2 pixels, per axis and sample."""
+    margin: tuple[int, int] = (0, 0)
+    """Pixels between the crop's border and the nearest allowed box."""
+    discounted_mask: bool = True
+    """Weight the hole's L1 by distance to its border (spatial discounting)."""
+    spatial_discounting_gamma: float = 0.9
+    """Base of the spatial discounting, in (0, 1]; 1 = no discounting."""
+    random_crop: bool = True
+    """Random crops; false resizes whole images to image_shape."""
+    mask_type: Literal["hole", "mosaic"] = "hole"
+    """What is done to the box; only hole is implemented, as in the published code."""
+    mosaic_unit_size: int = 12
+    """Unused: the published file names it for a mosaic that was never implemented."""
+    lr: float = 1.0e-4
+    """Adam's learning rate (the peak, where there is a schedule)."""
+    beta1: float = 0.5
+    """Adam's first moment decay."""
+    beta2: float = 0.9
+    """Adam's second moment decay."""
+    print_iter: int = 100
+    """Steps between lines in log.jsonl and TensorBoard scalars."""
+    viz_iter: int = 10000
+    """Steps between picture grids: input, hole, coarse, fine, truth."""
+    viz_max_out: int = 16
+    """Rows of a picture grid at most."""
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    """Cosine lowers the rate to 0 over the run."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises from 0."""
+    critic: bool = True
+    """Train the critics; false = L1 losses alone, and every step updates the generator."""
+    init: Literal["default", "he"] = "default"
+    """Initial weights: torch's own, or He's with a small last layer (no early saturation)."""
+    grad_clip_norm: float | None = None
+    """Clip the generator's gradient to this norm."""
+    clean_critic_gradients: bool = False
+    """The generator's adversarial gradient no longer leaks into the critics' step (quirk P6)."""
+    flip: bool = False
+    """Mirror crops left to right with probability 1/2."""
+    min_tissue_fraction: float = 0.0
+    """Redraw crops with a smaller share of pixels brighter than tissue_threshold, in [0, 1)."""
+    tissue_threshold: float = 0.005
+    """Grey value in [0, 1] above which a pixel counts as tissue."""
+    on_bad_image: Literal["skip", "error"] = "skip"
+    """An unreadable or all-black training image is skipped and counted, or stops the run."""
+    cache_mb: int = 0
+    """Memory for decoded training images in MiB, in each worker; 0 reads files at each use."""
+    select_crops: int = 64
+    """Fixed training crops on which every checkpoint's completion error is measured; 0 = none."""
+    channels_last: bool = False
+    """NHWC tensors: faster on CPU and tensor cores, same arithmetic."""
+
+    def __post_init__(self) -> None:
+        require_image_shape("train.image_shape", self.image_shape)
+        require_hole("train.mask_shape", self.mask_shape, self.image_shape)
+        for axis in (0, 1):
+            room = self.image_shape[axis] - 2 * self.margin[axis] - self.mask_shape[axis]
+            fits = self.margin[axis] >= 0 and room > 0
+            require(fits, "train.margin", self.margin, "must leave room for the box in the crop")
+            shrinks = 0 <= self.max_delta_shape[axis] < self.mask_shape[axis]
+            expected = "must be >= 0 and below mask_shape"
+            require(shrinks, "train.max_delta_shape", self.max_delta_shape, expected)
+        expected = "must be hole (the published code names mosaic but does not implement it)"
+        require(self.mask_type == "hole", "train.mask_type", self.mask_type, expected)
+        require_at_least(1, self, "train", AT_LEAST_ONE)
+        require_at_least(0, self, "train", AT_LEAST_ZERO)
+        require(self.lr > 0, "train.lr", self.lr, "must be > 0")
+        for name in ("beta1", "beta2", "min_tissue_fraction", "tissue_threshold"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"train.{name}", value, "must be in [0, 1)")
+        gamma, fraction = self.spatial_discounting_gamma, self.subset_frac
+        key = "train.spatial_discounting_gamma"
+        require(0 < gamma <= 1, key, gamma, "must be in (0, 1]")
+        usable = fraction is None or 0 < fraction <= 1
+        require(usable, "train.subset_frac", fraction, "must be in (0, 1] or none")
+        clips = self.grad_clip_norm is None or self.grad_clip_norm > 0
+        require(clips, "train.grad_clip_norm", self.grad_clip_norm, "must be > 0 or none")
+
+
+@dataclass(frozen=True)
+class TestConfig:
+    """`test:` the sliding window, the completions and what is saved."""
+
+    __test__ = False  # not a test case, whatever pytest thinks of the name
+
+    droprate: float = 0.5
+    """Probability that a channel is dropped while completing, in [0, 1)."""
+    heatmap_metrics: tuple[Metric, ...] = ("MCD_image", "MCD_feature")
+    """Distances between the hole and its completions; MCD = smallest, MeanCD, MedCD; no_dropout =
+    image distance to the one completion without dropout. Larger = more anomalous."""
+    heatmap_M_inpaint: int = 10
+    """M, completions per window."""
+    parallel_batchsize: int = 32
+    """Windows per batch at most; bounds memory, does not change results."""
+    patch_shape: tuple[int, int, int] = (256, 256, 1)
+    """Window: height, width (pixels, multiples of 16), channels."""
+    mask_shape: tuple[int, int] = (128, 128)
+    """Hole in the window's centre: height, width in pixels, multiples of 16."""
+    patch_stride: int = 32
+    """Pixels between neighbouring windows."""
+    save_heatmap_data: bool = True
+    """Write the heatmaps as tensors (data/*.pt)."""
+    save_heatmap_plots: bool = True
+    """Write the heatmaps as pictures (plots/*.png)."""
+    save_progressive_heatmap: bool = False
+    """Rewrite the picture of a heatmap while it is being computed."""
+    log_compute_times: bool = False
+    """Write seconds per image and window to compute_times.csv."""
+    only_check_nonblack_pixels: bool = False
+    """Do not complete windows whose hole has too little tissue; they score 0."""
+    min_tissue_fraction: float = 0.0
+    """Share of the hole's pixels that must be tissue, in [0, 1); 0 = any pixel at all."""
+    tissue_threshold: float = 0.005
+    """Grey value in [0, 1] above which a pixel counts as tissue."""
+    heatmap_type: Literal["nonaveraged", "averaged", "averaged_hole"] = "nonaveraged"
+    """One score per grid point, upsampled; or each pixel the mean score of the windows, or of the
+    holes, that cover it."""
+    heatmap_alignment: Literal["stretched", "centred"] = "stretched"
+    """centred: scores sit at their window's centre, the image is padded by reflection so that
+    windows reach its border. stretched: the grid of windows that fit, stretched over the image."""
+    on_bad_image: Literal["skip", "error"] = "skip"
+    """An unreadable image is skipped and counted, or stops the run."""
+
+    def __post_init__(self) -> None:
+        require_image_shape("test.patch_shape", self.patch_shape)
+        require_hole("test.mask_shape", self.mask_shape, self.patch_shape)
+        names = ("heatmap_M_inpaint", "parallel_batchsize", "patch_stride")
+        require_at_least(1, self, "test", names)
+        for name in ("droprate", "min_tissue_fraction", "tissue_threshold"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"test.{name}", value, "must be in [0, 1)")
+        metrics = self.heatmap_metrics
+        distinct = 0 < len(metrics) == len(set(metrics))
+        require(distinct, "test.heatmap_metrics", metrics, "needs one metric or more, each once")

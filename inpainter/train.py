@@ -1,0 +1,56 @@
+"""Command line: train the inpainter on a folder of normal images."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, uninstalled
+
+from common.checkpoint import CheckpointError
+from common.config import (
+    ConfigError,
+    add_common_arguments,
+    config_to_yaml,
+    load_from_arguments,
+)
+from common.images import ImageError
+from common.runtime import RuntimeSetupError
+from inpainter.settings import PicardConfig
+from inpainter.training import train
+from inpainter.watch import TrainingError
+
+EXPECTED = (CheckpointError, ConfigError, ImageError, RuntimeSetupError, TrainingError, OSError)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_common_arguments(parser, PicardConfig, default_config="configs/default.yaml")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="latest",
+        metavar="STEP",
+        help="go on from the run's latest snapshot, or from that of the given step",
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    arguments = parse_arguments()
+    try:
+        config = load_from_arguments(PicardConfig, arguments)
+        if arguments.dry_run:
+            print(config_to_yaml(config), end="")
+            return 0
+        result = train(config, resume=arguments.resume, command=sys.argv)
+    except EXPECTED as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        return 1
+    print(f"Checkpoints of step {result.step} and before are in {result.folder}")
+    return result.exit_status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

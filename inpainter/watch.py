@@ -1,0 +1,48 @@
+"""Watching a training: non-finite losses and collapsed outputs stop it with a message."""
+
+import math
+
+from torch import Tensor
+
+SATURATED_SHARE = 0.9
+LOGS_IN_A_ROW = 5
+
+
+class TrainingError(RuntimeError):
+    """A training that cannot go on: a loss is not finite, or the generator collapsed."""
+
+
+def require_finite(step: int, terms: dict[str, float]) -> None:
+    """Raises TrainingError, naming the step and every term, where one is NaN or infinite."""
+    if not all(math.isfinite(value) for value in terms.values()):
+        values = ", ".join(f"{name} {value:g}" for name, value in terms.items())
+        raise TrainingError(
+            f"The loss is not finite at step {step}: {values}. Resume from the last snapshot with "
+            "a lower train.lr, or set train.warmup_steps and train.grad_clip_norm."
+        )
+
+
+class CollapseWatch:
+    """Recognises an output that stays at the clamp, where a hard clamp has no gradient."""
+
+    def __init__(self) -> None:
+        self.in_a_row = 0
+
+    def check(self, step: int, composite: Tensor, real: Tensor, mask: Tensor) -> float:
+        """Notes one batch; returns the share of the hole that wrongly sits at -1 or 1.
+
+        composite, real: (N, C, H, W); mask: (N, 1, H, W), 1 = hole. Raises TrainingError after
+        several logged batches in a row above 90 %.
+        """
+        hole = (mask != 0).expand_as(real)
+        wrong = (composite.abs() >= 1) & (real.abs() < 1) & hole
+        free = ((real.abs() < 1) & hole).sum().clamp(min=1)
+        share = (wrong.sum() / free).item()
+        self.in_a_row = self.in_a_row + 1 if share > SATURATED_SHARE else 0
+        if self.in_a_row >= LOGS_IN_A_ROW:
+            raise TrainingError(
+                f"The generator collapsed: at step {step}, {share:.0%} of the hole is stuck at -1 "
+                "or 1. Start again with another seed, train.init: he, train.warmup_steps: 500 and "
+                "netG.output_clamp: leaky (all three are set in configs/default.yaml)."
+            )
+        return share

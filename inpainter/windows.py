@@ -1,0 +1,144 @@
+"""The window grid of an image and how window scores become a heatmap.
+
+H x W image, h x w window, stride s, gh x gw grid of windows; all in pixels.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Alignment = Literal["stretched", "centred"]
+
+
+class WindowError(ValueError):
+    """An image has no place for a single window."""
+
+
+@dataclass(frozen=True)
+class WindowGrid:
+    """Where the windows lie: window (i, j) starts at (i * stride - pad_top, j * stride - pad_left).
+
+    With pad > 0 windows reach over the image's border into its mirror image.
+    """
+
+    image_hw: tuple[int, int]
+    window_hw: tuple[int, int]
+    stride: int
+    grid_hw: tuple[int, int]
+    pad: tuple[int, int, int, int]
+    """left, right, top, bottom: pixels mirrored on each side."""
+
+    def __len__(self) -> int:
+        return self.grid_hw[0] * self.grid_hw[1]
+
+    def corner(self, number: int) -> tuple[int, int]:
+        """Top and left of a window in the padded image; windows are counted row by row."""
+        row, col = divmod(number, self.grid_hw[1])
+        return row * self.stride, col * self.stride
+
+
+def window_grid(
+    image_hw: tuple[int, int], window_hw: tuple[int, int], stride: int, alignment: Alignment
+) -> WindowGrid:
+    """The grid of an image.
+
+    stretched: the (H - h) // s + 1 rows of windows that fit (the published code counts one short
+    where the stride divides H - h, quirk P8). centred: one window for every s x s cell of the
+    image, centred on the cell. Raises WindowError where no window fits.
+    """
+    if alignment == "stretched":
+        if any(side < window for side, window in zip(image_hw, window_hw, strict=True)):
+            raise WindowError(
+                f"an image of {image_hw[0]} x {image_hw[1]} pixels is smaller than the window, "
+                f"{window_hw[0]} x {window_hw[1]}; set test.heatmap_alignment: centred, which pads "
+                "it, or a smaller test.patch_shape"
+            )
+        rows, cols = ((side - w) // stride + 1 for side, w in zip(image_hw, window_hw, strict=True))
+        return WindowGrid(image_hw, window_hw, stride, (rows, cols), (0, 0, 0, 0))
+    pads = []
+    grid = []
+    for side, window in zip(image_hw, window_hw, strict=True):
+        cells = math.ceil(side / stride)
+        before = (window - stride + 1) // 2  # the window's centre on the cell's
+        end = (cells - 1) * stride - before + window
+        pads.append((max(before, 0), max(end - side, 0)))
+        grid.append(cells)
+        if before < 0:
+            raise WindowError(
+                f"test.patch_stride {stride} is larger than the window {window_hw}; centred "
+                "heatmaps would leave gaps. Use a stride up to the window's side"
+            )
+    return WindowGrid(image_hw, window_hw, stride, (grid[0], grid[1]), (*pads[1], *pads[0]))
+
+
+def pad_image(image: Tensor, grid: WindowGrid) -> Tensor:
+    """Mirrors the image's borders as the grid needs; (C, H, W) -> (C, H + ..., W + ...)."""
+    left, right, top, bottom = grid.pad
+    if not any(grid.pad):
+        return image
+    rows = _mirrored(image.shape[1], top, bottom)
+    cols = _mirrored(image.shape[2], left, right)
+    return image[:, rows][:, :, cols]
+
+
+def _mirrored(side: int, before: int, after: int) -> Tensor:
+    """Indices of a mirrored axis, however far the padding reaches."""
+    return torch.from_numpy(np.pad(np.arange(side), (before, after), mode="reflect"))
+
+
+def cut_windows(padded: Tensor, grid: WindowGrid, numbers: list[int]) -> Tensor:
+    """Windows of a padded image (C, H', W') by number: (N, C, h, w)."""
+    h, w = grid.window_hw
+    corners = [grid.corner(number) for number in numbers]
+    return torch.stack([padded[:, top : top + h, left : left + w] for top, left in corners])
+
+
+def tissue_fractions(image: Tensor, grid: WindowGrid, hole_hw: tuple[int, int], threshold: float):
+    """Share of each window's hole that is brighter than `threshold`; (C, H', W') -> (gh*gw,).
+
+    image: padded, in [0, 1]; colour counts where any channel is bright.
+    """
+    bright = (image.amax(dim=0) > threshold).double()
+    sums = F.pad(bright.cumsum(0).cumsum(1), (1, 0, 1, 0))  # summed-area table
+    (h, w), (gh, gw) = hole_hw, grid.grid_hw
+    top = torch.arange(gh)[:, None] * grid.stride + (grid.window_hw[0] - h) // 2
+    left = torch.arange(gw)[None, :] * grid.stride + (grid.window_hw[1] - w) // 2
+    inside = sums[top + h, left + w] - sums[top, left + w] - sums[top + h, left] + sums[top, left]
+    return (inside / (h * w)).flatten()
+
+
+def heatmap_from_grid(scores: Tensor, grid: WindowGrid) -> Tensor:
+    """Bicubic upsampling of window scores, not clamped: (gh, gw) -> (H, W).
+
+    stretched: over the whole image, as published; centred: each score at its window's centre.
+    """
+    rows, cols = grid.grid_hw
+    centred = any(grid.pad)
+    size = (rows * grid.stride, cols * grid.stride) if centred else grid.image_hw
+    heat = F.interpolate(scores[None, None], size=size, mode="bicubic", align_corners=False)
+    return heat[0, 0, : grid.image_hw[0], : grid.image_hw[1]]
+
+
+def averaged_heatmap(scores: Tensor, grid: WindowGrid, area_hw: tuple[int, int]) -> Tensor:
+    """Each pixel's mean score over the central areas that cover it, 0 where none does.
+
+    scores: (gh, gw); area_hw: the window (as published) or the hole. Returns (H, W).
+    """
+    left, right, top, bottom = grid.pad
+    padded_hw = (grid.image_hw[0] + top + bottom, grid.image_hw[1] + left + right)
+    total = scores.new_zeros(padded_hw, dtype=torch.float64)
+    count = scores.new_zeros(padded_hw, dtype=torch.float64)
+    (h, w) = area_hw
+    inset = ((grid.window_hw[0] - h) // 2, (grid.window_hw[1] - w) // 2)
+    for number, score in enumerate(scores.flatten().tolist()):
+        y, x = grid.corner(number)
+        area = (slice(y + inset[0], y + inset[0] + h), slice(x + inset[1], x + inset[1] + w))
+        total[area] += score
+        count[area] += 1
+    mean = (total / count.clamp(min=1)).to(scores.dtype)
+    return mean[top : top + grid.image_hw[0], left : left + grid.image_hw[1]]

@@ -1,0 +1,97 @@
+"""Command line: anomaly heatmaps of a folder of images, from a trained inpainter."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from common.checkpoint import CheckpointError
+from common.config import ConfigError, add_common_arguments, config_to_yaml, load_from_arguments
+from common.image_names import AnnotationError
+from common.images import ImageError
+from common.runtime import RuntimeSetupError
+from inpainter.prediction import PredictionOptions, predict
+from inpainter.settings import PicardConfig
+from inpainter.training import run_folder
+
+EXPECTED = (AnnotationError, CheckpointError, ConfigError, ImageError, RuntimeSetupError, OSError)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add(
+        "--checkpoint_dir",
+        type=Path,
+        metavar="DIR",
+        help=(
+            "folder with gen_%%08d.pt and dis_%%08d.pt (default: the run folder of the settings)"
+        ),
+    )
+    add(
+        "--checkpoint_iter",
+        default="latest",
+        metavar="N",
+        help=(
+            "step of the checkpoint, latest, or best = lowest completion error on training crops "
+            "(default: latest)"
+        ),
+    )
+    add("--image_dir", type=Path, metavar="DIR", help="images to score (default: test_data_path)")
+    add(
+        "--output_dir",
+        type=Path,
+        metavar="DIR",
+        help=(
+            "where to write (default: <heatmaps_dir>/<dataset_name>/dropout/<time>; a run with the "
+            "same settings and checkpoint goes on where it stopped)"
+        ),
+    )
+    add(
+        "--annotations",
+        type=Path,
+        metavar="FILE|DIR",
+        help=(
+            "boxes (CSV: image,top,left,height,width) or a folder of masks, drawn into the plots"
+        ),
+    )
+    add("--overwrite", action="store_true", help="redo images that are finished")
+    add_common_arguments(parser, PicardConfig, default_config="configs/default.yaml")
+    return parser.parse_args()
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    arguments = parse_arguments()
+    try:
+        config = load_from_arguments(PicardConfig, arguments)
+        if arguments.dry_run:
+            print(config_to_yaml(config), end="")
+            return 0
+        options = PredictionOptions(
+            checkpoint_dir=arguments.checkpoint_dir or run_folder(config),
+            checkpoint_iter=arguments.checkpoint_iter,
+            image_dir=arguments.image_dir,
+            output_dir=arguments.output_dir,
+            annotations=arguments.annotations,
+            overwrite=arguments.overwrite,
+            command=sys.argv,
+        )
+        result = predict(config, options)
+    except EXPECTED as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted; run the same command again to go on.", file=sys.stderr)
+        return 130
+    print(
+        f"{len(result.finished)} images scored, {len(result.already_there)} were finished before, "
+        f"{len(result.bad)} left out. Heatmaps: {result.folder}"
+    )
+    for message in result.bad.values():
+        print(f"left out: {message}")
+    return 0 if result.finished or result.already_there else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

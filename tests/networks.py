@@ -1,0 +1,30 @@
+"""Small networks with weights that make every part matter."""
+
+import torch
+
+from inpainter.critic import Critic
+from inpainter.generator import Generator
+from inpainter.settings import GeneratorConfig
+
+SMALL = GeneratorConfig(ngf=4)
+
+
+def lively_generator(config: GeneratorConfig = SMALL, seed: int = 0) -> Generator:
+    """A generator whose output varies: torch's default weights lose the signal on the way."""
+    torch.manual_seed(seed)
+    generator = Generator(config)
+    generator.initialise("he")
+    for parameter in generator.parameters():
+        parameter.data *= 1.3
+    return generator.eval()
+
+
+def small_critic(hw: tuple[int, int] = (32, 32), channels: int = 1, seed: int = 0) -> Critic:
+    torch.manual_seed(seed)
+    return Critic(channels, 4, hw).eval()
+
+
+def random_window(n: int, hw: tuple[int, int], channels: int = 1, seed: int = 0) -> torch.Tensor:
+    """(n, channels, H, W) in [-1, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(n, channels, *hw, generator=generator) * 2 - 1

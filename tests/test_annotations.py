@@ -1,0 +1,165 @@
+"""Boxes and masks: reading, matching to images, pixel labels."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common.annotations import Box, boxes_to_labels, labels_to_boxes, read_annotations
+from common.image_names import AnnotationError
+from common.images import write_image
+
+IMAGES = ["a.png", "sub/b.png", "c.png"]
+HEADER = "image,top,left,height,width,label\n"
+
+
+def boxes_file(folder: Path, rows: str, header: str = HEADER) -> Path:
+    path = folder / "boxes.csv"
+    path.write_text(header + rows, encoding="utf-8")
+    return path
+
+
+def write_mask(path: Path, marked: tuple[slice, slice], size: tuple[int, int] = (6, 8)) -> None:
+    mask = torch.zeros(size)
+    mask[marked] = 1 / 255  # the smallest value above background that 8 bits hold
+    write_image(path, mask)
+
+
+def test_box_covers_its_height_and_width_from_its_top_left_pixel() -> None:
+    labels = boxes_to_labels([(1, 2, 2, 3)], (4, 6))
+    expected = np.zeros((4, 6), bool)
+    expected[1:3, 2:5] = True
+    assert np.array_equal(labels, expected)
+
+
+def test_overlapping_boxes_are_united() -> None:
+    labels = boxes_to_labels([(0, 0, 2, 2), (1, 1, 2, 2)], (4, 4))
+    assert labels.sum() == 7
+
+
+def test_boxes_are_cut_at_every_border() -> None:
+    labels = boxes_to_labels([(-1, -2, 2, 3), (3, 4, 9, 9)], (4, 6))
+    expected = np.zeros((4, 6), bool)
+    expected[0, 0] = expected[3, 4:] = True
+    assert np.array_equal(labels, expected)
+
+
+def test_fractions_of_a_pixel_count_as_the_whole_pixel() -> None:
+    labels = boxes_to_labels([(0.6, 1.0, 1.0, 0.5)], (4, 4))
+    assert np.argwhere(labels).tolist() == [[0, 1], [1, 1]]
+
+
+def test_image_may_have_several_rows_one_empty_row_or_none(tmp_path: Path) -> None:
+    rows = "a.png,0,0,1,2,mass\na.png,3,3,1,1,\nc.png,,,,,\n"
+    annotations = read_annotations(boxes_file(tmp_path, rows), IMAGES)
+    assert annotations.labels("a.png", (5, 5)).sum() == 3
+    assert annotations.boxes("a.png", (5, 5)) == [Box(0, 0, 1, 2, "mass"), Box(3, 3, 1, 1)]
+    assert not annotations.labels("sub/b.png", (5, 5)).any()
+    assert not annotations.labels("c.png", (5, 5)).any()
+
+
+@pytest.mark.parametrize("name", ["sub/b.png", "sub/b", "sub\\b.png", "./sub/b.png", "sub/b.tif"])
+def test_image_is_found_by_its_path_with_or_without_suffix(tmp_path: Path, name: str) -> None:
+    annotations = read_annotations(boxes_file(tmp_path, f"{name},0,0,1,1\n"), IMAGES)
+    assert list(annotations.of_image) == ["sub/b.png"]
+
+
+def test_row_of_an_unknown_image_is_refused_with_its_line_and_the_nearest_name(
+    tmp_path: Path,
+) -> None:
+    path = boxes_file(tmp_path, "a.png,0,0,1,1,\nsub/bb.png,0,0,1,1,\n")
+    expected = r"boxes\.csv, line 3: no image is called 'sub/bb\.png'\. Did you mean 'sub/b\.png'"
+    with pytest.raises(AnnotationError, match=expected):
+        read_annotations(path, IMAGES)
+    assert read_annotations(path, IMAGES, on_unknown="skip").skipped == ("sub/bb.png",)
+
+
+def test_name_that_fits_several_images_is_refused(tmp_path: Path) -> None:
+    path = boxes_file(tmp_path, "a,0,0,1,1,\n")
+    with pytest.raises(AnnotationError, match=r"line 2: 'a' may mean a\.png or a\.tif"):
+        read_annotations(path, ["a.png", "a.tif"])
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("a.png,1,x,3,4,", r"line 2: left must be a number of pixels, got 'x'"),
+        ("a.png,1,2,3,nan,", r"line 2: width must be a number of pixels, got 'nan'"),
+        ("a.png,1,2,,4,", r"line 2: height must be a number of pixels, got ''"),
+        ("a.png,1,2,0,4,", r"line 2: height and width must be above 0, got 0 and 4"),
+        ("a.png,1,2,3,4,mass,9", r"line 2: more values than columns"),
+        (",1,2,3,4,", r"line 2: no image is called ''"),
+    ],
+)
+def test_malformed_row_is_refused_with_its_line(tmp_path: Path, row: str, message: str) -> None:
+    with pytest.raises(AnnotationError, match=message):
+        read_annotations(boxes_file(tmp_path, row + "\n"), IMAGES)
+
+
+def test_file_without_the_columns_is_refused(tmp_path: Path) -> None:
+    path = boxes_file(tmp_path, "a.png;1;2;3;4\n", header="image;top;left;height;width\n")
+    with pytest.raises(AnnotationError, match=r"separated by commas; image, top, .* not found"):
+        read_annotations(path, IMAGES)
+
+
+def test_spreadsheet_export_with_byte_order_mark_is_read(tmp_path: Path) -> None:
+    path = boxes_file(tmp_path, "a.png, 0, 0, 1, 1\n", header="\ufeffimage,top,left,height,width\n")
+    assert read_annotations(path, IMAGES).labels("a.png", (2, 2)).sum() == 1
+
+
+def test_box_outside_its_image_is_refused(tmp_path: Path) -> None:
+    annotations = read_annotations(boxes_file(tmp_path, "a.png,50,0,4,4,\n"), IMAGES)
+    with pytest.raises(AnnotationError, match=r"of a\.png lies outside the image of \(40, 40\)"):
+        annotations.labels("a.png", (40, 40))
+
+
+def test_missing_annotations_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(AnnotationError, match="No annotations at"):
+        read_annotations(tmp_path / "none.csv", IMAGES)
+
+
+def test_mask_images_mark_what_is_above_zero_and_an_image_without_one_is_normal(
+    tmp_path: Path,
+) -> None:
+    write_mask(tmp_path / "a.png", (slice(1, 3), slice(2, 5)))
+    write_mask(tmp_path / "sub" / "b.tif", (slice(0, 1), slice(0, 1)))
+    annotations = read_annotations(tmp_path, IMAGES)
+    assert np.array_equal(
+        annotations.labels("a.png", (6, 8)), boxes_to_labels([(1, 2, 2, 3)], (6, 8))
+    )
+    assert annotations.labels("sub/b.png", (6, 8)).sum() == 1
+    assert not annotations.labels("c.png", (6, 8)).any()
+    assert annotations.boxes("a.png", (6, 8)) == [Box(1, 2, 2, 3)]
+
+
+def test_mask_of_another_size_is_refused(tmp_path: Path) -> None:
+    write_mask(tmp_path / "a.png", (slice(1), slice(1)))
+    annotations = read_annotations(tmp_path, IMAGES)
+    with pytest.raises(AnnotationError, match=r"a\.png is \(6, 8\) pixels .* a\.png is \(8, 6\)"):
+        annotations.labels("a.png", (8, 6))
+
+
+def test_masks_that_cannot_be_trusted_are_refused(tmp_path: Path) -> None:
+    write_mask(tmp_path / "a.png", (slice(1), slice(1)))
+    write_mask(tmp_path / "x.png", (slice(1), slice(1)))
+    with pytest.raises(AnnotationError, match=r"no image is called 'x\.png'"):
+        read_annotations(tmp_path, IMAGES)
+    assert read_annotations(tmp_path, IMAGES, on_unknown="skip").skipped[0].endswith("x.png")
+    (tmp_path / "x.png").rename(tmp_path / "a.bmp")
+    with pytest.raises(AnnotationError, match=r"a\.png has two masks"):
+        read_annotations(tmp_path, IMAGES)
+    (tmp_path / "a.bmp").rename(tmp_path / "c.jpg")
+    with pytest.raises(AnnotationError, match=r"c\.jpg: JPEG's noise"):
+        read_annotations(tmp_path, IMAGES)
+
+
+def test_folder_without_masks_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AnnotationError, match="No image in"):
+        read_annotations(tmp_path, IMAGES)
+
+
+def test_regions_that_touch_at_a_corner_share_a_box() -> None:
+    labels = np.zeros((5, 5), bool)
+    labels[0, 0] = labels[1, 1] = labels[4, 3:] = True
+    assert labels_to_boxes(labels) == [Box(0, 0, 2, 2), Box(4, 3, 1, 2)]

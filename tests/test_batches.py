@@ -1,0 +1,117 @@
+"""Batches of training crops: resumed, shared between processes, read ahead by workers."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.config import REPOSITORY
+from common.images import ImageError, write_image
+from common.runtime import RuntimeSetupError
+from inpainter.patches import NormalPatches, batches
+
+SHAPE = (16, 16, 1)
+
+
+@pytest.fixture
+def paths(tmp_path) -> list[Path]:
+    """Five grey images of 24 x 30 pixels."""
+    for number in range(5):
+        write_image(tmp_path / f"{number}.png", 0.1 + 0.9 * torch.rand(24, 30))
+    return sorted(tmp_path.iterdir())
+
+
+def patches(paths: list[Path], **changes: object) -> NormalPatches:
+    return NormalPatches(paths, **{"image_shape": SHAPE, "seed": 7} | changes)
+
+
+@pytest.fixture
+def mixed(paths) -> list[Path]:
+    """A good image, one that is corrupt and one that is black."""
+    paths[1].write_bytes(paths[1].read_bytes()[:200])
+    write_image(paths[2], torch.zeros(24, 30))
+    return paths[:3]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_resumed_batches_equal_the_uninterrupted_ones(paths, num_workers):
+    whole = list(batches(patches(paths), 4, 0, 6, 0))
+    resumed = list(batches(patches(paths), 4, 2, 6, num_workers))
+    assert len(whole) == 6
+    assert len(resumed) == 4
+    for expected, batch in zip(whole[2:], resumed, strict=True):
+        assert torch.equal(batch, expected)
+    assert torch.equal(whole[1], patches(paths).crops([4, 5, 6, 7]))
+
+
+def test_processes_share_each_batch(paths):
+    (whole,) = batches(patches(paths), 6, 3, 4, 0)
+    shares = [next(batches(patches(paths), 6, 3, 4, 0, rank=r, world_size=3)) for r in range(3)]
+    assert torch.equal(torch.cat(shares), whole)
+
+
+def test_batch_that_cannot_be_shared_is_refused_with_one_that_can(paths):
+    with pytest.raises(RuntimeSetupError, match=r"train.batch_size 55 .* 2 processes.* example 54"):
+        next(batches(patches(paths), 55, 0, 1, 0, world_size=2))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_reading_leaves_the_global_random_stream_alone(paths, num_workers):
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    assert len(list(batches(patches(paths, flip=True), 4, 0, 2, num_workers))) == 2
+    assert torch.rand(1) == expected
+
+
+def test_images_skipped_in_workers_are_reported_here_once(mixed, caplog):
+    dataset = patches(mixed)
+    with caplog.at_level(logging.WARNING):
+        assert len(list(batches(dataset, 8, 0, 6, 2))) == 6
+    assert set(dataset.skipped) == {mixed[1], mixed[2]}
+    assert len(caplog.records) == 2
+
+
+def test_error_in_a_worker_keeps_its_type_and_message(mixed):
+    dataset = patches(mixed[1:], on_bad_image="error")
+    with pytest.raises(ImageError, match=r"^(Cannot read|.*the whole image is black)"):
+        next(batches(dataset, 2, 0, 1, 1))
+
+
+READING = """
+import sys, time
+from pathlib import Path
+from common.interrupts import StopRequest
+from inpainter.patches import NormalPatches, batches
+patches = NormalPatches([Path(sys.argv[1])], image_shape=(16, 16, 1), seed=1)
+with StopRequest() as stop:
+    for number, _ in enumerate(batches(patches, 4, 0, 100_000, 1)):
+        if number == 1:
+            sys.stdout.write("reading ")
+            sys.stdout.flush()
+        if stop.requested:
+            break
+        time.sleep(0.01)
+sys.stdout.write("saved")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_to_the_process_group_leaves_time_to_save(paths, number):
+    process = subprocess.Popen(
+        [sys.executable, "-c", READING, str(paths[0])],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout.read(8) == "reading "
+    os.killpg(process.pid, number)
+    output, errors = process.communicate(timeout=60)
+    assert (output, errors) == ("saved", "")

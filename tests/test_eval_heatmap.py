@@ -1,0 +1,78 @@
+"""The command line eval.py --mode heatmap: what it prints, what it writes, how it refuses."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from common.config import REPOSITORY
+from inpainter.evaluation import EvaluationSettings
+from tests.evaluation_case import expected_auroc, heatmap_folder
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> EvaluationSettings:
+    return heatmap_folder(tmp_path)
+
+
+def run_eval(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(REPOSITORY / "eval.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_command_prints_a_table_and_writes_numbers_and_plots(
+    settings: EvaluationSettings, tmp_path: Path
+) -> None:
+    result = run_eval(
+        *("--mode", "heatmap", "--config", REPOSITORY / "configs" / "default.yaml"),
+        *("--heatmap_dir", settings.heatmap_dir, "--annotations", settings.annotations),
+        *("--image_dir", tmp_path / "images", "--inside_tissue", "--seed", 5, "--bootstrap", 20),
+    )
+    assert result.returncode == 0, result.stderr
+    assert "good    mean over images with a lesion  2" in result.stdout
+    folder = settings.heatmap_dir / "evaluation"
+    written = json.loads((folder / "results.json").read_text())
+    assert written["settings"]["seed"] == written["config"]["seed"] == 5
+    assert written["settings"]["inside_tissue"] == written["config"]["test"]["tissue_threshold"]
+    assert "--checkpoint_iter 7" in written["heatmaps_made_by"]["command.txt"]
+    good = written["metrics"]["good"]
+    b = expected_auroc("sub/b.png", "good", [(4, 5, 3, 3), (0, 0, 1, 1)])
+    assert good["per_image"]["auroc"]["value"] == pytest.approx((1 + b) / 2)
+    assert good["image_level"]["auroc"]["value"] == 1.0
+    counts = [good[f"images{kind}"] for kind in ("", "_with_lesion", "_normal")]
+    assert counts == [3, 2, 1]
+    assert (good["pixels"], good["lesion_pixels"], good["lesion_regions"]) == (240, 16, 3)
+    plots = {path.name for path in (folder / "plots").iterdir()}
+    kinds = ("roc", "pr", "scores", "image_scores")
+    assert plots == {f"{kind}_{metric}.png" for kind in kinds for metric in ("good", "flat")} | {
+        *("roc.png", "pr.png", "contact_sheet.png")
+    }
+    with (folder / "per_image.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image"] for row in rows] == ["a.png", "sub/b.png", "c.png"] * 2
+    assert float(rows[1]["auroc"]) == pytest.approx(b)
+    assert (rows[2]["auroc"], rows[2]["has_lesion"]) == ("", "False")
+
+
+def test_command_names_what_is_wrong_and_how_to_mend_it(settings: EvaluationSettings) -> None:
+    result = run_eval("--heatmap_dir", settings.heatmap_dir.parent, "--annotations", "none.csv")
+    assert result.returncode == 1
+    assert "has no heatmaps.csv. Pass --heatmap_dir the folder" in result.stderr
+    assert str(settings.heatmap_dir) in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_dry_run_prints_the_settings_and_needs_no_heatmaps() -> None:
+    result = run_eval("--mode", "heatmap", "--dry_run", "--seed", 9)
+    assert result.returncode == 0, result.stderr
+    assert yaml.safe_load(result.stdout)["seed"] == 9
+
+
+def test_mode_that_does_not_exist_is_refused() -> None:
+    result = run_eval("--mode", "ood", "--dataset", "cifar10")
+    assert result.returncode == 2
+    assert "invalid choice: 'ood' (choose from" in result.stderr

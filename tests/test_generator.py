@@ -1,0 +1,120 @@
+import dataclasses
+
+import pytest
+import torch
+
+from inpainter.critic import Critic, to_channels
+from inpainter.dropout import ChannelDropout, draw_keep_masks, live_layers
+from inpainter.generator import Generator
+from inpainter.settings import GeneratorConfig
+from tests.networks import lively_generator, random_window
+
+
+def hole_mask(n: int, hw: tuple[int, int]) -> torch.Tensor:
+    mask = torch.zeros(n, 1, *hw)
+    mask[:, :, hw[0] // 4 : hw[0] // 2, hw[1] // 4 : hw[1] // 2] = 1
+    return mask
+
+
+@pytest.mark.parametrize("stages", ["coarse", "coarse_fine"])
+@pytest.mark.parametrize("conv_type", ["plain", "gated"])
+@pytest.mark.parametrize(("channels", "hw"), [(1, (32, 48)), (3, (64, 32))])
+def test_completions_have_the_images_shape_and_range(stages, conv_type, channels, hw) -> None:
+    config = GeneratorConfig(input_dim=channels, ngf=4, stages=stages, conv_type=conv_type)
+    generator = lively_generator(config)
+    mask = hole_mask(2, hw)
+    with torch.inference_mode():
+        completion = generator(random_window(2, hw, channels) * (1 - mask), mask)
+    for image in completion:
+        assert image.shape == (2, channels, *hw)
+        assert image.abs().max() <= 1
+        assert image.std() > 1e-3
+    assert (completion.coarse is completion.fine) == (stages == "coarse")
+
+
+def test_fine_stage_sees_the_coarse_image_in_the_hole_only() -> None:
+    generator = lively_generator()
+    mask = hole_mask(1, (32, 32))
+    seen = []
+    generator.fine_generator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    image = random_window(1, (32, 32)) * (1 - mask)
+    with torch.inference_mode():
+        coarse = generator(image, mask).coarse
+    torch.testing.assert_close(seen[0], image + coarse * mask)
+
+
+def test_attention_mask_is_the_first_samples_or_each_ones_own() -> None:
+    masks = torch.cat([hole_mask(1, (64, 64)), hole_mask(1, (64, 64)).flip(2)])
+    images = random_window(2, (64, 64)) * (1 - masks)
+    outputs = {}
+    for choice in ("first", "per_sample"):
+        config = GeneratorConfig(ngf=4, attention_mask=choice)
+        generator = lively_generator(config)
+        with torch.inference_mode():
+            together = generator(images, masks).fine
+            alone = generator(images[1:], masks[1:]).fine
+        outputs[choice] = (together[1:] - alone).abs().max().item()
+    assert outputs["per_sample"] < 1e-4
+    assert outputs["first"] > 1e-2
+
+
+def test_layers_have_the_published_names() -> None:
+    keys = Generator(GeneratorConfig(ngf=4)).state_dict().keys()
+    assert len(keys) == 84
+    assert "coarse_generator.conv10_atrous.conv.weight" in keys
+    assert "fine_generator.allconv17.conv.bias" in keys
+
+
+def test_published_lists_drop_in_nine_coarse_layers_only() -> None:
+    config = GeneratorConfig(ngf=4)
+    names = list(Generator(config).droppable_layers())
+    assert len(names) == 38
+    live = live_layers(config, names)
+    assert len(live) == 9
+    assert all(name.startswith("coarse_generator.") for name in live)
+    stripped = dataclasses.replace(config, strip_self_prefix=True)
+    assert len(live_layers(stripped, names)) == 32
+    for which, count in (("ALL", 38), ("COARSE", 15), ("FINE", 23)):
+        assert len(live_layers(dataclasses.replace(config, dropout_which=which), names)) == count
+
+
+def test_dropped_channels_are_zero_and_kept_ones_scaled() -> None:
+    keep = {"layer": torch.tensor([[True, False], [False, True]])}
+    y = ChannelDropout(keep, p=0.75)("layer", torch.ones(2, 2, 1, 1))
+    assert y.flatten(1).tolist() == [[4.0, 0.0], [0.0, 4.0]]
+    x = torch.ones(2, 2, 1, 1)
+    assert ChannelDropout(keep, p=0.75)("another", x) is x
+
+
+def test_dropping_every_channel_of_a_layer_still_completes() -> None:
+    generator = lively_generator()
+    layers = generator.droppable_layers()
+    keep = {"coarse_generator.conv3": torch.zeros(1, layers["coarse_generator.conv3"]).bool()}
+    mask = hole_mask(1, (32, 32))
+    with torch.inference_mode():
+        completion = generator(random_window(1, (32, 32)), mask, ChannelDropout(keep, 0.5))
+    assert completion.fine.isfinite().all()
+
+
+def test_channels_drop_at_the_given_rate_and_longer_draws_begin_like_shorter_ones() -> None:
+    layers = {"a": 64, "b": 32}
+    long = draw_keep_masks(layers, 200, 0.25, torch.Generator().manual_seed(1))
+    short = draw_keep_masks(layers, 7, 0.25, torch.Generator().manual_seed(1))
+    assert abs(long["a"].float().mean() - 0.75) < 0.02
+    assert all((long[name][:7] == short[name]).all() for name in layers)
+
+
+@pytest.mark.parametrize("hw", [(16, 16), (32, 48), (128, 128)])
+def test_critics_take_any_patch_whose_sides_are_multiples_of_16(hw) -> None:
+    critic = Critic(1, 4, hw)
+    x = random_window(3, hw)
+    assert critic(x).shape == (3, 1)
+    assert critic.features(x).shape == (3, 16, hw[0] // 16, hw[1] // 16)
+
+
+def test_grey_critic_sees_colour_as_torchvisions_grey() -> None:
+    x = torch.tensor([1.0, -0.5, 0.25])[None, :, None, None]
+    grey = to_channels(x, 1)
+    torch.testing.assert_close(grey.flatten(), torch.tensor([0.2989 - 0.5 * 0.587 + 0.25 * 0.114]))
+    with pytest.raises(ValueError, match="3 channels cannot judge"):
+        to_channels(grey, 3)

@@ -1,0 +1,126 @@
+"""Rules of the repository itself: who imports whom, names of files, the shipped settings."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from common.config import REPOSITORY, load_config
+from common.config_types import leaf_types
+from inpainter.settings import PicardConfig
+
+MAY_IMPORT = {
+    "common": {"common"},
+    "inpainter": {"common", "inpainter"},
+    "diffusion_models": {"common", "diffusion_models"},
+    "dia": {"common", "diffusion_models", "dia"},
+}
+CODE_FOLDERS = [*MAY_IMPORT, "benchmarks", "tests"]
+THIRD_PARTY = {
+    *("torch", "torchvision", "numpy", "scipy", "yaml", "PIL", "sklearn", "tensorboard"),
+    *("matplotlib", "tqdm", "nrrd", "pydicom", "tifffile", "pytest"),
+}
+CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
+SETTINGS_OF: dict[str, type] = {}
+"""Stem of a file in configs/ -> settings class, where that is not PicardConfig."""
+
+
+def python_files() -> list[Path]:
+    nested = [file for name in CODE_FOLDERS for file in (REPOSITORY / name).rglob("*.py")]
+    return sorted([*REPOSITORY.glob("*.py"), *nested])
+
+
+def imported_modules(path: Path) -> Iterator[str]:
+    """Dotted names that a file imports anywhere; `from a import b` gives a and a.b."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import; write the package's name"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def is_script(path: Path) -> bool:
+    return 'if __name__ == "__main__"' in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_imports_point_towards_common_only(package: str) -> None:
+    wrong = [
+        f"{path.relative_to(REPOSITORY)} imports {module}"
+        for path in (REPOSITORY / package).rglob("*.py")
+        for module in imported_modules(path)
+        if module.split(".")[0] in set(CODE_FOLDERS) - MAY_IMPORT[package]
+    ]
+    assert wrong == []
+
+
+def test_no_script_is_imported() -> None:
+    scripts = {path for path in python_files() if is_script(path)}
+    names = {".".join(path.relative_to(REPOSITORY).with_suffix("").parts) for path in scripts}
+    names |= {path.stem for path in scripts if path.parent.name == "benchmarks"}
+    wrong = [
+        f"{path.relative_to(REPOSITORY)} imports {module}"
+        for path in python_files()
+        for module in imported_modules(path)
+        if module in names
+    ]
+    assert wrong == []
+
+
+def test_nothing_beside_a_script_has_the_name_of_a_standard_or_third_party_module() -> None:
+    folders = {path.parent for path in python_files() if is_script(path)} | {REPOSITORY}
+    beside = [path for folder in folders for path in folder.iterdir()]
+    importable = [path for path in beside if path.suffix == ".py" or path.is_dir()]
+    taken = sys.stdlib_module_names | THIRD_PARTY
+    assert [str(path) for path in importable if path.stem in taken] == []
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_settings_file_loads(path: Path) -> None:
+    cls = SETTINGS_OF.get(path.stem, PicardConfig)
+    assert isinstance(load_config(cls, path), cls)
+
+
+def test_absent_keys_mean_the_published_settings() -> None:
+    assert load_config(PicardConfig, REPOSITORY / "configs" / "published.yaml") == PicardConfig()
+
+
+def test_default_file_shows_every_setting_and_marks_what_is_not_published() -> None:
+    folder = REPOSITORY / "configs"
+    text = (folder / "default.yaml").read_text(encoding="utf-8")
+    default, published = flat(folder / "default.yaml"), flat(folder / "published.yaml")
+    assert set(default) == set(leaf_types(PicardConfig))
+    named_by_the_user = {"dataset_name", "train_data_path", "test_data_path"}
+    ours = {key for key in default if key not in published or default[key] != published[key]}
+    unmarked = [
+        line.strip()
+        for key, line in lines_by_key(text)
+        if (key in ours - named_by_the_user) != ("# ours" in line)
+    ]
+    assert unmarked == []
+
+
+def flat(path: Path) -> dict[str, object]:
+    """The values of a file with at most one level of sections, by dotted key."""
+    values: dict[str, object] = {}
+    for name, value in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+        inner = value.items() if isinstance(value, dict) else None
+        values |= {f"{name}.{key}": v for key, v in inner} if inner is not None else {name: value}
+    return values
+
+
+def lines_by_key(text: str) -> Iterator[tuple[str, str]]:
+    """Yields (dotted key, line) of a file with at most one level of sections."""
+    section = ""
+    for line in text.splitlines():
+        name, colon, _ = line.partition(":")
+        if not colon or line.lstrip().startswith(("#", "-")):
+            continue
+        if not line.startswith(" "):
+            section = name if line.rstrip() == f"{name}:" else ""
+        yield (f"{section}.{name.strip()}" if line.startswith(" ") else name), line

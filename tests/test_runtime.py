@@ -1,0 +1,181 @@
+"""Devices, random streams, processes and evaluation mode."""
+
+import os
+import random
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from common.config import REPOSITORY
+from common.runtime import (
+    Processes,
+    RuntimeSetupError,
+    evaluating,
+    generator_for,
+    resolve_device,
+    seed_everything,
+    seed_from,
+    start_processes,
+    stop_processes,
+)
+
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    for name in TORCHRUN:
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def draws(*parts: int | str) -> list[float]:
+    return torch.rand(4, generator=generator_for(*parts)).tolist()
+
+
+def test_cpu_is_always_there():
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device("auto", allow_gpu=False) == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cpu:0", "auto:1", ""])
+def test_unknown_device_is_refused_with_the_names_there_are(name):
+    with pytest.raises(RuntimeSetupError, match=f"'{name}'. Expected auto, cpu, cuda"):
+        resolve_device(name)
+
+
+def test_gpu_number_beyond_those_there_is_refused():
+    with pytest.raises(RuntimeSetupError, match=r"sees no GPU|GPU 99 was asked for"):
+        resolve_device("cuda:99")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() == 0, reason="needs a CUDA GPU")
+def test_auto_takes_the_gpu_of_the_local_rank(alone):
+    alone.setenv("LOCAL_RANK", "0")
+    assert resolve_device("auto") == torch.device("cuda", 0)
+    assert resolve_device("cuda") == torch.device("cuda", 0)
+
+
+def test_same_parts_give_the_same_stream_and_others_another():
+    assert draws(1, "crop", 7) == draws(1, "crop", 7)
+    others = [draws(1, "crop", 8), draws(2, "crop", 7), draws(1, "box", 7), draws(1, "crop", "7")]
+    assert draws(1, "crop", 7) not in others
+    assert len({tuple(other) for other in others}) == 4
+
+
+def test_numpy_integers_count_as_integers():
+    assert seed_from(np.int64(5), "x") == seed_from(5, "x")
+
+
+def test_random_stream_is_the_same_on_every_machine():
+    # a change here changes every training run: the first 8 bytes of a SHA-256, halved
+    assert seed_from(1337, "crop", 0) == 2831096545931675742
+
+
+def test_parts_that_are_no_counters_are_refused():
+    with pytest.raises(TypeError):
+        seed_from(0.5)
+
+
+def test_generators_leave_the_global_stream_alone():
+    seed_everything(3)
+    expected = torch.rand(1)
+    seed_everything(3)
+    draws("anything")
+    assert torch.rand(1) == expected
+
+
+def test_seeding_repeats_all_three_global_streams():
+    def three() -> tuple[float, ...]:
+        seed_everything(2**40 + 1)
+        return random.random(), np.random.rand(), torch.rand(1).item()  # noqa: NPY002
+
+    assert three() == three()
+
+
+def test_evaluating_restores_the_flag_of_every_submodule():
+    module = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Dropout(), nn.BatchNorm2d(1)))
+    module[1][0].eval()
+    before = [m.training for m in module.modules()]
+    with evaluating(module) as inside:
+        assert not any(m.training for m in inside.modules())
+    assert [m.training for m in module.modules()] == before == [True, True, True, False, True]
+
+
+def fail_while_evaluating(module: nn.Module) -> None:
+    with evaluating(module):
+        raise KeyError("inside")
+
+
+def test_evaluating_restores_the_flags_after_an_error():
+    module = nn.Dropout()
+    with pytest.raises(KeyError, match="inside"):
+        fail_while_evaluating(module)
+    assert module.training
+
+
+def test_process_alone_is_the_main_one(alone):
+    assert start_processes(torch.device("cpu")) == Processes(0, 1, 0)
+    assert Processes().is_main
+    assert not Processes(rank=1, world_size=2).is_main
+    stop_processes()
+
+
+def test_torchrun_with_one_process_needs_no_group(alone):
+    for name in TORCHRUN[:3]:
+        alone.setenv(name, "1" if name == "WORLD_SIZE" else "0")
+    assert start_processes(torch.device("cpu")) == Processes()
+
+
+def test_half_a_torchrun_environment_is_refused_with_what_is_missing(alone):
+    alone.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RuntimeSetupError, match="not RANK, LOCAL_RANK, MASTER_ADDR"):
+        start_processes(torch.device("cpu"))
+
+
+def test_several_processes_on_an_apple_gpu_are_refused(alone):
+    for name in TORCHRUN:
+        alone.setenv(name, "2")
+    with pytest.raises(RuntimeSetupError, match="need device cpu or cuda, got 'mps'"):
+        start_processes(torch.device("mps"))
+
+
+TWO_PROCESSES = """
+import sys, torch, torch.distributed
+from common.runtime import resolve_device, start_processes, stop_processes
+processes = start_processes(resolve_device("cpu"))
+number = torch.tensor([processes.rank + 1.0])
+torch.distributed.all_reduce(number)
+sys.stdout.write(f"rank {processes.rank} of {processes.world_size}: {number.item()}")
+stop_processes()
+assert not torch.distributed.is_initialized()
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_processes_in_torchruns_environment_reach_each_other():
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    shared |= {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO_PROCESSES],
+            env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert outputs == ["rank 0 of 2: 3.0", "rank 1 of 2: 3.0"]

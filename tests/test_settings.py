@@ -1,0 +1,84 @@
+"""PICARD's settings: the help on them, the combinations refused, the warnings."""
+
+import argparse
+import logging
+from pathlib import Path
+
+import pytest
+
+from common.config import (
+    ConfigError,
+    add_common_arguments,
+    config_from_dict,
+    config_to_dict,
+    config_to_yaml,
+    load_config,
+    load_from_arguments,
+)
+from common.config_types import leaf_types
+from inpainter.settings import PicardConfig
+
+
+def test_resolved_settings_read_back_equal(tmp_path: Path) -> None:
+    config = load_config(PicardConfig, None, ["train.lr=1.0e-5", "train.subset_frac=0.5"])
+    path = tmp_path / "resolved.yaml"
+    path.write_text(config_to_yaml(config), encoding="utf-8")
+    assert load_config(PicardConfig, path) == config
+    assert config_from_dict(PicardConfig, config_to_dict(config), "checkpoint") == config
+
+
+def test_every_picard_setting_is_explained_in_help() -> None:
+    parser = argparse.ArgumentParser()
+    add_common_arguments(parser, PicardConfig, default_config="configs/default.yaml")
+    lines = parser.format_help().splitlines()
+    for key in leaf_types(PicardConfig):
+        at = next(i for i, line in enumerate(lines) if line.startswith(f"  {key} = "))
+        about = next(line for line in lines[at + 1 :] if not line.startswith(" " * 8))
+        assert about.startswith(" " * 6), f"{key} has no docstring under its field"
+        assert not about.strip().startswith("("), f"{key} has no docstring under its field"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.image_shape=[250,256,1]", "multiples of 16 pixels, got \\[250, 256, 1\\]"),
+        ("train.image_shape=[256,256,3]", "channels must equal netG.input_dim = 1"),
+        ("train.mask_shape=[256,128]", "must be smaller than the patch, \\[256, 256\\]"),
+        ("train.margin=[64,64]", "train.margin: must leave room for the box"),
+        ("train.mask_type=mosaic", "does not implement it"),
+        ("train.batch_size=0", "train.batch_size: must be >= 1, got 0"),
+        ("test.droprate=1.0", r"test.droprate: must be in \[0, 1\)"),
+        ("test.heatmap_metrics=[]", "needs one metric or more"),
+        ("netG.ngf=5", "netG.ngf: must be even"),
+        ("netD.input_dim=3", "netD.input_dim: must be 1 or netG.input_dim = 1"),
+        ("gpu_ids=[]", "gpu_ids: needs one GPU"),
+    ],
+)
+def test_impossible_picard_settings_are_refused(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(PicardConfig, None, [override])
+
+
+def test_dead_published_dropout_names_are_warned_about_unless_they_count(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (warning,) = PicardConfig().warnings()
+    assert "self.allconv16 match no layer" in warning
+    assert load_config(PicardConfig, None, ["netG.strip_self_prefix=true"]).warnings() == []
+    assert load_config(PicardConfig, None, ["netG.dropout_which=ALL"]).warnings() == []
+    typo = load_config(PicardConfig, None, ["netG.custom_drop_layers_coarse=[conv1, cnv2]"])
+    assert typo.netG.dead_entries()["netG.custom_drop_layers_coarse"] == ["cnv2"]
+    parser = argparse.ArgumentParser()
+    add_common_arguments(parser, PicardConfig)
+    with caplog.at_level(logging.WARNING):
+        load_from_arguments(PicardConfig, parser.parse_args([]))
+    assert "self.conv3" in caplog.text
+
+
+def test_several_gpus_are_answered_with_the_torchrun_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    overrides = ["gpu_ids=[0, 2]", "netG.custom_drop_layers_fine=[]"]
+    (warning,) = load_config(PicardConfig, None, overrides).warnings()
+    assert "CUDA_VISIBLE_DEVICES=0,2 torchrun --nproc_per_node=2" in warning

@@ -1,0 +1,137 @@
+import dataclasses
+
+import pytest
+import torch
+
+from inpainter.losses import gradient_penalty, wasserstein_critic_loss, weighted_l1
+from inpainter.masks import discount_weights, masks_from_deltas
+from inpainter.networks import build_networks
+from inpainter.settings import (
+    CriticConfig,
+    GeneratorConfig,
+    PicardConfig,
+    TestConfig,
+    TrainConfig,
+)
+from inpainter.step import StepInputs, step_losses
+from inpainter.updates import build_optimisers, learning_rate, update
+from inpainter.watch import CollapseWatch, TrainingError, require_finite
+from tests.networks import random_window
+
+CONFIG = PicardConfig(
+    train=TrainConfig(
+        image_shape=(32, 32, 1), mask_shape=(16, 16), max_delta_shape=(4, 4), init="he", lr=1e-3
+    ),
+    test=TestConfig(patch_shape=(32, 32, 1), mask_shape=(16, 16)),
+    netG=GeneratorConfig(ngf=4),
+    netD=CriticConfig(ndf=4),
+)
+
+
+def inputs(n: int = 3) -> StepInputs:
+    boxes = torch.tensor([[8, 4, 16, 16]]).expand(n, 4)
+    return StepInputs(
+        real=random_window(n, (32, 32)),
+        boxes=boxes,
+        mask=masks_from_deltas(boxes, torch.tensor([[1, 2]]).expand(n, 2), (32, 32)),
+        discount=discount_weights((16, 16), 0.9),
+        alpha_local=torch.linspace(0, 1, n),
+        alpha_global=torch.linspace(1, 0, n),
+        drop=None,
+    )
+
+
+def networks(config: PicardConfig = CONFIG):
+    torch.manual_seed(0)
+    return build_networks(config, torch.device("cpu"))
+
+
+def test_l1_weighs_each_pixel() -> None:
+    weights = torch.tensor([[1.0, 0.5]])
+    assert weighted_l1(torch.tensor([[3.0, -1.0]]), torch.zeros(1, 2), weights) == 1.75
+
+
+def test_critics_loss_falls_as_real_scores_rise_above_fake_ones() -> None:
+    real, fake = torch.tensor([[2.0], [4.0]]), torch.tensor([[1.0], [1.0]])
+    assert wasserstein_critic_loss(real, fake) == -2.0
+
+
+def test_gradient_penalty_of_a_linear_critic_is_its_slopes_distance_from_one() -> None:
+    slope = torch.tensor([3.0, 4.0])  # norm 5
+    real, fake = torch.randn(4, 2), torch.randn(4, 2)
+    penalty = gradient_penalty(lambda x: (x * slope).sum(dim=1), real, fake, torch.rand(4))
+    torch.testing.assert_close(penalty, torch.tensor(16.0))
+
+
+def test_totals_are_the_weighted_terms() -> None:
+    losses = step_losses(networks(), inputs(), CONFIG, with_generator=True)
+    t = losses.terms
+    torch.testing.assert_close(losses.d, t["wgan_d"] + 10 * t["wgan_gp"])
+    torch.testing.assert_close(losses.g, 1.2 * t["l1"] + 1.2 * t["ae"] + 0.001 * t["wgan_g"])
+
+
+def test_steps_between_generator_steps_leave_the_generator_without_gradient() -> None:
+    nets = networks()
+    losses = step_losses(nets, inputs(), CONFIG, with_generator=False)
+    losses.d.backward()
+    assert losses.g is None
+    assert all(p.grad is None for p in nets.generator.parameters())
+    assert all(p.grad is not None for p in nets.local_critic.parameters())
+
+
+@pytest.mark.parametrize("clean", [False, True])
+def test_adversarial_gradient_leaks_into_the_critics_step_unless_told_not_to(clean) -> None:
+    train = dataclasses.replace(CONFIG.train, clean_critic_gradients=clean)
+    config = dataclasses.replace(CONFIG, train=train, gan_loss_alpha=1.0)
+    nets = networks(config)
+    losses = step_losses(nets, inputs(), config, with_generator=True)
+    parameters = list(nets.critics().parameters())
+    only_d = torch.autograd.grad(losses.d, parameters, retain_graph=True, allow_unused=True)
+    update(nets, build_optimisers(nets, config.train), losses, config)
+    same = [
+        torch.allclose(p.grad, g, rtol=1e-4, atol=1e-7)
+        for p, g in zip(parameters, only_d, strict=True)
+        if g is not None
+    ]
+    assert all(same) == clean
+
+
+def test_reconstruction_alone_trains_no_critic() -> None:
+    config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, critic=False))
+    nets = networks(config)
+    before = [p.clone() for p in nets.critics().parameters()]
+    losses = step_losses(nets, inputs(), config, with_generator=True)
+    update(nets, build_optimisers(nets, config.train), losses, config)
+    assert set(losses.terms) == {"l1", "ae"}
+    assert all(torch.equal(a, b) for a, b in zip(before, nets.critics().parameters(), strict=True))
+
+
+def test_learning_rate_warms_up_then_stays_or_falls_to_zero() -> None:
+    train = TrainConfig(lr=1.0, warmup_steps=10)
+    assert learning_rate(train, 0, 100) == pytest.approx(0.1)
+    assert learning_rate(train, 50, 100) == 1.0
+    cosine = dataclasses.replace(train, lr_schedule="cosine", warmup_steps=0)
+    assert learning_rate(cosine, 50, 100) == pytest.approx(0.5)
+    assert learning_rate(cosine, 100, 100) == pytest.approx(0.0)
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_terms() -> None:
+    require_finite(3, {"l1": 0.5})
+    with pytest.raises(TrainingError, match=r"not finite at step 7: l1 nan, d 2"):
+        require_finite(7, {"l1": float("nan"), "d": 2.0})
+
+
+def test_an_output_stuck_at_the_clamp_is_recognised() -> None:
+    watch = CollapseWatch()
+    real, mask = torch.zeros(1, 1, 8, 8), torch.ones(1, 1, 8, 8)
+    assert watch.check(0, torch.zeros_like(real), real, mask) == 0
+    with pytest.raises(TrainingError, match="generator collapsed: at step 5, 100%"):
+        for step in range(1, 6):
+            watch.check(step, torch.ones_like(real), real, mask)
+
+
+def test_a_hole_that_really_is_black_is_no_collapse() -> None:
+    watch = CollapseWatch()
+    black, mask = -torch.ones(1, 1, 8, 8), torch.ones(1, 1, 8, 8)
+    shares = [watch.check(step, black, black, mask) for step in range(20)]
+    assert shares == [0] * 20

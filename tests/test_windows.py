@@ -1,0 +1,109 @@
+import pytest
+import torch
+
+from inpainter.heatmap import windows_to_score
+from inpainter.settings import TestConfig
+from inpainter.windows import (
+    WindowError,
+    averaged_heatmap,
+    cut_windows,
+    heatmap_from_grid,
+    pad_image,
+    tissue_fractions,
+    window_grid,
+)
+
+
+@pytest.mark.parametrize(("side", "count"), [(256, 1), (287, 1), (288, 2), (512, 9), (2048, 57)])
+def test_last_window_ends_inside_the_image_and_no_further_one_fits(side, count) -> None:
+    grid = window_grid((side, 256), (256, 256), 32, "stretched")
+    assert grid.grid_hw == (count, 1)
+    assert grid.corner(count - 1)[0] + 256 <= side
+    assert grid.corner(count - 1)[0] + 32 + 256 > side
+
+
+@pytest.mark.parametrize("image_hw", [(32, 32), (50, 41), (100, 64)])
+@pytest.mark.parametrize("stride", [4, 8, 16])
+def test_centred_windows_have_their_centres_on_the_cells_of_the_image(image_hw, stride) -> None:
+    grid = window_grid(image_hw, (32, 32), stride, "centred")
+    left, _, top, _ = grid.pad
+    centres = [
+        (y + 16 - top, x + 16 - left) for y, x in (grid.corner(n) for n in range(len(grid)))
+    ]
+    assert centres[0] == (stride // 2, stride // 2)
+    assert centres[-1][0] >= image_hw[0] - stride // 2 - 1
+    assert centres[-1][1] >= image_hw[1] - stride // 2 - 1
+    padded = pad_image(torch.rand(1, *image_hw), grid)
+    assert cut_windows(padded, grid, [0, len(grid) - 1]).shape == (2, 1, 32, 32)
+
+
+def test_padding_mirrors_the_image() -> None:
+    grid = window_grid((4, 4), (16, 16), 4, "centred")
+    image = torch.arange(16.0).view(1, 4, 4)
+    padded = pad_image(image, grid)
+    left, _, top, _ = grid.pad
+    assert torch.equal(padded[:, top : top + 4, left : left + 4], image)
+    assert padded[0, top - 1, left] == image[0, 1, 0]
+    assert padded[0, top, left - 2] == image[0, 0, 2]
+
+
+def test_a_bright_window_lights_up_at_its_own_place() -> None:
+    grid = window_grid((64, 96), (32, 32), 8, "centred")
+    scores = torch.zeros(grid.grid_hw)
+    scores[5, 2] = 1
+    heat = heatmap_from_grid(scores, grid)
+    assert heat.shape == (64, 96)
+    row, col = divmod(heat.argmax().item(), 96)
+    assert abs(row - (5 * 8 + 3.5)) <= 1
+    assert abs(col - (2 * 8 + 3.5)) <= 1
+
+
+def test_stretched_heatmap_covers_the_image_with_the_grids_corner_scores() -> None:
+    grid = window_grid((100, 130), (64, 64), 12, "stretched")
+    scores = torch.arange(float(len(grid))).view(grid.grid_hw)
+    heat = heatmap_from_grid(scores, grid)
+    assert heat.shape == (100, 130)
+    assert heat[0, 0] == pytest.approx(scores[0, 0], abs=1.0)
+
+
+def test_averaged_heatmap_is_the_mean_over_the_windows_that_cover_a_pixel() -> None:
+    grid = window_grid((48, 32), (32, 32), 16, "stretched")
+    heat = averaged_heatmap(torch.tensor([[1.0], [3.0]]), grid, (32, 32))
+    assert heat[:16].unique().tolist() == [1.0]
+    assert heat[16:32].unique().tolist() == [2.0]
+    assert heat[32:].unique().tolist() == [3.0]
+
+
+def test_averaging_over_holes_credits_only_the_holes() -> None:
+    grid = window_grid((48, 32), (32, 32), 16, "stretched")
+    heat = averaged_heatmap(torch.tensor([[1.0], [3.0]]), grid, (16, 16))
+    assert heat[8:24, 8:24].unique().tolist() == [1.0]
+    assert heat[24:40, 8:24].unique().tolist() == [3.0]
+    assert heat[:8].unique().tolist() == [0.0]
+    assert heat[:, :8].unique().tolist() == [0.0]
+
+
+def test_tissue_fraction_counts_bright_pixels_of_the_hole() -> None:
+    image = torch.zeros(1, 32, 48)
+    image[:, 8:16, 8:24] = 0.5
+    grid = window_grid((32, 48), (32, 32), 16, "stretched")
+    assert tissue_fractions(image, grid, (16, 16), 0.1).tolist() == [0.5, 0.0]
+    skipping = TestConfig(
+        patch_shape=(32, 32, 1),
+        mask_shape=(16, 16),
+        patch_stride=16,
+        only_check_nonblack_pixels=True,
+        tissue_threshold=0.1,
+    )
+    assert windows_to_score(image, grid, skipping) == [0]
+
+
+def test_an_image_smaller_than_the_window_is_refused_or_padded() -> None:
+    with pytest.raises(WindowError, match="20 x 40 pixels is smaller than the window, 32 x 32"):
+        window_grid((20, 40), (32, 32), 8, "stretched")
+    assert len(window_grid((20, 40), (32, 32), 8, "centred")) == 15
+
+
+def test_a_stride_beyond_the_window_is_refused_where_it_would_leave_gaps() -> None:
+    with pytest.raises(WindowError, match="would leave gaps"):
+        window_grid((100, 100), (32, 32), 40, "centred")
