@@ -35,7 +35,7 @@ def heatmap_parser() -> argparse.ArgumentParser:
         help="required: folder that predict_heatmap.py wrote, with heatmaps.csv")  # fmt: skip
     add("--annotations", type=Path, metavar="FILE|DIR",
         help="required: boxes as CSV with columns image,top,left,height,width[,label] in pixels, "
-             "or a folder of masks named like the images (0 background, above 0 lesion); an image without "
+             "or a folder of masks named like the images (above 0 = lesion); an image without "
              "annotation is normal")  # fmt: skip
     add("--ignore_masks", type=Path, metavar="DIR",
         help="folder of masks; pixels above 0 do not count")  # fmt: skip

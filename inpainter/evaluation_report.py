@@ -49,7 +49,7 @@ def plain_settings(settings: EvaluationSettings) -> dict[str, Any]:
 def made_by(heatmap_dir: Path) -> dict[str, Any]:
     """What predict_heatmap.py recorded: command (with the checkpoint), settings, versions."""
     found: dict[str, Any] = {}
-    for name in ("command.txt", "config.yaml", "env.json"):
+    for name in ("run.txt", "command.txt", "config.yaml", "env.json"):
         path = heatmap_dir / name
         if path.is_file():
             text = path.read_text(encoding="utf-8")

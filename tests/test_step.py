@@ -125,9 +125,10 @@ def test_an_output_stuck_at_the_clamp_is_recognised() -> None:
     watch = CollapseWatch()
     real, mask = torch.zeros(1, 1, 8, 8), torch.ones(1, 1, 8, 8)
     assert watch.check(0, torch.zeros_like(real), real, mask) == 0
+    stuck = torch.ones_like(real)
+    assert [watch.check(step, stuck, real, mask) for step in range(1, 5)] == [1] * 4
     with pytest.raises(TrainingError, match="generator collapsed: at step 5, 100%"):
-        for step in range(1, 6):
-            watch.check(step, torch.ones_like(real), real, mask)
+        watch.check(5, stuck, real, mask)
 
 
 def test_a_hole_that_really_is_black_is_no_collapse() -> None:

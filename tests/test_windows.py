@@ -27,9 +27,7 @@ def test_last_window_ends_inside_the_image_and_no_further_one_fits(side, count) 
 def test_centred_windows_have_their_centres_on_the_cells_of_the_image(image_hw, stride) -> None:
     grid = window_grid(image_hw, (32, 32), stride, "centred")
     left, _, top, _ = grid.pad
-    centres = [
-        (y + 16 - top, x + 16 - left) for y, x in (grid.corner(n) for n in range(len(grid)))
-    ]
+    centres = [(y + 16 - top, x + 16 - left) for y, x in (grid.corner(n) for n in range(len(grid)))]
     assert centres[0] == (stride // 2, stride // 2)
     assert centres[-1][0] >= image_hw[0] - stride // 2 - 1
     assert centres[-1][1] >= image_hw[1] - stride // 2 - 1
