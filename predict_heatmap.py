@@ -9,6 +9,7 @@ from common.checkpoint import CheckpointError
 from common.config import ConfigError, add_common_arguments, config_to_yaml, load_from_arguments
 from common.image_names import AnnotationError
 from common.images import ImageError
+from common.interrupts import exit_on_sigterm
 from common.runtime import RuntimeSetupError
 from inpainter.prediction import PredictionOptions, predict
 from inpainter.settings import PicardConfig
@@ -63,6 +64,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     arguments = parse_arguments()
+    exit_on_sigterm()
     try:
         config = load_from_arguments(PicardConfig, arguments)
         if arguments.dry_run:

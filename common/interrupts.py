@@ -1,18 +1,25 @@
 """Stopping cleanly: Ctrl-C and SIGTERM ask a loop to end after the step at hand."""
 
 import signal
+import sys
+import time
 from types import FrameType, TracebackType
+
+IMPATIENCE_SECONDS = 1.0
 
 
 class StopRequest:
-    """While active, the first SIGINT or SIGTERM only sets `requested`; the second one interrupts.
+    """While active, SIGINT or SIGTERM only sets `requested`; a later Ctrl-C interrupts.
 
     with StopRequest() as stop: loop, and leave it where stop.requested. `signal_number` is the
-    signal that came, 0 if none did. Works in the main thread only, as Python's signals do.
+    signal that came first, 0 if none did. Signals within a second of it are taken for the same
+    request: torchrun sends its processes one more than the terminal does. Works in the main thread
+    only, as Python's signals do.
     """
 
     def __init__(self) -> None:
         self.signal_number = 0
+        self._asked_at = 0.0
         self._previous: dict[int, object] = {}
 
     @property
@@ -39,6 +46,13 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        now = time.monotonic()
+        if not self.requested:
+            self.signal_number, self._asked_at = number, now
+        elif number == signal.SIGINT and now - self._asked_at > IMPATIENCE_SECONDS:
             raise KeyboardInterrupt
-        self.signal_number = number
+
+
+def exit_on_sigterm() -> None:
+    """Lets SIGTERM end the program as sys.exit does: open files are dealt with, status 143."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))

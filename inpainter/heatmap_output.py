@@ -6,8 +6,9 @@ every finished image and metric; an image without its rows is not finished.
 
 import csv
 import io
-from collections.abc import Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
 
 from torch import Tensor
 
@@ -21,15 +22,27 @@ TIME_COLUMNS = ("image", "seconds", "windows", "completed_windows", "seconds_per
 Row = dict[str, str]
 
 
-class HeatmapFolder:
-    """Writes heatmaps and the tables over them; knows which images are finished."""
+TABLES = ("scores.csv", "heatmaps.csv", "compute_times.csv")
 
-    def __init__(self, folder: Path, test: TestConfig, *, overwrite: bool) -> None:
+
+class HeatmapFolder:
+    """Writes heatmaps and the tables over them; knows which images are finished.
+
+    images: names of all images of the run, their paths below the image folder. overwrite: no image
+    counts as finished, and what the tables list is forgotten.
+    """
+
+    def __init__(
+        self, folder: Path, test: TestConfig, images: Iterable[str], *, overwrite: bool = False
+    ) -> None:
         self.folder = folder
         self.test = test
-        self.scores = [] if overwrite else read_rows(folder / "scores.csv")
-        self.files = [] if overwrite else read_rows(folder / "heatmaps.csv")
-        self.times = [] if overwrite else read_rows(folder / "compute_times.csv")
+        self.stems = file_stems(images)
+        remove_partial_files(folder)
+        if overwrite:
+            for table in TABLES:
+                (folder / table).unlink(missing_ok=True)
+        self.scores, self.files, self.times = (read_rows(folder / table) for table in TABLES)
 
     def is_finished(self, image: str) -> bool:
         """Whether every metric of an image (its path below the image folder) is there."""
@@ -48,12 +61,17 @@ class HeatmapFolder:
     def stem(self, image: str, metric: Metric) -> str:
         """<image>_<metric>_<M>_<p>_<mask>_<window>_<stride>, as the published files are named."""
         test = self.test
-        name = Path(image).with_suffix("").as_posix().replace("/", "__")
         p, mask, window = test.droprate, test.mask_shape[0], test.patch_shape[0]
-        return f"{name}_{metric}_{test.heatmap_M_inpaint}_{p}_{mask}_{window}_{test.patch_stride}"
+        numbers = (test.heatmap_M_inpaint, p, mask, window, test.patch_stride)
+        return "_".join([self.stems[image], metric, *map(str, numbers)])
 
     def plot_path(self, image: str, metric: Metric) -> Path:
+        """The picture of a finished heatmap."""
         return self.folder / "plots" / f"{self.stem(image, metric)}.png"
+
+    def progress_path(self, image: str, metric: Metric) -> Path:
+        """The picture of a heatmap that is being computed."""
+        return self.folder / "progress" / f"{self.stem(image, metric)}.png"
 
     def write(
         self,
@@ -69,7 +87,8 @@ class HeatmapFolder:
                     heatmap.clone(), self.folder / "data" / f"{self.stem(image, metric)}.pt"
                 )
             if self.test.save_heatmap_plots:
-                self.plot(image, pixels, metric, heatmap, boxes)
+                plot_heatmap(self.plot_path(image, metric), image, pixels, metric, heatmap, boxes)
+            self.progress_path(image, metric).unlink(missing_ok=True)
         self.scores = [row for row in self.scores if row["image"] != image]
         self.scores += [score_row(image, metric, heat) for metric, heat in heatmaps.items()]
         write_rows(self.folder / "scores.csv", SCORE_COLUMNS, self.scores)
@@ -81,26 +100,50 @@ class HeatmapFolder:
             ]
             write_rows(self.folder / "heatmaps.csv", FILE_COLUMNS, self.files)
 
-    def plot(
-        self,
-        image: str,
-        pixels: Tensor,
-        metric: Metric,
-        heatmap: Tensor,
-        boxes: Sequence[Sequence[float]] = (),
-    ) -> None:
-        """Draws the heatmap over the image."""
-        path = self.plot_path(image, metric)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture = pixels.permute(1, 2, 0).squeeze(2).numpy()
-        heatmap_panel(picture, heatmap.numpy(), path, title=image, boxes=boxes, score_name=metric)
-
     def write_time(self, image: str, seconds: float, windows: int, completed: int) -> None:
         """Adds a line to compute_times.csv."""
         values = (image, f"{seconds:.3f}", windows, completed, f"{seconds / max(completed, 1):.5f}")
         row = dict(zip(TIME_COLUMNS, map(str, values), strict=True))
         self.times = [old for old in self.times if old["image"] != image] + [row]
         write_rows(self.folder / "compute_times.csv", TIME_COLUMNS, self.times)
+
+
+def file_stems(images: Iterable[str]) -> dict[str, str]:
+    """Image name -> start of its files' names: the name without its suffix and with __ for /.
+
+    Where two images would share it (scan.png and scan.tif), theirs keep the suffix.
+    """
+    whole = {image: image.replace("/", "__") for image in images}
+    short = {image: PurePosixPath(name).with_suffix("").name for image, name in whole.items()}
+    count = Counter(short.values())
+    return {image: short[image] if count[short[image]] == 1 else whole[image] for image in whole}
+
+
+def plot_heatmap(
+    path: Path,
+    image: str,
+    pixels: Tensor,
+    metric: Metric,
+    heatmap: Tensor,
+    boxes: Sequence[Sequence[float]] = (),
+) -> None:
+    """Draws a heatmap (H, W) over its image, (C, H, W) in [0, 1], with boxes where given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = pixels.permute(1, 2, 0).squeeze(2).numpy()
+    heatmap_panel(picture, heatmap.numpy(), path, title=image, boxes=boxes, score_name=metric)
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Deletes what a killed run left half-written: our own temporary files, pictures of progress.
+
+    Only names that this module writes, for the folder may be one of the user's.
+    """
+    patterns = ("*.csv.tmp", "data/*.pt.tmp", "plots/*.png.tmp", "progress/*.png*")
+    for path in [path for pattern in patterns for path in folder.glob(pattern)]:
+        path.unlink()
+    progress = folder / "progress"
+    if progress.is_dir() and not any(progress.iterdir()):
+        progress.rmdir()
 
 
 def score_row(image: str, metric: Metric, heatmap: Tensor) -> Row:

@@ -1,5 +1,6 @@
 """A prediction run: heatmaps of every image in a folder, from one checkpoint."""
 
+import dataclasses
 import hashlib
 import logging
 import sys
@@ -13,21 +14,30 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.annotations import Annotations, read_annotations
-from common.checkpoint import CheckpointError, resolve_step
+from common.checkpoint import CheckpointError, resolve_step, save_text_atomic
 from common.config import REPOSITORY, config_to_yaml, resolve_path
 from common.images import ImageError, list_images, read_image
 from common.run_log import write_run_record
 from common.runtime import resolve_device
 from inpainter.completion import WindowScorer, dropout_of
 from inpainter.heatmap import score_image, stitch
-from inpainter.heatmap_output import HeatmapFolder
+from inpainter.heatmap_output import HeatmapFolder, plot_heatmap, remove_partial_files
 from inpainter.networks import load_generator, load_local_critic
 from inpainter.scores import spaces_of
-from inpainter.settings import Metric, PicardConfig
+from inpainter.settings import Metric, PicardConfig, TestConfig
 from inpainter.windows import WindowError, WindowGrid
 
 LOG = logging.getLogger(__name__)
 SECONDS_BETWEEN_PICTURES = 10.0
+FREE = (
+    "parallel_batchsize",
+    "save_heatmap_data",
+    "save_heatmap_plots",
+    "save_progressive_heatmap",
+    "log_compute_times",
+    "on_bad_image",
+)
+"""Test settings that may change between parts of one run: they do not change a heatmap."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +78,17 @@ def predict(config: PicardConfig, options: PredictionOptions) -> PredictionResul
     """
     device = resolve_device(config.device, allow_gpu=config.cuda)
     scorer, step = load_scorer(config, options, device)
-    image_dir = options.image_dir or resolve_path(config.test_data_path, "test_data_path")
+    image_dir = image_folder(config, options)
     paths = list_images(image_dir, recursive=config.data_with_subfolder)
     names = {path.relative_to(image_dir).as_posix(): path for path in paths}
     annotations = None
     if options.annotations is not None:
         annotations = read_annotations(options.annotations, names, on_unknown="skip")
-    result = PredictionResult(output_folder(config, options, step))
+    identity = run_identity(config, options, step)
+    result = PredictionResult(output_folder(config, options, identity))
+    output = HeatmapFolder(result.folder, config.test, names, overwrite=options.overwrite)
+    save_text_atomic(identity, result.folder / "run.txt")
     write_run_record(result.folder, config_yaml=config_to_yaml(config), command=options.command)
-    output = HeatmapFolder(result.folder, config.test, overwrite=options.overwrite)
     for name, path in tqdm(names.items(), unit="image", disable=not sys.stderr.isatty()):
         if output.is_finished(name):
             result.already_there.append(name)
@@ -91,7 +103,13 @@ def predict(config: PicardConfig, options: PredictionOptions) -> PredictionResul
             result.bad[name] = message
             continue
         result.finished.append(name)
+    remove_partial_files(result.folder)
     return result
+
+
+def image_folder(config: PicardConfig, options: PredictionOptions) -> Path:
+    """--image_dir, or test_data_path of the settings."""
+    return options.image_dir or resolve_path(config.test_data_path, "test_data_path")
 
 
 def load_scorer(
@@ -144,7 +162,7 @@ class WindowBar:
         self, name: str, image: Tensor, config: PicardConfig, output: HeatmapFolder
     ) -> None:
         self.name, self.image, self.test, self.output = name, image, config.test, output
-        self.drawn = time.monotonic()
+        self.drawn = -SECONDS_BETWEEN_PICTURES  # the first at once
         self.bar = tqdm(unit="window", desc=name, leave=False, disable=not sys.stderr.isatty())
 
     def __enter__(self) -> "WindowBar":
@@ -162,45 +180,52 @@ class WindowBar:
         if self.test.save_progressive_heatmap and due:
             for metric, values in scores.items():
                 heat = stitch(values.view(grid.grid_hw), grid, self.test)
-                self.output.plot(f"progress/{self.name}", self.image, metric, heat)
+                path = self.output.progress_path(self.name, metric)
+                plot_heatmap(path, self.name, self.image, metric, heat)
             self.drawn = time.monotonic()
 
 
-def output_folder(config: PicardConfig, options: PredictionOptions, step: int) -> Path:
+def output_folder(config: PicardConfig, options: PredictionOptions, identity: str) -> Path:
     """The run's folder; a run of the same settings and checkpoint goes on in the one it had.
 
     Raises CheckpointError where --output_dir holds heatmaps of other settings or checkpoint.
     """
-    identity = run_identity(config, options, step)
-    if options.output_dir is not None:
-        folder = options.output_dir
+    folder = options.output_dir
+    if folder is not None:
         if not options.overwrite and identity_of(folder) not in (None, identity):
             raise CheckpointError(
                 f"{folder} holds heatmaps made with other settings or another checkpoint. Pass "
                 "another --output_dir, or --overwrite to replace them."
             )
-    else:
-        base = REPOSITORY / config.heatmaps_dir / (config.dataset_name or "unnamed") / "dropout"
-        same = [
-            path.parent for path in base.glob("*/run.txt") if identity_of(path.parent) == identity
-        ]
-        folder = max(same) if same else base / time.strftime("%Y-%m-%d_%H-%M-%S")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "run.txt").write_text(identity)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+    base = REPOSITORY / config.heatmaps_dir / (config.dataset_name or "unnamed") / "dropout"
+    same = [run.parent for run in base.glob("*/run.txt") if identity_of(run.parent) == identity]
+    return max(same) if same else new_folder(base / time.strftime("%Y-%m-%d_%H-%M-%S"))
+
+
+def new_folder(path: Path) -> Path:
+    """Makes the folder, with a number behind its name where another run has just taken it."""
+    folder, number = path, 1
+    while folder.exists():
+        number += 1
+        folder = path.with_name(f"{path.name}_{number}")
+    folder.mkdir(parents=True)
     return folder
 
 
 def run_identity(config: PicardConfig, options: PredictionOptions, step: int) -> str:
-    """What makes heatmaps comparable: settings that they depend on, checkpoint and images."""
-    settings = (config.test, config.netG, config.netD, config.seed)
-    digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
-    images = options.image_dir or config.test_data_path
-    return f"checkpoint {options.checkpoint_dir.resolve()} step {step}\nimages {images}\n" + (
-        f"settings {digest}\n"
+    """What heatmaps depend on: checkpoint, images, and settings but for what is merely written."""
+    test = dataclasses.replace(config.test, **{name: getattr(TestConfig, name) for name in FREE})
+    settings = repr((test, config.netG, config.netD, config.seed))
+    digest = hashlib.sha256(settings.encode()).hexdigest()[:16]
+    return (
+        f"checkpoint {options.checkpoint_dir.resolve()} step {step}\n"
+        f"images {image_folder(config, options).resolve()}\nsettings {digest}\n"
     )
 
 
 def identity_of(folder: Path) -> str | None:
     """The identity that a folder was written with; none for a new one."""
     path = folder / "run.txt"
-    return path.read_text() if path.is_file() else None
+    return path.read_text(encoding="utf-8") if path.is_file() else None

@@ -1,7 +1,8 @@
 """Snapshots of a training: what is saved, restored and thrown away, and which one is best.
 
 A snapshot at a step is gen_%08d.pt and dis_%08d.pt in the published layout, and state_%08d.pt with
-what else a resumed run needs.
+what else a resumed run needs. The generator's file is written last and deleted first, so that
+where it is, the others are, whenever the process is killed.
 """
 
 import logging
@@ -31,19 +32,15 @@ from inpainter.step import Networks
 from inpainter.updates import Optimisers
 
 LOG = logging.getLogger(__name__)
-ROLES = ("gen", "dis", "state")
+ROLES = ("state", "dis", "gen")
+"""In the order of writing."""
+SET_ASIDE = "superseded"
 
 
 def save_snapshot(
     folder: Path, step: int, networks: Networks, optimisers: Optimisers, config: PicardConfig
 ) -> None:
-    """Writes the three files of a step; each appears whole, the state last."""
-    save_atomic(networks.generator.state_dict(), checkpoint_path(folder, "gen", step))
-    critics = {
-        "localD": networks.local_critic.state_dict(),
-        "globalD": networks.global_critic.state_dict(),
-    }
-    save_atomic(critics, checkpoint_path(folder, "dis", step))
+    """Writes the three files of a step; each appears whole, the generator's last."""
     state = {
         "step": step,
         "optimizer_gen": optimisers.gen.state_dict(),
@@ -52,6 +49,12 @@ def save_snapshot(
         "config": config_to_dict(config),
     }
     save_atomic(state, checkpoint_path(folder, "state", step))
+    critics = {
+        "localD": networks.local_critic.state_dict(),
+        "globalD": networks.global_critic.state_dict(),
+    }
+    save_atomic(critics, checkpoint_path(folder, "dis", step))
+    save_atomic(networks.generator.state_dict(), checkpoint_path(folder, "gen", step))
 
 
 def restore_snapshot(
@@ -61,17 +64,14 @@ def restore_snapshot(
     optimisers: Optimisers,
     config: PicardConfig,
 ) -> int:
-    """Loads a step (a number or `latest`) into networks and optimisers; returns the step.
+    """Loads a step (a number, `latest` or `best`) into networks and optimisers; returns the step.
 
-    Returns 0, with a warning, where `latest` finds no whole snapshot: the run was stopped before
-    its first. Raises CheckpointError for a missing or broken file or for other network settings.
+    Raises CheckpointError for a missing or broken file or for other network settings.
     """
-    if wanted == "latest" and not _whole_steps(folder):
-        LOG.warning("%s holds no whole snapshot yet: starting at step 0.", folder)
-        return 0
     step = resolve_step(folder, wanted, ROLES)
-    state = load_tensors(checkpoint_path(folder, "state", step))
-    _check_settings(state["config"], config_to_dict(config), checkpoint_path(folder, "state", step))
+    path = checkpoint_path(folder, "state", step)
+    state = load_tensors(path)
+    _check_settings(state["config"], config, path)
     generator = strip_module_prefix(load_tensors(checkpoint_path(folder, "gen", step)))
     networks.generator.load_state_dict(generator)
     critics = load_tensors(checkpoint_path(folder, "dis", step))
@@ -83,22 +83,23 @@ def restore_snapshot(
     return step
 
 
-def _whole_steps(folder: Path) -> set[int]:
-    return set.intersection(*(set(steps_in(folder, role)) for role in ROLES))
+def _check_settings(saved: dict, config: PicardConfig, path: Path) -> None:
+    """Networks and crops must be the same; other changes of settings are allowed, and named.
 
-
-def _check_settings(saved: dict, given: dict, path: Path) -> None:
-    """Networks and crops must be the same; other changes of settings are allowed, and named."""
-    saved, given = _flat(saved), _flat(given)
-    changed = {k: (saved.get(k), v) for k, v in given.items() if saved.get(k) != v}
+    A key that the snapshot does not know had the published meaning.
+    """
+    saved = _flat(config_to_dict(PicardConfig())) | _flat(saved)
+    given = _flat(config_to_dict(config))
+    changed = {k: (saved[k], v) for k, v in given.items() if saved[k] != v}
     fixed = ("netG.", "netD.", "train.image_shape", "train.mask_shape")
-    lines = [f"{k}: snapshot {old!r}, settings {new!r}" for k, (old, new) in changed.items()]
-    if any(key.startswith(fixed) for key in changed):
+    lines = {k: f"{k}: snapshot {old!r}, settings {new!r}" for k, (old, new) in changed.items()}
+    refused = [line for key, line in lines.items() if key.startswith(fixed)]
+    if refused:
         raise CheckpointError(
-            f"{path} cannot be resumed with other networks or shapes:\n  " + "\n  ".join(lines)
+            f"{path} cannot be resumed with other networks or shapes:\n  " + "\n  ".join(refused)
         )
     if lines:
-        LOG.warning("Resuming %s with changed settings: %s", path.name, "; ".join(lines))
+        LOG.warning("Resuming %s with changed settings: %s", path.name, "; ".join(lines.values()))
 
 
 def _flat(values: dict, prefix: str = "") -> dict:
@@ -109,16 +110,35 @@ def _flat(values: dict, prefix: str = "") -> dict:
     return flat
 
 
+def tidy_snapshots(folder: Path, step: int) -> None:
+    """Before a run goes on at `step`: what a kill left half-written goes, later snapshots move.
+
+    Snapshots of later steps belong to an earlier run, whose log lines are dropped too; they go
+    to the subfolder `superseded`, so that `latest` and `best` mean this run's.
+    """
+    for path in folder.glob("*.pt.tmp"):
+        path.unlink()
+    later = [other for other in steps_in(folder) if other > step]
+    for other in later:
+        for role in reversed(ROLES):
+            path = checkpoint_path(folder, role, other)
+            if path.exists():
+                (folder / SET_ASIDE).mkdir(exist_ok=True)
+                path.replace(folder / SET_ASIDE / path.name)
+    if later:
+        LOG.warning("Snapshots after step %d went to %s: %s", step, folder / SET_ASIDE, later)
+
+
 def prune_snapshots(folder: Path, keep: int | None) -> None:
     """Deletes all but the newest `keep` snapshots and the best one; none keeps them all."""
     if keep is None:
         return
-    steps = sorted(_whole_steps(folder))
+    steps = steps_in(folder, "state")
     errors = {step: error for step, error in selection_errors(folder).items() if step in steps}
     kept = set(steps[-keep:]) | ({min(errors, key=errors.get)} if errors else set())
     for step in set(steps) - kept:
-        for role in reversed(ROLES):
-            checkpoint_path(folder, role, step).unlink()
+        for role in reversed(ROLES):  # what is left of a kill in between goes next time
+            checkpoint_path(folder, role, step).unlink(missing_ok=True)
 
 
 @torch.inference_mode()

@@ -7,6 +7,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, uninstalled
 
+import torch
+
 from common.checkpoint import CheckpointError
 from common.config import (
     ConfigError,
@@ -16,6 +18,7 @@ from common.config import (
 )
 from common.images import ImageError
 from common.runtime import RuntimeSetupError
+from inpainter.networks import build_networks
 from inpainter.settings import PicardConfig
 from inpainter.training import train
 from inpainter.watch import TrainingError
@@ -33,6 +36,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="STEP",
         help="go on from the run's latest snapshot, or from that of the given step",
     )
+    parser.add_argument("--print_net", action="store_true", help="print the networks' layers first")
     return parser.parse_args()
 
 
@@ -44,10 +48,15 @@ def main() -> int:
         if arguments.dry_run:
             print(config_to_yaml(config), end="")
             return 0
+        if arguments.print_net:
+            print(*build_networks(config, torch.device("cpu")), sep="\n")
         result = train(config, resume=arguments.resume, command=sys.argv)
     except EXPECTED as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("Interrupted; go on from the last snapshot with --resume.", file=sys.stderr)
+        return 130
     print(f"Checkpoints of step {result.step} and before are in {result.folder}")
     return result.exit_status
 

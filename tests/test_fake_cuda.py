@@ -1,0 +1,139 @@
+"""Without a GPU: fake CUDA tensors show where a tensor is created on the wrong device."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from inpainter.completion import WindowScorer, dropout_of
+from inpainter.critic import Critic
+from inpainter.generator import Generator
+from inpainter.losses import interpolate_samples
+from inpainter.masks import box_mask, centre_mask, crop_boxes, discount_weights, masks_from_deltas
+from inpainter.recorder import completion_grid
+from inpainter.settings import CriticConfig, GeneratorConfig, PicardConfig, TestConfig, TrainConfig
+from inpainter.snapshots import completion_error
+from inpainter.step import Networks, adversarial_term, step_losses
+from inpainter.step_inputs import InputMaker
+
+CUDA = torch.device("cuda")
+CONFIG = PicardConfig(
+    train=TrainConfig(image_shape=(32, 32, 1), mask_shape=(16, 16), max_delta_shape=(4, 4)),
+    test=TestConfig(
+        patch_shape=(32, 32, 1),
+        mask_shape=(16, 16),
+        heatmap_metrics=("MCD_image", "MedCD_feature", "MeanCD_image", "no_dropout"),
+        heatmap_M_inpaint=2,
+    ),
+    netG=GeneratorConfig(ngf=2, droprate=0.2),
+    netD=CriticConfig(ndf=2),
+)
+
+
+@pytest.fixture
+def fake():
+    """Inside, tensors have a device and a shape but no values, and devices may not be mixed."""
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        yield mode
+
+
+def networks(config: PicardConfig = CONFIG) -> Networks:
+    with CUDA:
+        return Networks(
+            Generator(config.netG),
+            Critic(1, config.netD.ndf, (16, 16)),
+            Critic(1, config.netD.ndf, (32, 32)),
+        )
+
+
+def on_cuda(*shape: int) -> torch.Tensor:
+    return torch.rand(*shape, device=CUDA)
+
+
+def test_fake_tensors_refuse_to_mix_devices(fake) -> None:
+    with pytest.raises(RuntimeError, match="device"):
+        on_cuda(2) + torch.rand(3)[:2]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"conv_type": "gated", "elu": "fast", "output_clamp": "leaky"},
+        {"stages": "coarse"},
+        {"attention_mask": "per_sample"},
+    ],
+    ids=["published", "ours", "coarse", "per_sample"],
+)
+def test_generator_stays_on_its_inputs_device(fake, changes) -> None:
+    config = dataclasses.replace(CONFIG, netG=dataclasses.replace(CONFIG.netG, **changes))
+    generator = networks(config).generator
+    completion = generator(on_cuda(2, 1, 32, 32), on_cuda(2, 1, 32, 32))
+    assert completion.fine.device.type == completion.coarse.device.type == "cuda"
+
+
+@pytest.mark.parametrize(("critic", "channels"), [(1, 1), (3, 3), (1, 3)])
+def test_critic_stays_on_its_inputs_device(fake, critic, channels) -> None:
+    with CUDA:
+        module = Critic(critic, 2, (16, 16))
+    real, fakes = on_cuda(2, channels, 16, 16), on_cuda(2, channels, 16, 16)
+    assert module.features(real).device.type == "cuda"
+    between = interpolate_samples(real, fakes, torch.rand(2))
+    assert module(between).device.type == "cuda"
+
+
+@pytest.mark.parametrize("dropout_type", ["2D", "1D"])
+def test_training_step_takes_crops_on_the_gpu(dropout_type) -> None:
+    """All but the derivatives, which autograd does not take on a GPU that is not there."""
+    config = dataclasses.replace(
+        CONFIG,
+        train=dataclasses.replace(CONFIG.train, critic=False),
+        netG=dataclasses.replace(CONFIG.netG, dropout_type=dropout_type),
+    )
+    boxes = InputMaker(config, Generator(config.netG)).make(3, torch.zeros(2, 1, 32, 32)).boxes
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        nets = networks(config)
+        inputs = InputMaker(config, nets.generator).make(3, on_cuda(2, 1, 32, 32))
+        on_gpu = (inputs.mask, inputs.discount, inputs.alpha_local, inputs.alpha_global)
+        assert {tensor.device.type for tensor in on_gpu} == {"cuda"}
+        inputs = inputs._replace(boxes=boxes)  # their numbers are read: real, and on the CPU
+        losses = step_losses(nets, inputs, config, with_generator=True)
+        adversarial = adversarial_term(nets, inputs, losses.composite, config)
+        values = [*losses.named().values(), adversarial, losses.composite]
+        assert {value.device.type for value in values} == {"cuda"}
+        picture = completion_grid(nets.generator, inputs, 2)
+        assert (tuple(picture.shape), picture.device.type) == ((3, 70, 172), "cpu")
+
+
+def test_masks_lie_where_their_boxes_do(fake) -> None:
+    boxes = torch.zeros(2, 4, dtype=torch.int64, device=CUDA)
+    deltas = torch.zeros(2, 2, dtype=torch.int64)
+    assert masks_from_deltas(boxes, deltas, (32, 32)).device.type == "cuda"
+    assert box_mask(boxes, (32, 32)).device.type == "cuda"
+    assert centre_mask((32, 32), (16, 16), CUDA).device.type == "cuda"
+    assert discount_weights((16, 16), 0.9, CUDA).device.type == "cuda"
+
+
+def test_boxes_on_the_cpu_crop_images_on_the_gpu() -> None:
+    boxes = torch.tensor([[0, 4, 16, 16], [3, 2, 16, 16]])
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert crop_boxes(on_cuda(2, 1, 32, 32), boxes).device.type == "cuda"
+
+
+@pytest.mark.parametrize("dropout_type", ["2D", "1D"])
+def test_windows_on_the_gpu_are_scored_there(fake, dropout_type) -> None:
+    nets = networks()
+    test = CONFIG.test
+    netG = dataclasses.replace(CONFIG.netG, dropout_type=dropout_type)
+    scorer = WindowScorer(nets.generator, nets.local_critic, test.heatmap_metrics, 2, (16, 16))
+    draw = dropout_of(nets.generator, netG, test, 1, "image.png")
+    scores = scorer(on_cuda(3, 1, 32, 32), [0, 1, 2], draw)
+    assert set(scores) == set(test.heatmap_metrics)
+    assert {values.device.type for values in scores.values()} == {"cuda"}
+
+
+def test_selection_error_is_measured_on_the_crops_device(fake) -> None:
+    # a fake tensor has no number to give: to get as far as asking for it is to pass
+    with pytest.raises(DataDependentOutputException, match="_local_scalar_dense"):
+        completion_error(networks().generator, on_cuda(2, 1, 32, 32), (16, 16))

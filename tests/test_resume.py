@@ -1,0 +1,196 @@
+"""Trainings that are stopped, killed, resumed or refused."""
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.checkpoint import CheckpointError, load_tensors, steps_in
+from inpainter.settings import PicardConfig
+from inpainter.training import run_folder, train
+from tests.tiny_runs import (
+    BOTH_STAGES,
+    assert_equal_states,
+    corrupt,
+    forked,
+    tiny_config,
+    write_images,
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Sums depend on the number of threads; here runs are compared bit for bit, and forked."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    write_images(tmp_path / "train")
+    return tmp_path
+
+
+def log_lines(config: PicardConfig) -> list[dict]:
+    text = (run_folder(config) / "log.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def assert_same_snapshot(a: PicardConfig, b: PicardConfig, step: int) -> None:
+    for role in ("gen", "dis", "state"):
+        first, second = (
+            load_tensors(run_folder(config) / f"{role}_{step:08d}.pt") for config in (a, b)
+        )
+        first.pop("config", None)
+        second.pop("config", None)
+        assert_equal_states(first, second, role)
+
+
+def expname(config: PicardConfig, name: str) -> PicardConfig:
+    return dataclasses.replace(config, expname=name)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        BOTH_STAGES,
+        ("train.critic=false", "num_workers=2", "train.channels_last=true"),
+        ("num_workers=2", "netG.dropout_type=1D", "train.mask_batch_same=false"),
+    ],
+    ids=["critic", "reconstruction-workers", "critic-workers-1D"],
+)
+def test_resumed_run_equals_uninterrupted_run(folder, changes) -> None:
+    whole = tiny_config(folder, "train.n_steps=8", *changes)
+    train(whole)
+    halves = expname(whole, "halves")
+    assert train(expname(tiny_config(folder, *changes), "halves")).step == 4
+    assert train(halves, resume="latest").step == 8
+    assert_same_snapshot(whole, halves, 8)
+    timeless = [
+        [{k: v for k, v in line.items() if "per_second" not in k} for line in log_lines(config)]
+        for config in (whole, halves)
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def killed_after(seconds: float, config: PicardConfig, resume: str | None) -> None:
+    """Trains in a child process that is killed."""
+    child = forked(lambda: train(config, resume=resume))
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), "the child ended before it was killed"
+
+
+def test_killed_at_any_moment_a_run_can_be_resumed_and_equals_the_uninterrupted_one(folder):
+    options = ("train.snapshot_save_iter=1", "train.keep_snapshots=2", "train.select_crops=1")
+    endless = tiny_config(folder, "train.n_steps=100000", *options)
+    draw = random.Random(5)
+    for moment in (0.02, *(draw.uniform(0.1, 0.9) for _ in range(5))):
+        killed_after(moment, endless, "latest")
+    checkpoints = run_folder(endless)
+    (checkpoints / "gen_00000999.pt.tmp").write_bytes(b"half")
+    reached = max([0, *steps_in(checkpoints)])
+    assert reached > 0
+    last = f"train.n_steps={reached + 2}"
+    resumed = tiny_config(folder, last, *options)
+    assert train(resumed, resume="latest").step == reached + 2
+    assert not list(checkpoints.glob("*.tmp"))
+    whole = expname(tiny_config(folder, last), "whole")
+    train(whole)
+    assert_same_snapshot(resumed, whole, reached + 2)
+
+
+def test_resume_before_the_first_snapshot_starts_at_step_0(folder, caplog) -> None:
+    config = tiny_config(folder)
+    checkpoints = run_folder(config)
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "log.jsonl").write_text('{"step": 1, "train/d": 0.5}\n{"step": 2, "tr')
+    (checkpoints / "state_00000004.pt").write_bytes(b"written before the kill")
+    (checkpoints / "dis_00000004.pt.tmp").write_bytes(b"half")
+    assert train(config, resume="latest").step == 4
+    assert "holds no snapshot yet: starting at step 0" in caplog.text
+    assert [line["step"] for line in log_lines(config)] == [1, 2, 3, 4, 4]
+
+
+def test_resuming_an_earlier_step_sets_the_later_snapshots_aside(folder, caplog) -> None:
+    config = tiny_config(folder, "train.snapshot_save_iter=2")
+    train(config)
+    other = dataclasses.replace(config, train=dataclasses.replace(config.train, lr=1e-4))
+    assert train(other, resume="2").step == 4
+    checkpoints = run_folder(config)
+    assert "Snapshots after step 2 went to" in caplog.text
+    assert "train.lr: snapshot 0.001, settings 0.0001" in caplog.text
+    names = [f"{role}_00000004.pt" for role in ("dis", "gen", "state")]
+    assert sorted(path.name for path in (checkpoints / "superseded").iterdir()) == names
+    first = load_tensors(checkpoints / "superseded" / "gen_00000004.pt")
+    second = load_tensors(checkpoints / "gen_00000004.pt")
+    layer = "coarse_generator.conv1.conv.weight"
+    assert not torch.equal(first[layer], second[layer])
+
+
+def test_settings_can_name_a_folder_to_resume_from(folder) -> None:
+    config = tiny_config(folder)
+    train(config)
+    further = tiny_config(
+        folder, "expname=further", "train.n_steps=6", f"train.resume={run_folder(config)}"
+    )
+    assert train(further).step == 6
+    assert steps_in(run_folder(further)) == [6]
+    missing = tiny_config(folder, "expname=other", f"train.resume={folder / 'no'}")
+    with pytest.raises(CheckpointError, match=r"No checkpoint .* The folder does not exist"):
+        train(missing)
+
+
+def test_resuming_with_other_networks_is_refused_with_both_values(folder) -> None:
+    config = tiny_config(folder)
+    train(config)
+    other = tiny_config(folder, "netG.ngf=6", "netD.ndf=3", "train.lr=0.5")
+    with pytest.raises(CheckpointError) as refused:
+        train(other, resume="latest")
+    message = str(refused.value)
+    assert "netG.ngf: snapshot 4, settings 6" in message
+    assert "netD.ndf: snapshot 2, settings 3" in message
+    assert "state_00000004.pt cannot be resumed with other networks" in message
+    assert "train.lr" not in message
+
+
+def test_published_files_without_optimiser_state_are_not_mistaken_for_a_run(folder) -> None:
+    config = tiny_config(folder)
+    train(config)
+    (run_folder(config) / "state_00000004.pt").unlink()
+    with pytest.raises(CheckpointError, match=r"No checkpoint \(state_<step>.pt \+ dis"):
+        train(config, resume="latest")
+
+
+def test_truncated_snapshot_is_named(folder) -> None:
+    config = tiny_config(folder)
+    train(config)
+    broken = corrupt(run_folder(config) / "gen_00000004.pt")
+    with pytest.raises(CheckpointError, match=rf"{broken} .* is truncated"):
+        train(config, resume="latest")
+
+
+def test_starting_anew_over_checkpoints_is_refused(folder) -> None:
+    config = tiny_config(folder)
+    train(config)
+    with pytest.raises(CheckpointError, match=r"up to step 4\. Go on with --resume, or change exp"):
+        train(config)
+
+
+def test_finished_run_resumed_trains_nothing(folder, caplog) -> None:
+    config = tiny_config(folder)
+    train(config)
+    before = shutil.copy(run_folder(config) / "gen_00000004.pt", folder / "copy.pt")
+    assert train(config, resume="latest").step == 4
+    assert "Step 4 of 4 is done: nothing to train" in caplog.text
+    assert (run_folder(config) / "gen_00000004.pt").read_bytes() == before.read_bytes()

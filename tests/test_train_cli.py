@@ -1,0 +1,143 @@
+"""The command `python train.py`, as a user types it."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from common.checkpoint import load_tensors, steps_in
+from common.config import REPOSITORY
+from common.images import write_image
+from inpainter.training import run_folder, train
+from tests.tiny_runs import (
+    BOTH_STAGES,
+    RGB,
+    TRAIN,
+    as_flags,
+    assert_equal_states,
+    corrupt,
+    run_script,
+    settings,
+    start_script,
+    texture,
+    tiny_config,
+    tiny_file,
+    write_every_format,
+    write_images,
+)
+
+
+def test_trains_on_a_flat_folder_of_every_format_from_the_root(tmp_path) -> None:
+    data = tmp_path / "train"
+    data.mkdir()
+    names = write_every_format(data)
+    assert len(names) == 7
+    write_image(data / "broken.png", texture(40, 40))
+    corrupt(data / "broken.png")
+    write_image(data / "small.png", texture(20, 25))
+    config = tiny_config(tmp_path, "train.n_steps=8", "train.viz_iter=4", "num_workers=2")
+    done = run_script(
+        TRAIN, "--config", tiny_file(tmp_path, "train.n_steps=8", "train.viz_iter=4"),
+        "--set", "num_workers=2", "--print_net",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    folder = run_folder(config)
+    assert f"Checkpoints of step 8 and before are in {folder}" in done.stdout
+    assert "(conv7_atrous): ConvBlock" in done.stdout
+    assert "broken.png" in done.stderr
+    assert "1 of 9 images were skipped" in done.stderr
+    assert "step 8/8 wgan_d" in done.stderr
+    assert steps_in(folder) == [4, 8]
+    for name in ("config.yaml", "command.txt", "env.json"):
+        assert (folder / name).is_file()
+    check_records(folder, tmp_path / "logs")
+
+
+def check_records(folder: Path, logs: Path) -> None:
+    """Losses, rate, speed, selection errors and pictures of a run of 8 steps."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    scalars = {
+        "train/wgan_d", "train/wgan_gp", "train/d", "train/wgan_g", "train/l1", "train/ae",
+        "train/g", "train/lr", "train/steps_per_second",
+    }  # fmt: skip
+    assert scalars <= set(lines[1])
+    assert [line["step"] for line in lines if "select_l1" in line] == [4, 8]
+    (run,) = {path.parent for path in logs.rglob("events.out.tfevents.*")}
+    events = EventAccumulator(str(run))
+    events.Reload()
+    assert scalars | {"select_l1"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("train/d")] == list(range(1, 9))
+    (first, last) = events.Images("train/completions")
+    assert (first.step, last.step) == (4, 8)
+    assert (last.width, last.height) == (5 * 34 + 2, 2 * 34 + 2)  # 5 pictures a row, 2 samples
+
+
+def test_trains_on_subfolders_of_colour_images_from_inside_inpainter(tmp_path) -> None:
+    for patient in ("a", "b"):
+        (tmp_path / "train" / patient).mkdir(parents=True)
+        write_every_format(tmp_path / "train" / patient, channels=3)
+    overrides = settings(
+        tmp_path, *RGB, *BOTH_STAGES, "data_with_subfolder=true", "netD.input_dim=1",
+        "train.n_steps=2", "train.n_critic=1", "train.warmup_steps=0",
+    )  # fmt: skip
+    done = run_script(
+        "train.py", "--config", "../configs/default.yaml", *as_flags(overrides),
+        cwd=REPOSITORY / "inpainter",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "skipped" not in done.stderr
+    folder = tmp_path / "checkpoints" / "tiny" / "hole_PICARD-train"
+    assert steps_in(folder) == [2]
+    weights = load_tensors(folder / "gen_00000002.pt")
+    assert weights["coarse_generator.conv17.conv.weight"].shape[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"]
+)
+def test_a_signal_saves_and_the_resumed_run_equals_the_uninterrupted_one(
+    tmp_path, number, status
+) -> None:
+    write_images(tmp_path / "train")
+    options = ("train.n_steps=100000", "train.snapshot_save_iter=100000")
+    endless = tiny_config(tmp_path, *options)
+    log = run_folder(endless) / "log.jsonl"
+    process = start_script(TRAIN, "--config", tiny_file(tmp_path, *options))
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (log.is_file() and log.stat().st_size > 200):
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status, errors
+    (step,) = steps_in(run_folder(endless))
+    assert f"Asked to stop: saved step {step}. Go on with --resume." in errors
+    assert "Traceback" not in errors
+    if number == signal.SIGINT:
+        return
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    last = f"train.n_steps={step + 2}"
+    assert train(tiny_config(tmp_path, last), resume="latest").step == step + 2
+    train(tiny_config(tmp_path, last, "expname=whole"))
+    torch.set_num_threads(threads)
+    for role in ("gen", "dis"):
+        resumed, whole = (
+            load_tensors(run_folder(config) / f"{role}_{step + 2:08d}.pt")
+            for config in (endless, tiny_config(tmp_path, "expname=whole"))
+        )
+        assert_equal_states(resumed, whole, role)
+
+
+def test_expected_errors_are_one_message_without_traceback(tmp_path) -> None:
+    config = tmp_path / "typo.yaml"
+    config.write_text("train:\n  image_shap: [32, 32, 1]\n")
+    done = run_script(TRAIN, "--config", config)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"train.py: {config}: unknown key 'train.image_shap'. Did you mean 'image_shape'?\n"
+    )

@@ -1,0 +1,69 @@
+"""Several processes training together, as torchrun starts them."""
+
+import json
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.checkpoint import load_tensors, steps_in
+from inpainter.settings import PicardConfig
+from inpainter.training import run_folder, train
+from tests.tiny_runs import forked, tiny_config, write_images
+
+OPTIONS = (
+    "train.n_critic=1",
+    "train.batch_size=4",
+    "train.channels_last=true",
+    "train.mask_batch_same=false",
+    "train.grad_clip_norm=0.1",
+    "netG.attention_mask=per_sample",
+)
+
+
+def start_two(config: PicardConfig) -> list[int]:
+    """Ids of two processes that train together over Gloo."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        forked(lambda: train(config), RANK=str(rank), LOCAL_RANK=str(rank), **common)
+        for rank in range(2)
+    ]
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    write_images(tmp_path / "train")
+    return tmp_path
+
+
+def test_two_processes_train_the_same_weights_as_one(folder) -> None:
+    together = tiny_config(folder, "train.n_steps=2", *OPTIONS)
+    alone = tiny_config(folder, "train.n_steps=2", "expname=alone", *OPTIONS)
+    statuses = [os.waitpid(child, 0)[1] for child in start_two(together)]
+    assert statuses == [0, 0]
+    train(alone)
+    for role in ("gen", "dis"):
+        both, one = (
+            load_tensors(run_folder(config) / f"{role}_00000002.pt") for config in (together, alone)
+        )
+        torch.testing.assert_close(both, one, rtol=1e-4, atol=1e-5)
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(folder) -> None:
+    config = tiny_config(folder, "train.n_steps=100000", *OPTIONS)
+    children = start_two(config)
+    log = run_folder(config) / "log.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (log.is_file() and log.stat().st_size > 200):
+        time.sleep(0.02)
+    os.kill(children[1], signal.SIGTERM)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    last = json.loads(log.read_text().splitlines()[-1])["step"]
+    assert steps_in(run_folder(config))[-1] == last

@@ -1,0 +1,212 @@
+"""Trainings and predictions that take a second: images, settings, checkpoints, command lines."""
+
+import csv
+import dataclasses
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from common.checkpoint import checkpoint_path, load_tensors, save_atomic
+from common.config import REPOSITORY, config_to_yaml, load_config
+from common.images import write_image, write_image16
+from inpainter.networks import build_networks
+from inpainter.settings import PicardConfig
+from tests.image_files import write_png16
+
+ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
+TRAIN = str(REPOSITORY / "inpainter" / "train.py")
+PREDICT = str(REPOSITORY / "predict_heatmap.py")
+SMALL = (
+    "dataset_name=tiny",
+    "device=cpu",
+    "num_workers=0",
+    "train.image_shape=[32, 32, 1]",
+    "train.mask_shape=[16, 16]",
+    "train.max_delta_shape=[4, 4]",
+    "train.batch_size=2",
+    "train.n_steps=4",
+    "train.n_critic=2",
+    "train.print_iter=1",
+    "train.snapshot_save_iter=4",
+    "train.select_crops=3",
+    "train.lr=1.0e-3",
+    "train.init=he",
+    "test.patch_shape=[32, 32, 1]",
+    "test.mask_shape=[16, 16]",
+    "test.patch_stride=16",
+    "test.heatmap_M_inpaint=2",
+    "test.save_heatmap_plots=false",
+    "netG.ngf=4",
+    "netG.stages=coarse",
+    "netG.dilations=[1, 1, 2, 2]",
+    "netG.droprate=0.2",
+    "netD.ndf=2",
+)
+BOTH_STAGES = ("netG.stages=coarse_fine", "netG.dilations=[2, 4, 8, 16]")
+RGB = (
+    "train.image_shape=[32, 32, 3]",
+    "test.patch_shape=[32, 32, 3]",
+    "netG.input_dim=3",
+)
+
+
+def settings(folder: Path, *more: str) -> list[str]:
+    """Overrides of a small run whose data and results lie in `folder`."""
+    paths = (
+        f"train_data_path={folder / 'train'}",
+        f"test_data_path={folder / 'test'}",
+        f"checkpoints_dir={folder / 'checkpoints'}",
+        f"logs_dir={folder / 'logs'}",
+        f"heatmaps_dir={folder / 'heatmaps'}",
+    )
+    return [*SMALL, *paths, *more]
+
+
+def tiny_config(folder: Path, *more: str) -> PicardConfig:
+    """The same as settings."""
+    return load_config(PicardConfig, None, settings(folder, *more))
+
+
+def tiny_file(folder: Path, *more: str) -> Path:
+    """The same as a YAML file."""
+    path = folder / "tiny.yaml"
+    path.write_text(config_to_yaml(tiny_config(folder, *more)))
+    return path
+
+
+def with_test(config: PicardConfig, **changes: Any) -> PicardConfig:
+    """The settings with some of `test:` changed."""
+    return dataclasses.replace(config, test=dataclasses.replace(config.test, **changes))
+
+
+def texture(height: int, width: int, channels: int = 1, seed: int = 0) -> torch.Tensor:
+    """A smooth bright picture with a little noise, (C, H, W) in [0.2, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    y, x = torch.arange(height)[:, None] / 9, torch.arange(width)[None, :] / 7
+    waves = (y + seed).sin() * x.cos() * 0.3 + 0.6
+    noise = torch.rand(channels, height, width, generator=generator) * 0.1
+    return (waves[None] * torch.linspace(1, 0.8, channels)[:, None, None] + noise).clamp(0.2, 1)
+
+
+def write_images(folder: Path, n: int = 3, size: tuple[int, int] = (40, 44)) -> Path:
+    """n grey PNG files, 0.png, 1.png, …; returns the folder."""
+    for number in range(n):
+        write_image(folder / f"{number}.png", texture(*size, seed=number))
+    return folder
+
+
+def write_every_format(folder: Path, channels: int = 1) -> list[str]:
+    """One image of every kind that is read; returns the names."""
+    picture = texture(40, 44, channels)
+    write_image(folder / "png8.png", picture)
+    levels = (picture.permute(1, 2, 0).numpy() * 65535).astype(np.uint16)
+    if channels == 1:
+        write_image16(folder / "png16.png", picture)
+        Image.fromarray(levels[:, :, 0]).save(folder / "tiff16.tif")
+    else:
+        write_png16(folder / "png16.png", levels)
+    eight = Image.open(folder / "png8.png")
+    for name in ("photo.jpg", "scan.jpeg", "eight.tiff", "bitmap.bmp"):
+        eight.save(folder / name)
+    return sorted(path.name for path in folder.iterdir())
+
+
+def corrupt(path: Path) -> Path:
+    """Cuts a file in half."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+def write_checkpoint(folder: Path, config: PicardConfig, step: int = 1, prefix: str = "") -> Path:
+    """Fresh networks as a checkpoint in the published layout; returns the folder."""
+    torch.manual_seed(step)
+    networks = build_networks(config, torch.device("cpu"))
+
+    def state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+        return {prefix + name: tensor for name, tensor in module.state_dict().items()}
+
+    critics = {"localD": state(networks.local_critic), "globalD": state(networks.global_critic)}
+    save_atomic(critics, checkpoint_path(folder, "dis", step))
+    save_atomic(state(networks.generator), checkpoint_path(folder, "gen", step))
+    return folder
+
+
+def start_script(script: str, *arguments: object, cwd: Path = REPOSITORY) -> subprocess.Popen:
+    """Starts a command line of the project, as a user would."""
+    return subprocess.Popen(
+        [sys.executable, script, *map(str, arguments)],
+        cwd=cwd,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run_script(
+    script: str, *arguments: object, cwd: Path = REPOSITORY
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command line of the project to its end."""
+    process = start_script(script, *arguments, cwd=cwd)
+    output, errors = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def as_flags(overrides: list[str]) -> list[str]:
+    """key=value texts as --set flags."""
+    return [part for text in overrides for part in ("--set", text)]
+
+
+def forked(function: Callable[[], object], **environment: str) -> int:
+    """Runs a function in a child process and returns its id; much quicker than a new Python.
+
+    The child ends with status 0, or 1 if the function raises.
+    """
+    child = os.fork()
+    if child:
+        return child
+    os.environ.update(environment)
+    torch.set_num_threads(1)  # a pool of threads does not survive the fork
+    try:
+        function()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def heatmaps_in(folder: Path, metric: str = "MCD_image") -> dict[str, torch.Tensor]:
+    """Image -> heatmap, as heatmaps.csv lists them."""
+    rows = [row for row in read_table(folder / "heatmaps.csv") if row["metric"] == metric]
+    return {row["image"]: load_tensors(folder / row["file"]) for row in rows}
+
+
+def assert_equal_states(a, b, where: str = "") -> None:
+    """Same nesting, same plain values, same tensors bit for bit."""
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert list(a) == list(b), where
+        for key in a:
+            assert_equal_states(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for number, pair in enumerate(zip(a, b, strict=True)):
+            assert_equal_states(*pair, f"{where}/{number}")
+    else:
+        assert a == b, where
