@@ -178,6 +178,20 @@ def fit_knn(
     return lambda image: dense_heatmap(image, patch, stride, distance)
 
 
+def fit_averaged_knn(images: Sequence[Tensor], patch: int = 16) -> Scorer:
+    """k-NN distance, each pixel the mean over the patches that cover it.
+
+    The rival of `test.heatmap_type: averaged_hole`, which smooths our scores in the same way.
+    """
+    plain = fit_knn(images, patch)
+
+    def score(image: Tensor) -> Tensor:
+        heat = F.pad(plain(image)[None, None], [patch // 2] * 4, mode="replicate")
+        return F.avg_pool2d(heat, patch + 1, stride=1)[0, 0]
+
+    return score
+
+
 BASELINES: dict[str, Callable[[Sequence[Tensor]], Scorer]] = {
     "intensity": fit_intensity,
     "local_std": fit_local_std,
@@ -186,6 +200,7 @@ BASELINES: dict[str, Callable[[Sequence[Tensor]], Scorer]] = {
     "pca": fit_pca,
     "linear_completion": fit_linear_completion,
     "knn_16x16": fit_knn,
+    "knn_16x16_averaged": fit_averaged_knn,
     "knn_24x24": partial(fit_knn, patch=24),
     "knn_8x8": partial(fit_knn, patch=8, stride=2),
 }

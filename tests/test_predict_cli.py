@@ -3,6 +3,7 @@
 import signal
 import time
 
+import pytest
 import torch
 
 from common.images import write_image, write_image16
@@ -20,6 +21,8 @@ from tests.tiny_runs import (
     write_checkpoint,
     write_images,
 )
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_scores_512_pixels_at_stride_32_and_names_what_it_leaves_out(tmp_path) -> None:

@@ -26,6 +26,8 @@ from tests.tiny_runs import (
     write_images,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LIVELY = ("netG.dropout_which=ALL", "test.heatmap_metrics=[MCD_image, MCD_feature, no_dropout]")
 
 
@@ -121,12 +123,13 @@ def test_a_killed_run_goes_on_and_leaves_nothing_half_written(folder) -> None:
     config = tiny_config(folder, "test.patch_stride=4")
     options = {"output_dir": folder / "mine"}
     child = forked(lambda: run(folder, config, **options))
-    scores = folder / "mine" / "scores.csv"
-    while not scores.is_file():
+    table = folder / "mine" / "heatmaps.csv"  # the last to be written
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not table.is_file():
         time.sleep(0.01)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    done = len({row["image"] for row in read_table(scores)})
+    done = len({row["image"] for row in read_table(table)})
     assert 0 < done < 12
     for half in ("data/9_MCD_image.pt.tmp", "plots/9.png.tmp", "progress/9.png", "scores.csv.tmp"):
         (folder / "mine" / half).parent.mkdir(exist_ok=True)

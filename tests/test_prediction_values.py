@@ -20,6 +20,8 @@ from tests.tiny_runs import (
     write_images,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LIVELY = ("netG.dropout_which=ALL", "test.heatmap_metrics=[MCD_image, MCD_feature, no_dropout]")
 
 

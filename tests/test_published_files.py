@@ -20,6 +20,8 @@ from inpainter.settings import GeneratorConfig, PicardConfig
 from tests.golden_tools import group
 from tests.tiny_runs import PREDICT, heatmaps_in, run_script
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 GOLDEN = REPOSITORY / "tests" / "golden" / "picard_heatmap_1ch.npz"
 WINDOWS = [(top, left) for top in (0, 32) for left in (0, 32, 64)]
 

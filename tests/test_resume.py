@@ -24,14 +24,7 @@ from tests.tiny_runs import (
     write_images,
 )
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums depend on the number of threads; here runs are compared bit for bit, and forked."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
@@ -82,9 +75,13 @@ def test_resumed_run_equals_uninterrupted_run(folder, changes) -> None:
     assert timeless[0] == timeless[1]
 
 
-def killed_after(seconds: float, config: PicardConfig, resume: str | None) -> None:
-    """Trains in a child process that is killed."""
-    child = forked(lambda: train(config, resume=resume))
+def killed_after(seconds: float, config: PicardConfig, *, further: bool = True) -> None:
+    """Trains in a child process that is killed; first it may save a snapshot further."""
+    before = steps_in(run_folder(config))
+    child = forked(lambda: train(config, resume="latest"))
+    deadline = time.monotonic() + 60
+    while further and time.monotonic() < deadline and steps_in(run_folder(config)) == before:
+        time.sleep(0.005)
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
@@ -94,9 +91,11 @@ def killed_after(seconds: float, config: PicardConfig, resume: str | None) -> No
 def test_killed_at_any_moment_a_run_can_be_resumed_and_equals_the_uninterrupted_one(folder):
     options = ("train.snapshot_save_iter=1", "train.keep_snapshots=2", "train.select_crops=1")
     endless = tiny_config(folder, "train.n_steps=100000", *options)
+    train(tiny_config(folder, "train.n_steps=1", "expname=warm"))  # imports, once for all children
     draw = random.Random(5)
-    for moment in (0.02, *(draw.uniform(0.1, 0.9) for _ in range(5))):
-        killed_after(moment, endless, "latest")
+    killed_after(0.02, endless, further=False)
+    for _ in range(5):
+        killed_after(draw.uniform(0, 0.2), endless)
     checkpoints = run_folder(endless)
     (checkpoints / "gen_00000999.pt.tmp").write_bytes(b"half")
     reached = max([0, *steps_in(checkpoints)])

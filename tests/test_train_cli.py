@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from common.checkpoint import load_tensors, steps_in
@@ -29,6 +28,8 @@ from tests.tiny_runs import (
     write_every_format,
     write_images,
 )
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_trains_on_a_flat_folder_of_every_format_from_the_root(tmp_path) -> None:
@@ -119,12 +120,9 @@ def test_a_signal_saves_and_the_resumed_run_equals_the_uninterrupted_one(
     if number == signal.SIGINT:
         return
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     last = f"train.n_steps={step + 2}"
     assert train(tiny_config(tmp_path, last), resume="latest").step == step + 2
     train(tiny_config(tmp_path, last, "expname=whole"))
-    torch.set_num_threads(threads)
     for role in ("gen", "dis"):
         resumed, whole = (
             load_tensors(run_folder(config) / f"{role}_{step + 2:08d}.pt")

@@ -15,6 +15,8 @@ from inpainter.settings import PicardConfig
 from inpainter.training import run_folder, train
 from tests.tiny_runs import forked, tiny_config, write_images
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 OPTIONS = (
     "train.n_critic=1",
     "train.batch_size=4",

@@ -22,14 +22,7 @@ from tests.tiny_runs import (
     write_images,
 )
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums depend on the number of threads; here runs are compared bit for bit, and forked."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -1,0 +1,16 @@
+"""Fixtures that several test modules use."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread for arithmetic: tiny networks are slower with more, sums depend on their number,
+    and a pool of threads does not survive a fork."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
