@@ -8,12 +8,12 @@ import shlex
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor
 
 from common.checkpoint import LOG_NAME, save_text_atomic
@@ -130,7 +130,7 @@ def describe_environment() -> dict[str, Any]:
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": version("torchvision"),
         "numpy": np.__version__,
         "cuda": torch.version.cuda,
         "platform": platform.platform(),

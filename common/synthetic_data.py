@@ -14,7 +14,7 @@ from common.synthetic import LesionKind, Phantom, PhantomStyle, draw_phantom
 
 SEEDS_PER_DATA_SET = 1_000_000
 """Phantoms of different data sets, and of training and test, never share a seed."""
-DEFAULT_TEST: Mapping[LesionKind, int] = {"mass": 20, "distortion": 6, "calcifications": 6}
+DEFAULT_TEST: Mapping[LesionKind, int] = {"mass": 12, "distortion": 4, "calcifications": 4}
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,12 @@ DrawDropout = Callable[[Sequence[int], int], Drop | None]
 
 
 def channel_dropout_of(
-    layers: dict[str, int], M: int, p: float, seed: int, image_name: str
+    layers: dict[str, int], M: int, p: float, seed: int, image_name: str, shared: bool = False
 ) -> DrawDropout:
     """Channel dropout drawn for each window from the seed, the image's name and its number.
 
     layers: name -> channels. Results so depend neither on the batch nor on the windows before; the
-    first completions of a larger M are those of a smaller.
+    first completions of a larger M are those of a smaller. shared: all windows drop the same.
     """
     drawn: dict[int, dict[str, Tensor]] = {}
 
@@ -37,7 +37,7 @@ def channel_dropout_of(
         if m == 0:
             drawn.clear()
             for number in numbers:
-                generator = generator_for(seed, image_name, number)
+                generator = generator_for(seed, image_name, "all" if shared else number)
                 drawn[number] = draw_keep_masks(layers, M, p, generator)
         keep = {name: torch.stack([drawn[n][name][m] for n in numbers]) for name in layers}
         return ChannelDropout(keep, p)
@@ -65,7 +65,9 @@ def dropout_of(
         return None
     if netG.dropout_type == "1D":
         return element_dropout_of(list(layers), test.droprate, seed, image_name)
-    return channel_dropout_of(layers, test.heatmap_M_inpaint, test.droprate, seed, image_name)
+    shared = test.share_dropout_masks
+    M, p = test.heatmap_M_inpaint, test.droprate
+    return channel_dropout_of(layers, M, p, seed, image_name, shared)
 
 
 @dataclass(frozen=True)

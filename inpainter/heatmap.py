@@ -8,6 +8,8 @@ from torch import Tensor
 
 from common.images import to_signed
 from inpainter.completion import DrawDropout, WindowScorer
+from inpainter.fast.scorer import FastScorer
+from inpainter.refine import filled_in, first_pass, second_pass
 from inpainter.settings import Metric, TestConfig
 from inpainter.windows import (
     WindowGrid,
@@ -38,7 +40,7 @@ class Heatmaps:
 
 def score_image(
     image: Tensor,
-    scorer: WindowScorer,
+    scorer: WindowScorer | FastScorer,
     test: TestConfig,
     draw: DrawDropout | None,
     device: torch.device,
@@ -57,15 +59,48 @@ def score_image(
     padded = pad_image(image, grid)
     numbers = windows_to_score(padded, grid, test)
     scores = {metric: torch.zeros(len(grid)) for metric in scorer.metrics}
-    for batch in batched(numbers, batch_size(test, device)):
-        windows = cut_windows(padded, grid, batch).to(device, non_blocking=True)
-        for metric, values in scorer(to_signed(windows), batch, draw).items():
-            scores[metric][batch] = values.float().cpu()
-        progress(scores, grid, len(batch))
+
+    def score(wanted: list[int]) -> None:
+        for batch in batched(wanted, batch_size(test, device)):
+            windows = cut_windows(padded, grid, batch)
+            if device.type == "cuda":
+                windows = windows.pin_memory().to(device, non_blocking=True)
+            found = scorer(to_signed(windows), batch, draw)
+            together = torch.stack([found[metric].float() for metric in scores]).cpu()
+            for metric, values in zip(scores, together, strict=True):
+                scores[metric][batch] = values
+            progress(scores, grid, len(batch))
+
+    if test.refine == "off":
+        score(numbers)
+    else:
+        numbers = refine(score, scores, grid, numbers, test.refine)
     progress(scores, grid, len(grid) - len(numbers))
     grids = {metric: values.view(grid.grid_hw) for metric, values in scores.items()}
     maps = {metric: stitch(values, grid, test) for metric, values in grids.items()}
     return Heatmaps(maps, grids, len(grid), len(numbers))
+
+
+def refine(
+    score: Callable[[list[int]], None],
+    scores: dict[Metric, Tensor],
+    grid: WindowGrid,
+    numbers: list[int],
+    K: int,
+) -> list[int]:
+    """Scores every K-th window and those near high ones, interpolates the rest of `numbers`.
+
+    Returns the numbers of the windows that were completed.
+    """
+    wanted = set(numbers)
+    done = sorted(wanted.intersection(first_pass(grid, K)))
+    score(done)
+    closer = sorted(wanted.intersection(second_pass(scores, grid, K)))
+    score(closer)
+    skipped = sorted(set(range(len(grid))) - wanted)
+    for values in scores.values():
+        values.copy_(filled_in(values, grid, K, [*done, *closer, *skipped]))
+    return [*done, *closer]
 
 
 def windows_to_score(padded: Tensor, grid: WindowGrid, test: TestConfig) -> list[int]:

@@ -69,11 +69,8 @@ def load_generator(folder: Path, step: int, config: GeneratorConfig) -> Generato
     found = architecture_of(state, path)._asdict() | _saved_settings(folder)
     differing = {k: v for k, v in found.items() if getattr(config, k) != v}
     if differing:
-        lines = [f"netG.{k}: checkpoint {v!r}, settings {getattr(config, k)!r}"
-                 for k, v in differing.items()]  # fmt: skip
-        raise CheckpointError(
-            f"{path} was made with other settings than the given ones:\n  " + "\n  ".join(lines)
-        )
+        given = {f"netG.{k}": (v, getattr(config, k)) for k, v in differing.items()}
+        raise CheckpointError(other_settings(path, given))
     generator = Generator(config)
     _load(generator, state, path)
     return generator.eval()
@@ -91,10 +88,36 @@ def _saved_settings(folder: Path) -> dict:
 def load_local_critic(folder: Path, step: int, config: PicardConfig) -> Critic:
     """The local critic of `folder` at `step`, for `MCD_feature`, in evaluation mode on the CPU."""
     path = checkpoint_path(folder, "dis", step)
-    state = strip_module_prefix(load_tensors(path)["localD"])
+    critics = load_tensors(path)
+    if "localD" not in critics:
+        raise CheckpointError(
+            f"{path} has no entry localD but {sorted(critics)[:4]}: not a PICARD critic file"
+        )
+    state = strip_module_prefix(critics["localD"])
     critic = Critic(config.netD.input_dim, config.netD.ndf, config.test.mask_shape)
+    first, linear = "dis_conv_module.conv1.conv.weight", "linear.weight"
+    if first in state and linear in state:
+        ndf, input_dim = state[first].shape[:2]
+        positions = state[linear].shape[1] // (4 * ndf)
+        h, w = config.test.mask_shape
+        found = {
+            "netD.input_dim": (input_dim, config.netD.input_dim),
+            "netD.ndf": (ndf, config.netD.ndf),
+            "test.mask_shape, pixels / 256": (positions, h * w // 256),
+        }
+        differing = {k: v for k, v in found.items() if v[0] != v[1]}
+        if differing:
+            raise CheckpointError(other_settings(path, differing))
     _load(critic, state, path)
     return critic.eval()
+
+
+def other_settings(path: Path, differing: dict[str, tuple]) -> str:
+    """Message for a checkpoint of other settings; differing: key -> (checkpoint's, given)."""
+    lines = [
+        f"{k}: checkpoint {found!r}, settings {given!r}" for k, (found, given) in differing.items()
+    ]
+    return f"{path} was made with other settings than the given ones:\n  " + "\n  ".join(lines)
 
 
 def _load(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:

@@ -5,7 +5,7 @@ import hashlib
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,9 +17,12 @@ from common.annotations import Annotations, read_annotations
 from common.checkpoint import CheckpointError, resolve_step, save_text_atomic
 from common.config import REPOSITORY, config_to_yaml, resolve_path
 from common.images import ImageError, list_images, read_image
+from common.prefetch import prefetched
 from common.run_log import write_run_record
 from common.runtime import resolve_device
 from inpainter.completion import WindowScorer, dropout_of
+from inpainter.fast.precision import tf32_products
+from inpainter.fast.scorer import FastScorer
 from inpainter.heatmap import score_image, stitch
 from inpainter.heatmap_output import HeatmapFolder, plot_heatmap, remove_partial_files
 from inpainter.networks import load_generator, load_local_critic
@@ -36,6 +39,8 @@ FREE = (
     "save_progressive_heatmap",
     "log_compute_times",
     "on_bad_image",
+    "engine",
+    "compile",
 )
 """Test settings that may change between parts of one run: they do not change a heatmap."""
 
@@ -89,12 +94,15 @@ def predict(config: PicardConfig, options: PredictionOptions) -> PredictionResul
     output = HeatmapFolder(result.folder, config.test, names, overwrite=options.overwrite)
     save_text_atomic(identity, result.folder / "run.txt")
     write_run_record(result.folder, config_yaml=config_to_yaml(config), command=options.command)
-    for name, path in tqdm(names.items(), unit="image", disable=not sys.stderr.isatty()):
-        if output.is_finished(name):
-            result.already_there.append(name)
-            continue
+    result.already_there += [name for name in names if output.is_finished(name)]
+    todo = [name for name in names if name not in set(result.already_there)]
+    images = prefetched(todo, lambda name: read_image(names[name], config.netG.input_dim))
+    bar = tqdm(images, total=len(todo), unit="image", disable=not sys.stderr.isatty())
+    for name, read in bar:
+        path = names[name]
         try:
-            one_image(name, path, config, scorer, device, output, annotations)
+            with tf32_products(config.test.precision == "tf32"):
+                one_image(name, read, config, scorer, device, output, annotations)
         except (ImageError, WindowError) as error:
             message = str(error) if str(path) in str(error) else f"{path}: {error}"
             if config.test.on_bad_image == "error":
@@ -114,34 +122,40 @@ def image_folder(config: PicardConfig, options: PredictionOptions) -> Path:
 
 def load_scorer(
     config: PicardConfig, options: PredictionOptions, device: torch.device
-) -> tuple[WindowScorer, int]:
+) -> tuple[WindowScorer | FastScorer, int]:
     """The networks of the wanted checkpoint as a window scorer, and its step."""
     needs_critic = "feature" in spaces_of(config.test.heatmap_metrics)
     roles = ("gen", "dis") if needs_critic else ("gen",)
     step = resolve_step(options.checkpoint_dir, options.checkpoint_iter, roles)
     generator = load_generator(options.checkpoint_dir, step, config.netG)
     critic = load_local_critic(options.checkpoint_dir, step, config) if needs_critic else None
-    layout = torch.channels_last
-    return WindowScorer(
-        generator.to(device, memory_format=layout),
-        critic.to(device, memory_format=layout) if critic is not None else None,
-        config.test.heatmap_metrics,
-        config.test.heatmap_M_inpaint,
-        config.test.mask_shape,
-    ), step
+    layout, test = torch.channels_last, config.test
+    generator = generator.to(device, memory_format=layout)
+    critic = critic.to(device, memory_format=layout) if critic is not None else None
+    parts = (
+        generator,
+        critic,
+        test.heatmap_metrics,
+        test.heatmap_M_inpaint,
+        test.mask_shape,
+    )
+    if test.engine == "plain":
+        return WindowScorer(*parts), step
+    options_of = {"precision": test.precision, "shared_masks": test.share_dropout_masks}
+    return FastScorer(*parts, compiled=test.compile, **options_of), step
 
 
 def one_image(
     name: str,
-    path: Path,
+    read: Callable[[], Tensor],
     config: PicardConfig,
-    scorer: WindowScorer,
+    scorer: WindowScorer | FastScorer,
     device: torch.device,
     output: HeatmapFolder,
     annotations: Annotations | None,
 ) -> None:
     """Reads, scores and writes one image."""
-    image = read_image(path, channels=config.netG.input_dim)
+    image = read()
     draw = dropout_of(scorer.generator, config.netG, config.test, config.seed, name)
     started = time.monotonic()
     with WindowBar(name, image, config, output) as bar:

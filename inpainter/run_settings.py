@@ -200,6 +200,16 @@ class TestConfig:
     windows reach its border. stretched: the grid of windows that fit, stretched over the image."""
     on_bad_image: Literal["skip", "error"] = "skip"
     """An unreadable image is skipped and counted, or stops the run."""
+    engine: Literal["fast", "plain"] = "fast"
+    """plain runs the whole network for every completion; fast gives the same numbers sooner."""
+    precision: Literal["fp32", "bf16", "tf32"] = "fp32"
+    """bf16 rounds weights and activations (fast engine); tf32 lets a GPU round products."""
+    share_dropout_masks: bool = False
+    """Drop the same channels in all windows of an image: for GPUs, where it is faster."""
+    compile: bool = False
+    """Compile the attention with torch.compile: some seconds at the start."""
+    refine: Literal["off"] | int = "off"
+    """K: score every K-th window first, the rest only around the upper fifth; else interpolate."""
 
     def __post_init__(self) -> None:
         require_image_shape("test.patch_shape", self.patch_shape)
@@ -210,5 +220,9 @@ class TestConfig:
             value = getattr(self, name)
             require(0 <= value < 1, f"test.{name}", value, "must be in [0, 1)")
         metrics = self.heatmap_metrics
+        refines = self.refine == "off" or self.refine >= 2
+        require(refines, "test.refine", self.refine, "must be off or an integer >= 2")
+        fits = self.engine == "fast" or self.precision != "bf16"
+        require(fits, "test.precision", self.precision, "bf16 needs test.engine: fast")
         distinct = 0 < len(metrics) == len(set(metrics))
         require(distinct, "test.heatmap_metrics", metrics, "needs one metric or more, each once")

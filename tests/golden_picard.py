@@ -16,6 +16,7 @@ from inpainter.attention import contextual_attention, match_offsets
 from inpainter.completion import WindowScorer
 from inpainter.critic import Critic
 from inpainter.dropout import ChannelDropout, live_layers
+from inpainter.fast.scorer import FastScorer
 from inpainter.generator import Completion, Generator
 from inpainter.heatmap import score_image, stitch
 from inpainter.masks import crop_boxes, discount_weights
@@ -270,11 +271,17 @@ def find(parameters: dict[str, Tensor], name: str, prefixes: tuple[str, ...]) ->
 
 
 def check_heatmap(folder: Path, entry: Entry, arrays: Arrays) -> None:
+    """The recorded scores and maps, by the plain and by the fast engine."""
+    for engine in (WindowScorer, FastScorer):
+        check_heatmap_by(engine, folder, entry, arrays)
+
+
+def check_heatmap_by(engine: type, folder: Path, entry: Entry, arrays: Arrays) -> None:
     settings, tolerance = entry["settings"], entry["tolerance"]
     image = as_tensor(arrays["image01"])[0]
     grids = group(arrays, "grid")
     generator, critic, test = heatmap_parts(folder, entry, arrays, tuple(grids))
-    scorer = WindowScorer(generator, critic, test.heatmap_metrics, settings["M"], test.mask_shape)
+    scorer = engine(generator, critic, test.heatmap_metrics, settings["M"], test.mask_shape)
     masks = {k: v.unflatten(0, (-1, settings["M"])) for k, v in keep_masks(arrays).items()}
 
     def draw(numbers: list[int], m: int) -> ChannelDropout:

@@ -8,6 +8,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from inpainter.completion import WindowScorer, dropout_of
 from inpainter.critic import Critic
+from inpainter.fast.scorer import FastScorer
 from inpainter.generator import Generator
 from inpainter.losses import interpolate_samples
 from inpainter.masks import box_mask, centre_mask, crop_boxes, discount_weights, masks_from_deltas
@@ -121,12 +122,13 @@ def test_boxes_on_the_cpu_crop_images_on_the_gpu() -> None:
         assert crop_boxes(on_cuda(2, 1, 32, 32), boxes).device.type == "cuda"
 
 
+@pytest.mark.parametrize("engine", [WindowScorer, FastScorer])
 @pytest.mark.parametrize("dropout_type", ["2D", "1D"])
-def test_windows_on_the_gpu_are_scored_there(fake, dropout_type) -> None:
+def test_windows_on_the_gpu_are_scored_there(fake, dropout_type, engine) -> None:
     nets = networks()
     test = CONFIG.test
     netG = dataclasses.replace(CONFIG.netG, dropout_type=dropout_type)
-    scorer = WindowScorer(nets.generator, nets.local_critic, test.heatmap_metrics, 2, (16, 16))
+    scorer = engine(nets.generator, nets.local_critic, test.heatmap_metrics, 2, (16, 16))
     draw = dropout_of(nets.generator, netG, test, 1, "image.png")
     scores = scorer(on_cuda(3, 1, 32, 32), [0, 1, 2], draw)
     assert set(scores) == set(test.heatmap_metrics)

@@ -1,0 +1,84 @@
+"""The published way of scoring windows, as a yardstick: the same numbers, all of its work.
+
+M copies of every window run through the whole network, attention is a loop over samples made of
+convolutions, the ground truth's features are computed once per completion, ELU is torch's own.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from inpainter.attention import NORM_EPSILON, SOFTMAX_SCALE
+from inpainter.completion import DrawDropout, WindowScorer
+from inpainter.dropout import ChannelDropout
+from inpainter.generator import FineGenerator, with_mask_planes
+from inpainter.masks import centre_crop, centre_mask
+from inpainter.scores import distances_over, l2_distance, metric_values
+
+
+class PublishedScorer(WindowScorer):
+    """Called as WindowScorer is; the images of a batch are tiled M times, as published."""
+
+    @torch.inference_mode()
+    def __call__(
+        self, windows: Tensor, numbers: Sequence[int], draw: DrawDropout
+    ) -> dict[str, Tensor]:
+        """Scores of a batch: every metric's (N,) values, larger = more anomalous."""
+        count = len(windows)
+        truth = centre_crop(windows, self.mask_hw).repeat(self.M, 1, 1, 1)
+        completions = centre_crop(self.complete_all(windows, numbers, draw), self.mask_hw)
+        spaces = {"image": (truth, completions)}
+        if "feature" in self.spaces:
+            spaces["feature"] = (self.critic.features(truth), self.critic.features(completions))
+        distances = {
+            space: distances_over(l2_distance(*pair).view(self.M, count))
+            for space, pair in spaces.items()
+        }
+        return metric_values(self.metrics, distances)
+
+    def complete_all(self, windows: Tensor, numbers: Sequence[int], draw: DrawDropout) -> Tensor:
+        """All completions at once, pasted into the windows: (M * N, C, H, W)."""
+        drops = [draw(numbers, m) for m in range(self.M)]
+        keep = {name: torch.cat([drop.keep[name] for drop in drops]) for name in drops[0].keep}
+        drop = ChannelDropout(keep, 1 - 1 / drops[0].scale)
+        images = windows.repeat(self.M, 1, 1, 1)
+        hw = (windows.shape[2], windows.shape[3])
+        mask = centre_mask(hw, self.mask_hw, windows.device).expand(len(images), -1, -1, -1)
+        known = images * (1 - mask)
+        result = self.generator.coarse_generator(known, mask, drop).clamp(-1, 1)
+        if self.generator.fine_generator is not None:
+            filled = known + result * mask
+            result = fine(self.generator.fine_generator, filled, mask, drop).clamp(-1, 1)
+        return result * mask + images * (1 - mask)
+
+
+def fine(stage: FineGenerator, filled: Tensor, mask: Tensor, drop: ChannelDropout) -> Tensor:
+    """The fine stage with the attention of one sample after the other; unclamped."""
+    x = with_mask_planes(filled, mask)
+    branch = stage.run(x, "", 1, 10, drop)
+    features = stage.run(x, "pm", 1, 6, drop)
+    attended = torch.cat([attention(sample[None], mask[:1]) for sample in features])
+    attended = stage.run(attended, "pm", 9, 10, drop)
+    return stage.run(torch.cat([branch, attended], dim=1), "all", 11, 17, drop)
+
+
+def attention(features: Tensor, mask: Tensor) -> Tensor:
+    """Contextual attention of one sample (1, C, H, W) by convolutions with its own patches."""
+    channels, height, width = features.shape[1:]
+    h, w = height // 2, width // 2
+    values = F.unfold(features, 4, stride=2, padding=1)[0].t().reshape(h * w, channels, 4, 4)
+    small = features[:, :, ::2, ::2]
+    keys = F.unfold(small, 3, padding=1)[0].t().reshape(h * w, channels, 3, 3)
+    keys = keys / (keys.square() + NORM_EPSILON).sum(dim=(1, 2, 3), keepdim=True).sqrt()
+    hole = F.unfold(mask[:, :, ::8, ::8].to(features.dtype), 3, padding=1).mean(1)  # (1, L)
+    usable = (hole == 0).to(features.dtype).view(1, -1, 1, 1)
+    logits = F.conv2d(small, keys, padding=1)  # (1, L keys, h, w)
+    diagonal = torch.eye(3, device=features.device, dtype=features.dtype)[None, None]
+    logits = F.conv2d(logits.view(1, 1, h * w, h * w), diagonal, padding=1)
+    logits = logits.view(1, h, w, h, w).permute(0, 2, 1, 4, 3).reshape(1, 1, h * w, h * w)
+    logits = F.conv2d(logits, diagonal, padding=1)
+    logits = logits.view(1, w, h, w, h).permute(0, 2, 1, 4, 3).reshape(1, h * w, h, w)
+    weights = torch.softmax(logits * usable * SOFTMAX_SCALE, dim=1) * usable
+    return F.conv_transpose2d(weights, values, stride=2, padding=1) / 4

@@ -1,0 +1,163 @@
+"""Contextual attention for the queries that are needed, from one product of pixel features.
+
+The arithmetic of `inpainter.attention`, reordered: the correlation of 3x3 patches is a sum of pixel
+correlations over diagonals, and so are the two fusings; pasting 4x4 patches with stride 2 is one
+matrix product for each parity of the output's rows and columns. N samples, C channels; keys lie on
+a grid h x w of half the features' resolution, queries on a part of it.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from inpainter.attention import NORM_EPSILON, SOFTMAX_SCALE
+from inpainter.fast.diagonals import along_columns, along_rows, fuse_columns, fuse_rows
+from inpainter.fast.geometry import Region, Span, whole
+
+NEGLIGIBLE = 1e-30
+PATCH_MARGIN = 2  # queries around the wanted ones: one for the 3x3 patch, one for the fusings
+
+
+class FastAttention:
+    """Attention of features over themselves, for one size of feature map and one hole.
+
+    hw: size of the feature map (even); wanted: region of the output; hole: region of the window
+    (four times hw), in multiples of 8 pixels; channels: those of the features before any were left
+    out, on which the norm's epsilon depends.
+    """
+
+    def __init__(self, hw: tuple[int, int], wanted: Region, hole: Region, channels: int) -> None:
+        self.grid = (hw[0] // 2, hw[1] // 2)
+        self.wanted = wanted
+        self.queries = Region(*(pasted(*pair) for pair in zip(wanted, self.grid, strict=True)))
+        inside = all(
+            span.lo >= PATCH_MARGIN and span.hi + PATCH_MARGIN <= side
+            for span, side in zip(self.queries, self.grid, strict=True)
+        )
+        if not inside:  # fused diagonals wrap around the grid of queries, so all are needed
+            self.queries = whole(self.grid)
+        self.inside = inside
+        self.hidden = Region(*(touching(*pair) for pair in zip(hole, self.grid, strict=True)))
+        self.channels = channels
+        self.epsilon = 9 * channels * NORM_EPSILON
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Features (N, C, H, W), channels_last -> (N, C, *wanted), channels_last."""
+        pixels = features.permute(0, 2, 3, 1)[:, ::2, ::2]
+        scores = self.patch_scores(pixels)
+        weights = self.weights(fuse_columns(fuse_rows(scores, self.inside), self.grid, self.inside))
+        return self.paste(weights, features)
+
+    def macs(self) -> float:
+        """Multiply-adds of its matrix products, for one sample."""
+        margin = PATCH_MARGIN if self.inside else 0
+        queries = [side + 2 * margin for side in self.queries.hw]
+        cells = [side - 2 * (margin > 0) for side in self.queries.hw]
+        keys = self.grid[0] * self.grid[1] * self.channels
+        return float(keys * (queries[0] * queries[1] + 4 * cells[0] * cells[1]))
+
+    def patch_scores(self, pixels: Tensor) -> Tensor:
+        """Correlation of query and key patches, keys normalised, times the softmax's scale.
+
+        pixels: (N, h, w, C)   returns: (N, qh, qw, h * w) in fp32; with a margin of one query on
+        each side where the queries are a part of the grid.
+        """
+        n, h, w, c = pixels.shape
+        margin = PATCH_MARGIN if self.inside else 0
+        rows, cols = (slice(span.lo - margin, span.hi + margin) for span in self.queries)
+        queries = pixels[:, rows, cols]
+        if not self.inside:
+            queries = F.pad(queries, (0, 0, 1, 1, 1, 1))
+        keys = F.pad(pixels, (0, 0, 1, 1, 1, 1))  # zeros around: diagonals end at the border
+        qh, qw = queries.shape[1:3]
+        gram = products(queries.reshape(n, qh * qw, c), keys.reshape(n, -1, c).transpose(1, 2))
+        gram = gram.float().view(n, qh, qw, -1)  # (N, qh, qw, (h+2)*(w+2))
+        width = w + 2
+        length = h * width - 2
+        start = width + 1  # of key (0, 0)
+        columns = sum_of_three(
+            *(gram[:, :, 1 + d : qw - 1 + d, 1 + d : gram.shape[3] - 1 + d] for d in (-1, 0, 1))
+        )  # key f is at f - 1
+        patches = sum_of_three(
+            *(
+                columns[:, 1 + d : qh - 1 + d, :, start - 1 + d * width :][..., :length]
+                for d in (-1, 0, 1)
+            )
+        )  # (N, qh - 2, qw - 2, length)
+        energy = keys.float().square().sum(3)[:, None]
+        norm = F.avg_pool2d(energy, 3, stride=1, divisor_override=1) + self.epsilon
+        factor = norm.rsqrt_().mul_(SOFTMAX_SCALE)  # (N, 1, h, w)
+        grid = patches.as_strided(
+            (n, qh - 2, qw - 2, h, w), (*patches.stride()[:3], width, 1), patches.storage_offset()
+        )
+        return (grid * factor[:, None]).flatten(3)
+
+    def weights(self, logits: Tensor) -> Tensor:
+        """(N, qh, qw, h * w) -> (N, qh, qw, h, w + 1): softmax over keys, zeros in the last column.
+
+        Hidden keys keep the logit 0 in the denominator and are zeroed afterwards (quirk P17).
+        """
+        n, qh, qw, _ = logits.shape
+        h, w = self.grid
+        padded = logits.new_full((n, qh, qw, h, w + 1), -torch.inf)
+        padded[..., :w] = logits.unflatten(3, (h, w))
+        self.hide(padded)
+        weights = torch.softmax(padded.flatten(3), dim=3)
+        # Denormal weights would slow the products that follow a hundredfold.
+        weights = F.threshold_(weights, NEGLIGIBLE, 0).unflatten(3, (h, w + 1))
+        self.hide(weights)
+        return weights
+
+    def hide(self, x: Tensor) -> None:
+        """Zeroes the hidden keys of x (N, qh, qw, h, w + 1)."""
+        rows, cols = self.hidden
+        x[..., rows.lo : rows.hi, cols.lo : cols.hi] = 0
+
+    def paste(self, weights: Tensor, features: Tensor) -> Tensor:
+        """Adds up the weighted 4x4 patches: output rows 2i take patches i and i - 1, and so on."""
+        n, channels = features.shape[:2]
+        h, w = self.grid
+        top, left = (2 * span.lo for span in self.queries)
+        if self.inside:
+            top, left = top + 2, left + 2
+            cells = (weights.shape[1] - 2, weights.shape[2] - 2)
+        else:
+            weights = F.pad(weights.flatten(3), (0, 0, 1, 1, 1, 1)).unflatten(3, (h, w + 1))
+            cells = self.grid
+        pixels = F.pad(features.permute(0, 2, 3, 1), (0, 0, 0, 2))  # column w of values is zero
+        out = features.new_empty(n, cells[0], 2, cells[1], 2, channels)
+        flat = weights.flatten(3)  # (N, qh, qw, h * (w + 1))
+        for a in (0, 1):
+            rows = along_rows(flat, a, w + 1)
+            for b in (0, 1):
+                both = along_columns(rows, b).view(n, cells[0] * cells[1], -1)
+                values = pixels[:, a::2, b::2].reshape(n, h * (w + 1), channels)
+                product = products(both.to(features.dtype), values)
+                out[:, :, a, :, b] = product.view(n, *cells, channels)
+        out = out.view(n, 2 * cells[0], 2 * cells[1], channels).permute(0, 3, 1, 2)
+        made = Region(Span(top, top + 2 * cells[0]), Span(left, left + 2 * cells[1]))
+        rows, cols = self.wanted.within(made)
+        return out[:, :, rows, cols] / 4
+
+
+def pasted(span: Span, side: int) -> Span:
+    """The patches, 4 wide at stride 2 from -1, that touch the pairs of outputs of a span."""
+    return Span(max(span.lo // 2 - 1, 0), min((span.hi + 1) // 2 + 1, side))
+
+
+def touching(hole: Span, side: int) -> Span:
+    """The keys, one for 8 pixels, whose 3x3 patch holds a pixel of the hole."""
+    return Span(max(hole.lo // 8 - 1, 0), min(-(-hole.hi // 8) + 1, side))
+
+
+def sum_of_three(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    return torch.add(a, b).add_(c)
+
+
+def products(a: Tensor, b: Tensor) -> Tensor:
+    """bmm; on a CPU as one product after the other, which use all threads and the faster kernel."""
+    if a.device.type != "cpu":
+        return torch.bmm(a, b)
+    if len(a) == 1:
+        return torch.mm(a[0], b[0])[None]
+    return torch.stack([torch.mm(*pair) for pair in zip(a, b, strict=True)])

@@ -1,0 +1,141 @@
+"""Which part of a layer's output is needed, reached by a change, or computable from a part.
+
+All intervals are half-open, in pixels of the layer's own resolution, and clipped to the image; a
+convolution pads with zeros where an interval meets the image's border.
+"""
+
+from typing import NamedTuple
+
+
+class Span(NamedTuple):
+    """[lo, hi) along one axis."""
+
+    lo: int
+    hi: int
+
+    def hull(self, other: "Span") -> "Span":
+        return Span(min(self.lo, other.lo), max(self.hi, other.hi))
+
+    def common(self, other: "Span") -> "Span":
+        lo = max(self.lo, other.lo)
+        return Span(lo, max(lo, min(self.hi, other.hi)))
+
+    def within(self, outer: "Span") -> slice:
+        """Where this span lies in a tensor that holds `outer`."""
+        return slice(self.lo - outer.lo, self.hi - outer.lo)
+
+    def __len__(self) -> int:
+        return self.hi - self.lo
+
+
+class Region(NamedTuple):
+    """A rectangle: rows and columns."""
+
+    rows: Span
+    cols: Span
+
+    def hull(self, other: "Region") -> "Region":
+        return Region(self.rows.hull(other.rows), self.cols.hull(other.cols))
+
+    def common(self, other: "Region") -> "Region":
+        return Region(self.rows.common(other.rows), self.cols.common(other.cols))
+
+    def within(self, outer: "Region") -> tuple[slice, slice]:
+        """Index of this region in the last two dimensions of a tensor that holds `outer`."""
+        return self.rows.within(outer.rows), self.cols.within(outer.cols)
+
+    def covers(self, other: "Region") -> bool:
+        return self.common(other) == other
+
+    @property
+    def hw(self) -> tuple[int, int]:
+        return self.rows.hi - self.rows.lo, self.cols.hi - self.cols.lo
+
+    @property
+    def area(self) -> int:
+        return self.hw[0] * self.hw[1]
+
+
+def whole(hw: tuple[int, int]) -> Region:
+    """The region of a complete image of hw pixels."""
+    return Region(Span(0, hw[0]), Span(0, hw[1]))
+
+
+def centre(hw: tuple[int, int], hole_hw: tuple[int, int]) -> Region:
+    """The central hole of an image, as `inpainter.masks.centre_corner` places it."""
+    top, left = ((size - hole) // 2 for size, hole in zip(hw, hole_hw, strict=True))
+    return Region(Span(top, top + hole_hw[0]), Span(left, left + hole_hw[1]))
+
+
+class Taps(NamedTuple):
+    """What a convolution reads along one axis: a span of the input, then zeros around it."""
+
+    span: Span
+    before: int
+    after: int
+
+
+class Reach(NamedTuple):
+    """The geometry of a layer: same-padded convolution, after a nearest ×2 upsampling if `up`."""
+
+    kernel: int
+    stride: int = 1
+    dilation: int = 1
+    up: bool = False
+
+    @property
+    def padding(self) -> int:
+        return self.dilation * (self.kernel // 2)
+
+    def out_size(self, size: int) -> int:
+        return 2 * size if self.up else (size - 1) // self.stride + 1
+
+    def out_hw(self, hw: tuple[int, int]) -> tuple[int, int]:
+        return self.out_size(hw[0]), self.out_size(hw[1])
+
+    def taps(self, out: Span, size: int) -> Taps:
+        """What the outputs [lo, hi) read of an input of `size` pixels.
+
+        For an upsampling layer in pixels before the upsampling; its 2x2 phases of the taps [a, b)
+        give the outputs [2a + 1, 2b - 1).
+        """
+        if self.up:
+            lo, hi = (out.lo - 1) // 2, (out.hi + 2) // 2
+        else:
+            lo = out.lo * self.stride - self.padding
+            hi = (out.hi - 1) * self.stride - self.padding + self.dilation * (self.kernel - 1) + 1
+        span = Span(min(max(lo, 0), size), max(min(hi, size), 0))
+        return Taps(span, max(-lo, 0), max(hi - size, 0))
+
+    def needed(self, out: Region, hw: tuple[int, int]) -> Region:
+        """The part of an input of hw pixels that an output region is made of."""
+        return Region(self.taps(out.rows, hw[0]).span, self.taps(out.cols, hw[1]).span)
+
+    def reached(self, changed: Region, hw: tuple[int, int]) -> Region:
+        """The outputs that a change of the input region can alter."""
+        return Region(self._reached(changed.rows, hw[0]), self._reached(changed.cols, hw[1]))
+
+    def _reached(self, changed: Span, size: int) -> Span:
+        if self.up:
+            lo, hi = 2 * changed.lo - 1, 2 * changed.hi + 1
+        else:
+            first = changed.lo + self.padding - self.dilation * (self.kernel - 1)
+            lo = -(-first // self.stride)
+            hi = (changed.hi - 1 + self.padding) // self.stride + 1
+        return Span(max(lo, 0), min(hi, self.out_size(size)))
+
+    def computable(self, known: Region, hw: tuple[int, int]) -> Region:
+        """The outputs that can be computed where the input is known in a region only."""
+        return Region(self._computable(known.rows, hw[0]), self._computable(known.cols, hw[1]))
+
+    def _computable(self, known: Span, size: int) -> Span:
+        from_border, to_border = known.lo == 0, known.hi == size
+        if self.up:
+            lo = 0 if from_border else 2 * known.lo + 1
+            hi = 2 * size if to_border else 2 * known.hi - 1
+        else:
+            reach = self.dilation * (self.kernel - 1)
+            lo = 0 if from_border else -(-(known.lo + self.padding) // self.stride)
+            last = (known.hi - 1 + self.padding - reach) // self.stride
+            hi = self.out_size(size) if to_border else last + 1
+        return Span(lo, max(lo, hi))

@@ -1,0 +1,237 @@
+"""Scores windows as `inpainter.completion.WindowScorer` does, without its waste.
+
+N windows, M completions, C channels, H x W window, h x w hole.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from inpainter.completion import DrawDropout, WindowScorer
+from inpainter.critic import Critic, to_channels
+from inpainter.dropout import ChannelDropout
+from inpainter.fast.coarse import CoarsePrefix, FastCoarse
+from inpainter.fast.dropping import NOTHING, Dropping, dropping_of
+from inpainter.fast.fine import FastFine, Surroundings
+from inpainter.fast.layers import Arithmetic
+from inpainter.fast.workspace import Workspace
+from inpainter.generator import Generator
+from inpainter.masks import centre_crop, centre_mask
+from inpainter.scores import distances_over, l2_distance, metric_values, spaces_of
+from inpainter.settings import Metric
+
+Precision = Literal["fp32", "bf16", "tf32"]
+
+THIN_FROM_PIXELS = 128 * 128
+"""Windows of at least this size are thinned one by one on a CPU: below, gathering the weights of
+every window costs more than the convolutions that it saves."""
+
+
+class Prepared:
+    """What all completions of a batch share, and what turned out to be the same for all so far."""
+
+    def __init__(self, prefix: CoarsePrefix, around: Surroundings | None) -> None:
+        self.prefix = prefix
+        self.around = around
+        self.coarse: Tensor | None = None
+
+
+class FastScorer:
+    """Scores windows by completion distance; called as WindowScorer is, with the same results.
+
+    generator, critic, metrics, M, mask_hw: as of WindowScorer. precision: bf16 rounds activations
+    and weights, softmax and norms stay in fp32. shared_masks: all windows of a batch drop the same
+    channels, which are then left out of the convolutions. thin: leave them out window by window;
+    none = where it is faster. minimal_filtering: see `inpainter.fast.winograd`. compiled: the
+    attention goes through torch.compile. The weights are taken at the first call and not looked at
+    again.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        critic: Critic | None,
+        metrics: tuple[Metric, ...],
+        M: int,
+        mask_hw: tuple[int, int],
+        *,
+        precision: Precision = "fp32",
+        shared_masks: bool = False,
+        thin: bool | None = None,
+        minimal_filtering: bool = True,
+        compiled: bool = False,
+    ) -> None:
+        self.plain = WindowScorer(generator, critic, metrics, M, mask_hw)
+        self.generator, self.critic = generator, critic
+        self.metrics, self.M, self.mask_hw = metrics, M, mask_hw
+        self.spaces = frozenset(spaces_of(metrics))
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.arithmetic = Arithmetic(dtype, Workspace(), minimal_filtering)
+        self.shared_masks, self.thin, self.compiled = shared_masks, thin, compiled
+        self.parts = (generator, critic, metrics, M, mask_hw)
+        self.options = {
+            "precision": precision,
+            "shared_masks": shared_masks,
+            "thin": thin,
+            "minimal_filtering": minimal_filtering,
+            "compiled": compiled,
+        }
+        self.pool: ThreadPoolExecutor | None = None
+        self.stages: dict[tuple[int, int], tuple[FastCoarse, FastFine | None]] = {}
+
+    @torch.inference_mode()
+    def __call__(
+        self, windows: Tensor, numbers: Sequence[int], draw: DrawDropout | None
+    ) -> dict[Metric, Tensor]:
+        """Scores of a batch: every metric's (N,) values, larger = more anomalous.
+
+        windows: (N, C, H, W) in [-1, 1]; numbers: the windows' numbers in their image.
+        """
+        if not self.one_by_one(windows):
+            return self.score(windows, numbers, draw)
+        tasks = [
+            (windows[i : i + 1], numbers[i : i + 1], self.drawn(numbers[i : i + 1], draw))
+            for i in range(len(windows))
+        ]
+        workers = torch.get_num_threads() if windows.device.type == "cpu" else 1
+        if workers > 1 and len(windows) > 1:
+            single = self.side_by_side(tasks, workers)
+        else:
+            single = [self.score(*task) for task in tasks]
+        return {metric: torch.cat([s[metric] for s in single]) for metric in self.metrics}
+
+    def drawn(self, numbers: Sequence[int], draw: DrawDropout | None) -> DrawDropout | None:
+        """The same masks, drawn now: `draw` remembers its last windows only."""
+        if draw is None:
+            return None
+        drops = [draw(numbers, m) for m in range(self.M)]
+        return lambda _, m: drops[m]
+
+    def side_by_side(self, tasks: list[tuple], workers: int) -> list[dict[Metric, Tensor]]:
+        """Scores windows in threads of one core each: no core waits for another within a layer."""
+        if self.pool is None:
+            self.pool = ThreadPoolExecutor(
+                workers, initializer=torch.set_num_threads, initargs=(1,)
+            )
+            self.idle = SimpleQueue()
+            for _ in range(workers):  # scratch memory is not shared between threads
+                self.idle.put(FastScorer(*self.parts, **self.options))
+
+        def score(task: tuple) -> dict[Metric, Tensor]:
+            scorer = self.idle.get()
+            try:
+                with torch.inference_mode():
+                    return scorer.score(*task)
+            finally:
+                self.idle.put(scorer)
+
+        return list(self.pool.map(score, tasks))
+
+    def one_by_one(self, windows: Tensor) -> bool:
+        """Whether windows are completed one at a time, so that each is thinned by its own masks."""
+        if self.thin is not None:
+            return self.thin
+        large = windows.shape[2] * windows.shape[3] >= THIN_FROM_PIXELS
+        return windows.device.type == "cpu" and large
+
+    def score(
+        self, windows: Tensor, numbers: Sequence[int], draw: DrawDropout | None
+    ) -> dict[Metric, Tensor]:
+        """Scores of windows that are completed together."""
+        truth = self.represent(centre_crop(windows, self.mask_hw))
+        distances: dict[str, list[Tensor]] = {space: [] for space in truth}
+        if self.spaces - {"no_dropout"}:
+            for completion in self.completions(windows, numbers, draw):
+                estimate = self.represent(completion)
+                for space, values in distances.items():
+                    values.append(l2_distance(truth[space], estimate[space]))
+        stacked = {space: distances_over(values) for space, values in distances.items() if values}
+        if "no_dropout" in self.spaces:
+            (estimate,) = self.completions(windows, numbers, None)
+            distance = l2_distance(centre_crop(windows, self.mask_hw), estimate)
+            stacked["no_dropout"] = distance[:, None]
+        return metric_values(self.metrics, stacked)
+
+    def completions(
+        self, windows: Tensor, numbers: Sequence[int], draw: DrawDropout | None
+    ) -> Iterator[Tensor]:
+        """The holes' completions, (N, C, h, w) each, one after the other; one if nothing drops."""
+        if len(windows) > 1 and self.one_by_one(windows):
+            single = [
+                list(self.completions(windows[i : i + 1], numbers[i : i + 1], draw))
+                for i in range(len(windows))
+            ]
+            yield from map(torch.cat, zip(*single, strict=True))
+            return
+        prepared = None
+        for m in range(self.M if draw is not None else 1):
+            drop = draw(numbers, m) if draw is not None else None
+            if drop is not None and not isinstance(drop, ChannelDropout):
+                yield self.plain.complete(windows, drop)
+                continue
+            live = frozenset(drop.keep) if drop is not None else frozenset()
+            if prepared is None:
+                prepared = self.prepare(windows, live)
+            yield self.complete(prepared, live, self.dropping(drop, windows))
+
+    def dropping(self, drop: ChannelDropout | None, windows: Tensor) -> Dropping:
+        if drop is None:
+            return NOTHING
+        thin = self.shared_masks or self.one_by_one(windows)
+        like = windows.new_empty(0, dtype=self.arithmetic.dtype)
+        return dropping_of(drop, like, thin=thin, multiple=8)
+
+    def stages_for(self, window_hw: tuple[int, int]) -> tuple[FastCoarse, FastFine | None]:
+        """Both stages for a size of window, planned at its first use."""
+        if window_hw not in self.stages:
+            coarse, fine = self.generator.coarse_generator, self.generator.fine_generator
+            sizes = (window_hw, self.mask_hw, self.arithmetic)
+            self.stages[window_hw] = (
+                FastCoarse(coarse, *sizes),
+                FastFine(fine, *sizes) if fine is not None else None,
+            )
+            if self.compiled and fine is not None:
+                stage = self.stages[window_hw][1]
+                stage.attend = torch.compile(stage.attend)
+        return self.stages[window_hw]
+
+    def prepare(self, windows: Tensor, live: frozenset[str]) -> Prepared:
+        """What the completions of a batch share; live: the layers that drop."""
+        coarse, fine = self.stages_for((windows.shape[2], windows.shape[3]))
+        mask = centre_mask((windows.shape[2], windows.shape[3]), self.mask_hw, windows.device)
+        known = windows * (1 - mask)
+        around = fine.surroundings(known, live) if fine is not None else None
+        self.current = (coarse, fine)
+        return Prepared(coarse.prefix(known, live), around)
+
+    def complete(self, prepared: Prepared, live: frozenset[str], dropping: Dropping) -> Tensor:
+        """One completion of every window's hole, (N, C, h, w) in [-1, 1], fp32."""
+        coarse, fine = self.current
+        if prepared.coarse is None or live & set(coarse.chain.names):
+            prepared.coarse = coarse.complete(prepared.prefix, dropping)
+        if fine is None:
+            return prepared.coarse.float()
+        return fine.complete(prepared.around, prepared.coarse, dropping).float()
+
+    def represent(self, holes: Tensor) -> dict[str, Tensor]:
+        """Holes (N, C, h, w) as the metrics' spaces see them: pixels, critic features, or both."""
+        spaces = {}
+        if "image" in self.spaces:
+            spaces["image"] = holes
+        if "feature" in self.spaces:
+            spaces["feature"] = self.features(holes)
+        return spaces
+
+    def features(self, holes: Tensor) -> Tensor:
+        """The critic's features of holes, in the arithmetic's type: (N, 4d, h/16, w/16)."""
+        x = to_channels(holes, self.critic.channels).to(self.arithmetic.dtype)
+        for block in self.critic.dis_conv_module.children():
+            conv = block.conv
+            weight, bias = conv.weight.to(x.dtype), conv.bias.to(x.dtype)
+            x = F.leaky_relu_(F.conv2d(x, weight, bias, stride=2, padding=2), 0.2)
+        return x

@@ -1,0 +1,74 @@
+"""Small random networks and dropout for comparing the fast engine with the plain one."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from inpainter.completion import DrawDropout, WindowScorer, channel_dropout_of
+from inpainter.critic import Critic
+from inpainter.dropout import live_layers
+from inpainter.fast.scorer import FastScorer
+from inpainter.generator import Generator
+from inpainter.settings import GeneratorConfig
+
+METRICS = ("MCD_image", "MCD_feature", "MeanCD_image", "MedCD_feature", "no_dropout")
+NGF = 4
+
+
+def with_gain(module: nn.Module, gain: float, seed: int) -> nn.Module:
+    """Weights drawn with a standard deviation of gain / sqrt(fan in), biases with 0.1."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in module.parameters():
+        std = gain / parameter[0].numel() ** 0.5 if parameter.ndim == 4 else 0.1
+        with torch.no_grad():
+            parameter.normal_(std=std, generator=generator)
+    return module.eval()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison: sizes in pixels, p the dropout rate, `settings` the generator's."""
+
+    window: tuple[int, int]
+    hole: tuple[int, int]
+    channels: int = 1
+    N: int = 2
+    M: int = 2
+    p: float = 0.5
+    critic_channels: int = 1
+    gain: float = 1.3
+    settings: tuple[tuple[str, object], ...] = ()
+
+    def networks(self) -> tuple[Generator, Critic]:
+        generator = Generator(self.config())
+        critic = Critic(self.critic_channels, NGF, self.hole)
+        return with_gain(generator, self.gain, 1), with_gain(critic, 1.3, 2)
+
+    def config(self) -> GeneratorConfig:
+        return GeneratorConfig(input_dim=self.channels, ngf=NGF, **dict(self.settings))
+
+    def windows(self) -> Tensor:
+        generator = torch.Generator().manual_seed(3)
+        return torch.rand(self.N, self.channels, *self.window, generator=generator) * 2 - 1
+
+    def draw(self, generator: Generator) -> DrawDropout:
+        channels = generator.droppable_layers()
+        layers = {name: channels[name] for name in live_layers(self.config(), list(channels))}
+        return channel_dropout_of(layers, self.M, self.p, 5, "image.png")
+
+    def scores(self, draw: DrawDropout | None = None, **options) -> tuple[dict, dict]:
+        """Scores of the plain and of the fast engine, fed the same masks."""
+        networks = self.networks()
+        draw = draw or self.draw(networks[0])
+        numbers = list(range(self.N))
+        parts = (*networks, METRICS, self.M, self.hole)
+        plain = WindowScorer(*parts)(self.windows(), numbers, draw)
+        return plain, FastScorer(*parts, **options)(self.windows(), numbers, draw)
+
+
+def worst_error(plain: dict[str, Tensor], fast: dict[str, Tensor]) -> float:
+    """Largest relative difference of any score; the plain ones must be worth comparing."""
+    assert plain.keys() == fast.keys()
+    assert all(bool((values > 1e-3).all()) for values in plain.values())
+    return max(float(((fast[k] - v) / v).abs().max()) for k, v in plain.items())

@@ -1,0 +1,143 @@
+"""The fast engine gives the plain engine's scores, to 1e-5 of their value."""
+
+import pytest
+import torch
+
+from inpainter.completion import WindowScorer, element_dropout_of
+from inpainter.dropout import ChannelDropout
+from inpainter.fast.scorer import FastScorer
+from tests.fast_tools import METRICS, Case, worst_error
+
+LIMIT = 1e-5
+PUBLISHED = Case((128, 128), (64, 64))
+
+
+def net(**settings) -> tuple[tuple[str, object], ...]:
+    return tuple(settings.items())
+
+
+GATED = net(conv_type="gated", elu="fast")
+CASES = {
+    "hole of half the window": PUBLISHED,
+    "one window": Case((128, 128), (64, 64), N=1),
+    "attention around a small hole, nothing touches the border": Case((256, 192), (48, 64), N=1),
+    "sides that differ": Case((64, 96), (48, 16)),
+    "hole as large as the window": Case((64, 64), (64, 64)),
+    "hole of one window row less": Case((64, 64), (48, 64)),
+    "smallest": Case((32, 32), (16, 16), N=3),
+    "colour, critic sees grey": Case((64, 64), (32, 32), channels=3),
+    "colour, critic sees colour": Case((64, 64), (32, 32), channels=3, critic_channels=3),
+    "gated": Case((96, 96), (32, 32), gain=1.9, settings=GATED),
+    "gated, all": Case((96, 96), (32, 32), gain=1.9, settings=(*GATED, ("dropout_which", "ALL"))),
+    "coarse only": Case((96, 96), (32, 32), settings=net(stages="coarse")),
+    "coarse only, gated": Case(
+        (96, 96), (32, 32), gain=1.9, settings=(*GATED, ("stages", "coarse"))
+    ),
+    "other dilations": Case((96, 96), (32, 32), settings=net(dilations=(1, 3, 5, 7))),
+    "all layers drop": Case((128, 128), (32, 32), settings=net(dropout_which="ALL")),
+    "coarse layers drop": Case((96, 96), (32, 32), settings=net(dropout_which="COARSE")),
+    "fine layers drop": Case((128, 128), (32, 32), settings=net(dropout_which="FINE")),
+    "entries without self": Case((96, 96), (32, 32), settings=net(strip_self_prefix=True)),
+    "one late fine layer drops": Case(
+        (96, 96),
+        (32, 32),
+        settings=net(custom_drop_layers_coarse=(), custom_drop_layers_fine=("allconv14",)),
+    ),
+    "attention's features drop": Case(
+        (96, 96),
+        (32, 32),
+        settings=net(custom_drop_layers_fine=("pmconv6", "fine_generator.conv8")),
+    ),
+    "nothing drops": Case((96, 96), (32, 32), p=0.0),
+    "nearly everything drops": Case((96, 96), (32, 32), p=0.9, settings=net(dropout_which="ALL")),
+    "a mask for each sample": Case((64, 64), (32, 32), settings=net(attention_mask="per_sample")),
+}
+
+
+@pytest.mark.parametrize("thin", [False, True], ids=["multiplied", "thinned"])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_fast_scores_are_the_plain_ones(case: Case, thin: bool) -> None:
+    assert worst_error(*case.scores(thin=thin)) < LIMIT
+
+
+@pytest.mark.parametrize("thin", [False, True], ids=["multiplied", "thinned"])
+@pytest.mark.parametrize("layer", ["coarse_generator.conv5", "fine_generator.pmconv6"])
+def test_a_layer_may_drop_every_channel(layer: str, thin: bool) -> None:
+    case = Case((96, 96), (32, 32), settings=net(dropout_which="ALL"))
+    plenty = case.draw(case.networks()[0])
+
+    def draw(numbers, m):
+        drop = plenty(numbers, m)
+        none = torch.zeros_like(drop.keep[layer])
+        return ChannelDropout({**drop.keep, layer: none}, case.p)
+
+    assert worst_error(*case.scores(draw, thin=thin)) < LIMIT
+
+
+def test_completions_are_the_plain_ones_pixel_by_pixel() -> None:
+    generator, critic = PUBLISHED.networks()
+    parts = (generator, critic, METRICS, PUBLISHED.M, PUBLISHED.hole)
+    draw = PUBLISHED.draw(generator)
+    with torch.inference_mode():
+        fast = list(FastScorer(*parts).completions(PUBLISHED.windows(), [0, 1], draw))
+        plain = list(WindowScorer(*parts).completions(PUBLISHED.windows(), [0, 1], draw))
+    assert len(fast) == PUBLISHED.M
+    assert torch.stack(plain).std() > 0.05
+    torch.testing.assert_close(torch.stack(fast), torch.stack(plain), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("thin", [False, True], ids=["multiplied", "thinned"])
+def test_score_of_a_window_does_not_depend_on_the_batch(thin: bool) -> None:
+    case = Case((64, 64), (32, 32), N=32)
+    generator, critic = case.networks()
+    draw = case.draw(generator)
+    scorer = FastScorer(generator, critic, METRICS, case.M, case.hole, thin=thin)
+    together = scorer(case.windows(), list(range(32)), draw)
+    alone = scorer(case.windows()[30:31], [30], draw)
+    assert worst_error({k: v[30:31] for k, v in together.items()}, alone) < LIMIT
+
+
+def test_masks_that_all_windows_share_are_thinned_for_the_batch() -> None:
+    case = Case((64, 64), (32, 32), N=3)
+    plenty = case.draw(case.networks()[0])
+
+    def draw(numbers, m):
+        drop = plenty([0], m)
+        keep = {name: rows.expand(len(numbers), -1) for name, rows in drop.keep.items()}
+        return ChannelDropout(keep, case.p)
+
+    assert worst_error(*case.scores(draw, shared_masks=True)) < LIMIT
+
+
+def test_dropout_of_single_elements_takes_the_plain_path() -> None:
+    case = Case((64, 64), (32, 32))
+    draw = element_dropout_of(["coarse_generator.conv5"], 0.5, 3, "image.png")
+    assert worst_error(*case.scores(draw)) < LIMIT
+
+
+def test_without_dropout_there_is_one_completion() -> None:
+    generator, critic = PUBLISHED.networks()
+    scorer = FastScorer(generator, critic, METRICS, 7, PUBLISHED.hole)
+    with torch.inference_mode():
+        assert len(list(scorer.completions(PUBLISHED.windows(), [0, 1], None))) == 1
+
+
+def test_bf16_scores_are_near_and_rank_the_same() -> None:
+    case = Case((64, 64), (32, 32), N=8, M=3)
+    plain, fast = case.scores(precision="bf16")
+    assert worst_error(plain, fast) < 0.05
+    assert worst_error(plain, fast) > 0
+
+
+def test_direct_convolutions_can_be_asked_for() -> None:
+    assert worst_error(*PUBLISHED.scores(minimal_filtering=False)) < LIMIT
+
+
+def test_windows_scored_side_by_side_keep_their_order() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        case = Case((64, 64), (32, 32), N=5)
+        assert worst_error(*case.scores(thin=True)) < LIMIT
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,63 @@
+"""Scoring in two passes, and reading ahead."""
+
+import threading
+
+import pytest
+import torch
+
+from common.prefetch import prefetched
+from inpainter.refine import filled_in, first_pass, second_pass
+from inpainter.windows import window_grid
+
+GRID = window_grid((96, 112), (32, 32), 16, "stretched")  # 5 x 6 windows
+
+
+def test_first_pass_takes_every_other_window_and_the_last_ones() -> None:
+    rows, cols = (0, 2, 4), (0, 2, 4, 5)
+    assert first_pass(GRID, 2) == [6 * row + col for row in rows for col in cols]
+
+
+def test_second_pass_takes_the_neighbours_of_the_highest() -> None:
+    scores = torch.zeros(30)
+    scores[6 * 2 + 2] = 1.0
+    around = {6 * row + col for row in (1, 2, 3) for col in (1, 2, 3)}
+    assert set(second_pass({"MCD_image": scores}, GRID, 2)) == around - set(first_pass(GRID, 2))
+
+
+def test_windows_between_are_interpolated_and_known_ones_stay() -> None:
+    rows, cols = torch.arange(5.0)[:, None], torch.arange(6.0)[None, :]
+    plane = (10 * rows + cols).flatten()
+    values = torch.zeros(30)
+    done = first_pass(GRID, 2)
+    values[done] = plane[done]
+    values[7] = -3.0
+    expected = plane.clone()
+    expected[7] = -3.0
+    torch.testing.assert_close(filled_in(values, GRID, 2, [*done, 7]), expected)
+
+
+def test_the_next_item_is_loaded_while_the_present_one_is_used() -> None:
+    loaded = {number: threading.Event() for number in range(3)}
+
+    def load(number: int) -> int:
+        loaded[number].set()
+        return number * 10
+
+    seen = []
+    for number, get in prefetched(range(3), load):
+        if number < 2:
+            assert loaded[number + 1].wait(timeout=5)
+        seen.append((number, get()))
+    assert seen == [(0, 0), (1, 10), (2, 20)]
+
+
+def test_what_goes_wrong_in_loading_is_raised_where_the_item_is_used() -> None:
+    def load(number: int) -> int:
+        if number == 1:
+            raise OSError("unreadable")
+        return number
+
+    gets = dict(prefetched(range(2), load))
+    assert gets[0]() == 0
+    with pytest.raises(OSError, match="unreadable"):
+        gets[1]()
