@@ -149,7 +149,7 @@ def test_what_weights_do_not_show_is_compared_with_the_settings_beside_them(fold
 
 def test_a_critic_of_another_width_is_refused(folder) -> None:
     config = load_config(PicardConfig, published_file(folder), ["netD.ndf=16"])
-    with pytest.raises(CheckpointError, match=r"dis_00020000\.pt does not fit the settings"):
+    with pytest.raises(CheckpointError, match=r"netD\.ndf: checkpoint 8, settings 16"):
         predict(config, PredictionOptions(folder / "model"))
 
 
