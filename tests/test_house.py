@@ -10,6 +10,7 @@ import yaml
 
 from common.config import REPOSITORY, load_config
 from common.config_types import leaf_types
+from dia.settings import DiaFile
 from inpainter.settings import PicardConfig
 
 MAY_IMPORT = {
@@ -24,7 +25,7 @@ THIRD_PARTY = {
     *("matplotlib", "tqdm", "nrrd", "pydicom", "tifffile", "pytest"),
 }
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
-SETTINGS_OF: dict[str, type] = {}
+SETTINGS_OF: dict[str, type] = {"dia": DiaFile}
 """Stem of a file in configs/ -> settings class, where that is not PicardConfig."""
 
 
