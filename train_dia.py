@@ -12,6 +12,7 @@ from common.flags import add_flags, load_from_flags
 from common.images import ImageError
 from common.loops import TrainingFailedError
 from common.runtime import RuntimeSetupError
+from dia.macs import describe_macs
 from dia.settings import DiaConfig
 from dia.training import train
 
@@ -23,6 +24,11 @@ EXPECTED = (
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--print_macs",
+        action="store_true",
+        help="print the multiply-accumulate operations of one image and stop",
+    )
     add_common_arguments(parser, DiaConfig)
     add_flags(parser, DiaConfig)
     return parser.parse_args()
@@ -35,6 +41,9 @@ def main() -> int:
         config = load_from_flags(DiaConfig, arguments, other_sections=("diffusion",))
         if arguments.dry_run:
             print(config_to_yaml(config), end="")
+            return 0
+        if arguments.print_macs:
+            print(describe_macs(config))
             return 0
         trained = train(config, command=sys.argv)
     except EXPECTED as error:

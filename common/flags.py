@@ -18,7 +18,7 @@ from common.config import (
     typed,
 )
 from common.config_types import leaf_types
-from common.config_yaml import read_yaml
+from common.config_yaml import parse_value, read_yaml
 
 LOG = logging.getLogger(__name__)
 Settings = TypeVar("Settings")
@@ -89,6 +89,8 @@ def load_from_flags(
 
 def _flag_value(cls: type, name: str, key: str, given: Any) -> dict[str, Any]:
     try:
+        if isinstance(given, list) and _is_number_list(leaf_types(cls)[key]):
+            given = [parse_value(_as_float_text(text)) for text in given]
         if isinstance(given, list | bool | int):
             return {key: typed(cls, key, given, "the command line")}
         if float in (leaf_types(cls)[key], *get_args(leaf_types(cls)[key])):
@@ -104,6 +106,12 @@ def _is_list(annotation: Any) -> bool:
     return any(get_origin(member) is tuple for member in members)
 
 
+def _is_number_list(annotation: Any) -> bool:
+    members = [annotation, *get_args(annotation)]
+    elements = [get_args(member) for member in members if get_origin(member) is tuple]
+    return any(element in (int, float) for inner in elements for element in inner)
+
+
 def _choices(annotation: Any) -> tuple[Any, ...]:
     members = [m for m in (annotation, *get_args(annotation)) if m is not NoneType]
     return next((get_args(m) for m in members if get_origin(m) is Literal), ())
@@ -111,6 +119,8 @@ def _choices(annotation: Any) -> tuple[Any, ...]:
 
 def _as_float_text(text: str) -> str:
     """The number as YAML writes it: 1e-6, which YAML takes for text, becomes 1.0e-06."""
+    if text.lstrip("+-").isdigit():
+        return text
     try:
         number = repr(float(text))
     except ValueError:

@@ -169,12 +169,12 @@ def _from_folders(
         )
     if not folder.is_dir():
         raise DatasetError(f"{folder} does not exist. {_expected_tree(row, root)}")
-    # Test folders may lack a class; class numbers are those of the train folders.
-    reference = root / "train" if (root / "train").is_dir() else folder
-    folders = row.classes or tuple(sorted(p.name for p in reference.iterdir() if p.is_dir()))
+    # Test folders may lack a class; classes that only the test set has come after the others.
+    folders = row.classes or _class_folders(root, folder)
     missing = [name for name in folders if not (folder / name).is_dir()]
-    if not folders or (missing and (split == "train" or len(missing) == len(folders))):
-        what = f"lacks the class folder {', '.join(missing)}" if folders else "has no class folders"
+    lacking = [name for name in missing if row.classes or not (root / "test" / name).is_dir()]
+    if not folders or (lacking and (split == "train" or len(missing) == len(folders))):
+        what = f"lacks the class folder {', '.join(lacking)}" if folders else "has no class folders"
         raise DatasetError(f"{folder} {what}. {_expected_tree(row, root)}")
     files, labels = [], []
     for number, name in enumerate(folders):
@@ -187,6 +187,15 @@ def _from_folders(
     classes = ("normal", "anomalous") if row.binary else folders
     names = [file.relative_to(root).as_posix() for file in files]
     return ImageSet(files, labels, names, classes=classes, size=size, refuse_grey=refuse_grey)
+
+
+def _class_folders(root: Path, folder: Path) -> tuple[str, ...]:
+    """Names of the train split's class folders, sorted, then of those of the test split alone."""
+    names: list[str] = []
+    for split in (root / "train", root / "test", folder):
+        found = sorted(p.name for p in split.iterdir() if p.is_dir()) if split.is_dir() else []
+        names += [name for name in found if name not in names]
+    return tuple(names)
 
 
 def _expected_tree(row: DatasetRow, root: Path) -> str:

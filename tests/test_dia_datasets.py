@@ -73,6 +73,17 @@ def test_single_training_image_is_refused(tmp_path: Path) -> None:
         training_images(config)
 
 
+def test_classes_of_the_test_split_alone_come_after_those_of_training(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"good": 2})
+    write_tree(tmp_path, {"crack": 1, "good": 1}, split="test")
+    train, test = (load_set("folder", tmp_path, split, size=16) for split in ("train", "test"))
+    assert train.classes == test.classes == ("good", "crack")
+    assert dict(zip(test.names, test.labels.tolist(), strict=True)) == {
+        "test/good/0.png": 0,
+        "test/crack/0.png": 1,
+    }
+
+
 def test_flat_folder_is_a_train_set_without_test_images(tmp_path: Path) -> None:
     write_tree(tmp_path, {"x": 3}, split="flat")
     folder = tmp_path / "flat" / "x"

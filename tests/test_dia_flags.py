@@ -35,6 +35,15 @@ def test_flags_win_over_the_file_and_take_plain_scientific_numbers() -> None:
     assert config.contrastive.mode == "simclr_DIA"
 
 
+def test_lists_of_numbers_are_typed_as_words() -> None:
+    words = ("--dim_mults", "1", "2", "--adam_betas", "0.9", "1e-1")
+    config = load_from_flags(DdpmConfig, parsed(DdpmConfig, *words))
+    assert config.diffusion.dim_mults == (1, 2)
+    assert config.diffusion.adam_betas == (0.9, 0.1)
+    with pytest.raises(ConfigError, match=r"--dim_mults: .*expected a whole number"):
+        load_from_flags(DdpmConfig, parsed(DdpmConfig, "--dim_mults", "1", "wide"))
+
+
 def test_wrong_flag_value_names_the_flag() -> None:
     with pytest.raises(ConfigError, match=r"--epochs: .*expected a whole number"):
         load_from_flags(DiaConfig, parsed(DiaConfig, "--epochs", "many"))
