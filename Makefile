@@ -5,13 +5,16 @@ VENV := .venv/bin/python
 # Idle OpenMP threads that spin instead of sleeping slow everything down on shared machines.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo demo-ct test lint bench
+.PHONY: demo demo-ct demo-dia test lint bench
 
 demo: .venv/installed
 	$(VENV) benchmarks/demo_phantom.py
 
 demo-ct: .venv/installed
 	$(VENV) benchmarks/demo_ct.py
+
+demo-dia: .venv/installed
+	$(VENV) benchmarks/demo_dia.py
 
 test: .venv/installed
 	$(VENV) -m pytest
@@ -22,6 +25,7 @@ lint: .venv/installed
 
 bench: .venv/installed
 	$(VENV) benchmarks/train_speed.py
+	$(VENV) benchmarks/dia_speed.py
 
 .venv/installed: requirements.txt pyproject.toml
 	test -x $(VENV) || $(PYTHON) -m venv .venv
