@@ -5,7 +5,7 @@ VENV := .venv/bin/python
 # Idle OpenMP threads that spin instead of sleeping slow everything down on shared machines.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo demo-ct test lint bench
+.PHONY: demo demo-ct demo-dia test lint bench
 
 # One thread: on networks this small two threads wait for each other more than they work.
 demo: .venv/installed
@@ -13,6 +13,9 @@ demo: .venv/installed
 
 demo-ct: .venv/installed
 	$(VENV) benchmarks/demo_ct.py
+
+demo-dia: .venv/installed
+	$(VENV) benchmarks/demo_dia.py
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(VENV) -m pytest -n auto
@@ -23,6 +26,7 @@ lint: .venv/installed
 
 bench: .venv/installed
 	$(VENV) benchmarks/heatmap_speed.py
+	$(VENV) benchmarks/dia_speed.py
 
 .venv/installed: requirements.txt pyproject.toml
 	test -x $(VENV) || $(PYTHON) -m venv .venv

@@ -1,6 +1,6 @@
-"""Command line: how well heatmaps find what was annotated.
+"""Command line: how well heatmaps find what was annotated, and how well DIA tells classes apart.
 
-Writes results.json, per_image.csv and plots, and prints a table.
+Writes results.json, one line per image as CSV and plots, and prints a table.
 """
 
 import argparse
@@ -8,6 +8,7 @@ import logging
 import sys
 from pathlib import Path
 
+from common.checkpoint import CheckpointError
 from common.config import (
     ConfigError,
     add_common_arguments,
@@ -16,14 +17,21 @@ from common.config import (
     load_from_arguments,
     resolve_path,
 )
+from common.datasets import DatasetError
 from common.image_names import AnnotationError
+from common.images import ImageError
+from common.runtime import RuntimeSetupError
+from dia.evaluate import EVAL_MODES, add_evaluation_flags, evaluate, evaluation_config
 from inpainter.evaluation import EvaluationSettings, evaluate_heatmaps
 from inpainter.evaluation_plots import write_plots
 from inpainter.evaluation_report import result_table, write_report
 from inpainter.heatmap_files import EvaluationError
 from inpainter.settings import PicardConfig
 
-EXPECTED = (AnnotationError, ConfigError, EvaluationError, OSError)
+EXPECTED = (
+    *(AnnotationError, CheckpointError, ConfigError, DatasetError, EvaluationError, ImageError),
+    *(RuntimeSetupError, OSError, ValueError),
+)
 
 
 def heatmap_parser() -> argparse.ArgumentParser:
@@ -96,7 +104,21 @@ def evaluate_heatmap_folder() -> int:
     return 0
 
 
-MODES = {"heatmap": evaluate_heatmap_folder}
+def evaluate_dia() -> int:
+    """--mode ood_pre, ood, test_acc and test_marginalized_acc."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_mode(parser)
+    add_evaluation_flags(parser)
+    arguments = parser.parse_args()
+    config = evaluation_config(arguments)
+    if arguments.dry_run:
+        print(config_to_yaml(config), end="")
+        return 0
+    print(evaluate(config, arguments.mode, sys.argv))
+    return 0
+
+
+MODES = {"heatmap": evaluate_heatmap_folder, **dict.fromkeys(EVAL_MODES, evaluate_dia)}
 """Each parses its own flags: the modes share only --mode."""
 
 

@@ -10,6 +10,7 @@ import yaml
 
 from common.config import REPOSITORY, load_config
 from common.config_types import leaf_types
+from dia.settings import DiaFile
 from inpainter.settings import PicardConfig
 
 MAY_IMPORT = {
@@ -24,8 +25,6 @@ THIRD_PARTY = {
     *("matplotlib", "tqdm", "nrrd", "pydicom", "tifffile", "pytest"),
 }
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
-SETTINGS_OF: dict[str, type] = {}
-"""Stem of a file in configs/ -> settings class, where that is not PicardConfig."""
 
 
 def python_files() -> list[Path]:
@@ -82,7 +81,8 @@ def test_nothing_beside_a_script_has_the_name_of_a_standard_or_third_party_modul
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_settings_file_loads(path: Path) -> None:
-    cls = SETTINGS_OF.get(path.stem, PicardConfig)
+    sections = set(yaml.safe_load(path.read_text(encoding="utf-8")))
+    cls = DiaFile if {"diffusion", "contrastive"} & sections else PicardConfig
     assert isinstance(load_config(cls, path), cls)
 
 

@@ -1,0 +1,1 @@
+"""DIA: contrastive one-class learning in which dissolved images are extra negatives."""

@@ -1,0 +1,102 @@
+"""The image sets of a DIA run: training normals, held-out and test images by class."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+
+from common.config import resolve_path
+from common.datasets import DatasetError, dataset_row
+from common.image_sets import ImageSet, contaminate, load_set
+from common.runtime import generator_for
+from dia.settings import DiaConfig
+
+
+class EvaluationSets(NamedTuple):
+    """What is told apart in an evaluation."""
+
+    normal: ImageSet
+    others: Mapping[str, ImageSet]
+    """Anomalies by set: one_class_<number>, or the name of another dataset."""
+
+
+def load_split(config: DiaConfig, split: str, name: str | None = None) -> ImageSet:
+    """A split of the configured dataset, or of another one at the same image size."""
+    row = dataset_row(config.data.dataset)
+    return load_set(
+        name or config.data.dataset,
+        resolve_path(config.data.data_root, "data.data_root"),
+        split,
+        size=config.data.resize_to or (None if name is None else row.size),
+        refuse_grey=config.data.grey_images == "refuse",
+    )
+
+
+def normal_train_set(config: DiaConfig) -> ImageSet:
+    """The training images: the normal class, or all of them where one_class_idx is none.
+
+    With contamination_ratio some anomalies among them. DatasetError where fewer than two are left.
+    """
+    whole = load_split(config, "train")
+    index = config.data.one_class_idx
+    images = whole if index is None else whole.of_classes([index])
+    ratio = config.contrastive.contamination_ratio
+    if ratio > 0:
+        if index is None:
+            raise DatasetError("contamination_ratio needs --one_class_idx")
+        rest = [number for number in range(len(whole.classes)) if number != index]
+        images = contaminate(images, whole.of_classes(rest), ratio)
+    if len(images) < 2:
+        raise DatasetError(
+            f"{len(images)} training image(s) of class {index} in {config.data.dataset}: at least "
+            "2 are needed. Check --data_root and --one_class_idx."
+        )
+    return images
+
+
+def evaluation_sets(config: DiaConfig) -> EvaluationSets:
+    """Test normals and anomalies: the other classes, or the datasets that ood_dataset names."""
+    whole = load_split(config, "test")
+    index = config.data.one_class_idx
+    normal = whole if index is None else whole.of_classes([index])
+    named = config.evaluation.ood_dataset
+    if named is None:
+        if index is None:
+            raise DatasetError(
+                "without --one_class_idx there are no other classes to test against; name datasets "
+                "with --ood_dataset"
+            )
+        return EvaluationSets(normal, other_classes(whole, index))
+    others = {}
+    for name in named:
+        if name.isdigit() and index is not None:
+            others[f"one_class_{name}"] = whole.of_classes([int(name)])
+        else:
+            others[name] = load_split(config, "test", name)
+    return EvaluationSets(normal, others)
+
+
+def other_classes(whole: ImageSet, index: int) -> dict[str, ImageSet]:
+    """Every class of a set but one, as one_class_<number>; classes without images are left out."""
+    present = set(whole.labels.tolist())
+    numbers = [n for n in range(len(whole.classes)) if n != index and n in present]
+    if not numbers:
+        raise DatasetError(
+            f"only class {index} has test images; anomalies of another class are needed to test on"
+        )
+    return {f"one_class_{n}": whole.of_classes([n]) for n in numbers}
+
+
+def hold_out(config: DiaConfig, images: ImageSet) -> tuple[ImageSet, EvaluationSets | None]:
+    """Training images without the held-out ones, and the validation sets.
+
+    Validation anomalies are the other classes of the training split; where it has none, there are
+    no validation sets, and the training loss has to choose.
+    """
+    n = max(1, int(len(images) * config.contrastive.val_fraction))
+    order = torch.randperm(len(images), generator=generator_for(config.seed, "val")).numpy()
+    kept, held = images.subset(order[n:]), images.subset(order[:n])
+    whole, index = load_split(config, "train"), config.data.one_class_idx
+    if index is None or set(whole.labels.tolist()) <= {index}:
+        return kept, None
+    return kept, EvaluationSets(held, other_classes(whole, index))

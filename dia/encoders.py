@@ -1,0 +1,199 @@
+"""Encoders with the four heads of CSI, in the published state-dict layout.
+
+B images, C channels, H W pixels, d width of the penultimate features, K shifts.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor, nn
+
+from dia.resnets import imagenet_trunk, pool_small, small_image_trunk
+
+EncoderName = Literal[
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet18_imagenet",
+    "resnet50_imagenet",
+    "resnet18_imagenet_simsiam",
+    "resnet50_imagenet_simsiam",
+]
+ENCODER_NAMES: tuple[str, ...] = EncoderName.__args__
+
+
+class Heads(NamedTuple):
+    """What an encoder says of B images; None where it was not asked."""
+
+    linear: Tensor
+    """(B, classes) logits."""
+    penultimate: Tensor
+    """(B, d)."""
+    simclr: Tensor | None = None
+    """(B, 128), not normalised."""
+    shift: Tensor | None = None
+    """(B, K) logits."""
+    joint: Tensor | None = None
+    """(B, 4·classes) logits, shift-major."""
+    projector: Tensor | None = None
+    """(B, d), simsiam models only."""
+    predictor: Tensor | None = None
+    """(B, d), simsiam models only."""
+
+
+class Encoder(nn.Module):
+    """A ResNet trunk with the heads `linear`, `simclr`, `shift` and `joint` on its features."""
+
+    def __init__(
+        self,
+        stages: Mapping[str, nn.Module],
+        width: int,
+        *,
+        n_classes: int,
+        n_shifts: int,
+        simclr_dim: int = 128,
+        small_images: bool = False,
+        simsiam: bool = False,
+    ) -> None:
+        super().__init__()
+        self.width = width
+        """Features per image, d."""
+        self.n_classes = n_classes
+        self.n_shifts = n_shifts
+        self.small_images = small_images
+        self.simsiam = simsiam
+        self._stages = tuple(stages)
+        self.linear = nn.Linear(width, n_classes)
+        self.simclr_layer = nn.Sequential(
+            nn.Linear(width, width), nn.ReLU(), nn.Linear(width, simclr_dim)
+        )
+        self.shift_cls_layer = nn.Linear(width, n_shifts)
+        self.joint_distribution_layer = nn.Linear(width, 4 * n_classes)
+        for name, stage in stages.items():
+            self.add_module(name, stage)
+        if simsiam:
+            self.projector = Projector(width)
+            self.predictor = Predictor(width)
+
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        """The stem's map and those of the four stages, for images (B, 3, H, W) in [0, 1]."""
+        x = (images - 0.5) / 0.5
+        maps = []
+        for name in self._stages:
+            x = self.get_submodule(name)(x)
+            if name == self._stages[-5] or name.startswith("layer"):  # the stem's last part, stages
+                maps.append(x)
+        return maps
+
+    def features(self, images: Tensor) -> Tensor:
+        """Penultimate features (B, d) of images (B, 3, H, W) in [0, 1]."""
+        last = self.feature_maps(images)[-1]
+        return pool_small(last) if self.small_images else last.mean(dim=(2, 3))
+
+    def forward(self, images: Tensor, *heads: str) -> Heads:
+        """Runs the trunk and the heads that are named besides linear and penultimate.
+
+        images: (B, 3, H, W) in [0, 1]; normalisation to [-1, 1] happens inside. heads: simclr,
+        shift, joint, and for simsiam models projector and predictor; a ValueError names others.
+        """
+        known = ["simclr", "shift", "joint", *(["projector", "predictor"] if self.simsiam else [])]
+        unknown = sorted(set(heads) - set(known))
+        if unknown:
+            raise ValueError(f"this encoder has no head {', '.join(unknown)}; it has {known}")
+        penultimate = self.features(images)
+        outputs: dict[str, Tensor] = {}
+        base = penultimate
+        if self.simsiam and {"simclr", "projector", "predictor"} & set(heads):
+            # The simclr head of the simsiam models stands on the projector.
+            base = outputs["projector"] = self.projector(penultimate)
+        if "predictor" in heads:
+            outputs["predictor"] = self.predictor(base)
+        if "simclr" in heads:
+            outputs["simclr"] = self.simclr_layer(base)
+        if "shift" in heads:
+            outputs["shift"] = self.shift_cls_layer(penultimate)
+        if "joint" in heads:
+            outputs["joint"] = self.joint_distribution_layer(penultimate)
+        return Heads(self.linear(penultimate), penultimate, **outputs)
+
+
+class Projector(nn.Module):
+    """SimSiam's projector (Chen & He 2020) as published here: layers 1 and 3 are used, 2 is not."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layer1 = _projector_layer(width, relu=True)
+        self.layer2 = _projector_layer(width, relu=True)  # in published checkpoints, never called
+        self.layer3 = _projector_layer(width, relu=False)
+        self.layer3[-1].bias.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer3(self.layer1(x))
+
+
+class Predictor(nn.Module):
+    """SimSiam's predictor as published here: no batch norm, no bottleneck."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layer1 = nn.Sequential(nn.Linear(width, width, bias=False), nn.ReLU())
+        self.layer2 = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer2(self.layer1(x))
+
+
+def build_encoder(
+    name: str,
+    *,
+    n_classes: int,
+    n_shifts: int,
+    simclr_dim: int = 128,
+    width: int = 64,
+) -> Encoder:
+    """An encoder by its published name, with fresh weights.
+
+    width: channels of the first stage of the small-image ResNets (64 as published); the *_imagenet
+    ones have theirs from torchvision. Raises ValueError for an unknown name.
+    """
+    if name not in ENCODER_NAMES:
+        raise ValueError(f"model {name!r} is unknown; choose from {', '.join(ENCODER_NAMES)}")
+    depth, _, kind = name.partition("_")
+    if kind and width != 64:
+        raise ValueError(f"only the small-image ResNets have a width; {name} has 64, got {width}")
+    stages, d = imagenet_trunk(depth) if kind else small_image_trunk(depth, width)
+    return Encoder(
+        stages,
+        d,
+        n_classes=n_classes,
+        n_shifts=n_shifts,
+        simclr_dim=simclr_dim,
+        small_images=not kind,
+        simsiam=kind.endswith("simsiam"),
+    )
+
+
+def load_weights(
+    encoder: Encoder, state: Mapping[str, Any], *, source: str, strict: bool = True
+) -> None:
+    """Loads a `*.model` state dict, ours or published; ValueError for another architecture."""
+    own = encoder.state_dict()
+    problems = [f"{name} is missing" for name in own if name not in state]
+    problems += [f"{name} is not part of this model" for name in state if name not in own]
+    problems += [
+        f"{name} is {tuple(values.shape)} there, {tuple(own[name].shape)} here"
+        for name, values in state.items()
+        if name in own and own[name].shape != values.shape
+    ]
+    if problems and (strict or any(" there, " in problem for problem in problems)):
+        raise ValueError(
+            f"{source} holds another architecture ({len(problems)} differences): "
+            f"{'; '.join(problems[:4])}. Check --model, --shift_trans_type (K) and the number of "
+            "classes of --dataset."
+        )
+    encoder.load_state_dict(dict(state), strict=strict)
+
+
+def _projector_layer(width: int, *, relu: bool) -> nn.Sequential:
+    layer = nn.Sequential(nn.Linear(width, width, bias=False), nn.BatchNorm1d(width))
+    return layer.append(nn.ReLU()) if relu else layer

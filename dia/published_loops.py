@@ -1,0 +1,51 @@
+"""The published code's way of making views and scores, for the speed comparison and its check.
+
+Written afresh from what it computes; the numbers are those of `views.py` and `scoring.py`.
+B images, K shifts, N and M test and train images, S samples, T = K·S, d features.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dia.scoring import CsiReference
+from dia.shifts import rotate
+from dia.views import Draws
+from diffusion_models.dissolve import Dissolver
+
+
+def flip_by_sampling(images: Tensor, signs: Tensor) -> Tensor:
+    """Mirrors (B, C, H, W) where signs (B,) are negative, through an affine grid."""
+    theta = torch.zeros(len(images), 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1] = signs, 1
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+def loop_views(images: Tensor, draws: Draws, dissolver: Dissolver, resolution: int) -> Tensor:
+    """Views of simclr_DIA with rotation, one dissolving call for each shift: (12·B, C, H, W)."""
+    side = images.shape[-1]
+    views = []
+    for flipped in flip_by_sampling(images.repeat(2, 1, 1, 1), draws.signs12).chunk(2):
+        views += [rotate(flipped, k) for k in range(4)]
+    for k in range(4):
+        flipped = flip_by_sampling(images, draws.signs3[k])
+        small = F.interpolate(flipped, (resolution, resolution), mode="bilinear")
+        dissolved = dissolver(small, int(draws.t[k]))
+        views.append(rotate(F.interpolate(dissolved, (side, side), mode="bilinear"), k))
+    return torch.cat(views)
+
+
+def loop_csi_scores(reference: CsiReference, simclr: Tensor, shift_logits: Tensor) -> Tensor:
+    """CSI scores image by image and shift by shift: (N, T, d), (N, T, K) → (N,)."""
+    scores = []
+    for features, logits in zip(simclr, shift_logits, strict=True):
+        by_shift = [part.mean(dim=0, keepdim=True) for part in features.chunk(reference.n_shifts)]
+        logit_of = [part.mean(dim=0, keepdim=True) for part in logits.chunk(reference.n_shifts)]
+        score = 0.0
+        for k in range(reference.n_shifts):
+            products = (by_shift[k] * reference.axes[k]).sum(dim=1)  # (M,)
+            score += products.max().item() * reference.weight_sim[k].item()
+            score += logit_of[k][:, k].item() * reference.weight_shift[k].item()
+        scores.append(score / reference.n_shifts)
+    return torch.tensor(scores)

@@ -1,0 +1,149 @@
+"""AUROCs of scores, and what an evaluation writes: results.json, scores.csv, figures.
+
+Scores here are larger for normal images, as published; AUROCs take their negative, once, in
+`auroc_with_interval`. N images per set.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.metrics import roc_curve
+
+from common.checkpoint import save_text_atomic
+from common.figures import roc_curves, score_histogram
+from common.metrics import Interval, binary_intervals
+
+HISTOGRAM_BINS = 40
+
+
+class SetScores(NamedTuple):
+    """Scores of one set of images."""
+
+    names: Sequence[str]
+    scores: np.ndarray
+    """(N,), larger = more normal."""
+
+
+class Results(NamedTuple):
+    """AUROCs of one score."""
+
+    by_set: dict[str, Interval]
+    one_class_mean: float
+    """Mean of the sets' AUROCs."""
+    pooled: Interval
+    """AUROC against all sets' anomalies together."""
+
+
+def auroc_with_interval(
+    normal: np.ndarray, anomalous: np.ndarray, *, n_resamples: int, seed: int
+) -> Interval:
+    """AUROC of scores that are larger for normal images, with its bootstrap interval."""
+    labels = np.concatenate([np.zeros(len(normal)), np.ones(len(anomalous))])
+    anomaly_scores = -np.concatenate([normal, anomalous])  # metrics take larger = anomalous
+    return binary_intervals(labels, anomaly_scores, n_resamples=n_resamples, seed=seed)["auroc"]
+
+
+def compare(
+    normal: SetScores, others: Mapping[str, SetScores], *, n_resamples: int = 0, seed: int = 0
+) -> Results:
+    """AUROC of the normals against every set, their mean, and against all sets pooled."""
+    by_set = {
+        name: auroc_with_interval(normal.scores, other.scores, n_resamples=n_resamples, seed=seed)
+        for name, other in others.items()
+    }
+    pooled = np.concatenate([other.scores for other in others.values()])
+    return Results(
+        by_set,
+        float(np.mean([interval.value for interval in by_set.values()])),
+        auroc_with_interval(normal.scores, pooled, n_resamples=n_resamples, seed=seed),
+    )
+
+
+def as_plain(results: Results) -> dict[str, object]:
+    """Results as plain values for results.json."""
+    return {
+        "auroc": {name: interval._asdict() for name, interval in results.by_set.items()},
+        "one_class_mean": results.one_class_mean,
+        "one_class_pooled": results.pooled._asdict(),
+    }
+
+
+def table(results: Mapping[str, Results], *, selected_by: str) -> str:
+    """A printed table: one row per set, then mean and pooled, one column per score."""
+    rows = {name: None for result in results.values() for name in result.by_set}
+    lines = ["AUROC (normal vs.)".ljust(22) + "".join(f"{score:>28}" for score in results)]
+    for row in rows:
+        cells = [_cell(result.by_set.get(row)) for result in results.values()]
+        lines.append(row.ljust(22) + "".join(f"{cell:>28}" for cell in cells))
+    means = [f"{result.one_class_mean:.4f}" for result in results.values()]
+    lines.append("one_class_mean".ljust(22) + "".join(f"{cell:>28}" for cell in means))
+    pooled = [_cell(result.pooled) for result in results.values()]
+    lines.append("pooled".ljust(22) + "".join(f"{cell:>28}" for cell in pooled))
+    return "\n".join([*lines, f"Checkpoint chosen by: {selected_by}"])
+
+
+def _cell(interval: Interval | None) -> str:
+    if interval is None:
+        return "-"
+    if interval.low is None:
+        return f"{interval.value:.4f}"
+    return f"{interval.value:.4f} [{interval.low:.4f}, {interval.high:.4f}]"
+
+
+def deciles(name: str, scores: np.ndarray) -> str:
+    """Mean, deviation and deciles of scores (N,), as --print_score shows them."""
+    quantiles = np.quantile(scores, np.arange(0, 1.1, 0.1))
+    listed = "    ".join(f"q{10 * i}: {value:.4f}" for i, value in enumerate(quantiles))
+    return f"{name:18s} {scores.mean():.4f} +- {scores.std():.4f}    {listed}"
+
+
+def scores_csv(score: str, normal: SetScores, others: Mapping[str, SetScores]) -> str:
+    """Rows file, set, score, label; label 0 = normal, 1 = anomalous, larger score = more normal."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["file", "set", score, "label"])
+    for name, scored, label in [("normal", normal, 0), *((n, s, 1) for n, s in others.items())]:
+        for file, value in zip(scored.names, scored.scores.tolist(), strict=True):
+            writer.writerow([file, name, f"{value:.9g}", label])
+    return text.getvalue()
+
+
+def write_scores(
+    folder: Path,
+    score: str,
+    normal: SetScores,
+    others: Mapping[str, SetScores],
+    *,
+    arrays: bool,
+) -> None:
+    """Writes one score's CSV, histogram and ROC curves, and with arrays its .npy files."""
+    save_text_atomic(scores_csv(score, normal, others), folder / f"scores_{score}.csv")
+    sets = {"normal": normal, **others}
+    every = np.concatenate([scored.scores for scored in sets.values()])
+    edges = np.linspace(every.min(), max(every.max(), every.min() + 1e-6), HISTOGRAM_BINS + 1)
+    counts = {name: np.histogram(scored.scores, edges)[0] for name, scored in sets.items()}
+    score_histogram(
+        edges, counts, folder / f"histogram_{score}.png", score_name=f"{score}, larger = normal"
+    )
+    curves = {}
+    for name, other in others.items():
+        labels = np.concatenate([np.zeros(len(normal.scores)), np.ones(len(other.scores))])
+        false, true, _ = roc_curve(labels, -np.concatenate([normal.scores, other.scores]))
+        curves[name] = (false, true)
+    roc_curves(curves, folder / f"roc_{score}.png")
+    if arrays:
+        for name, scored in sets.items():
+            np.save(folder / f"score_{score}_{name}.npy", scored.scores)
+
+
+def write_results(
+    folder: Path, results: Mapping[str, Results], facts: Mapping[str, object]
+) -> None:
+    """Writes results.json: facts of the evaluation and every score's AUROCs."""
+    plain = {**facts, "scores": {score: as_plain(result) for score, result in results.items()}}
+    save_text_atomic(json.dumps(plain, indent=2) + "\n", folder / "results.json")

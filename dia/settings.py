@@ -1,0 +1,235 @@
+"""Settings of contrastive training and evaluation; the defaults are what the published code does.
+
+`train_dia.py` and `eval.py` have a flag for every field.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from common.config import PathText, require, require_at_least
+from common.data_settings import DataConfig
+from dia.encoders import EncoderName
+from dia.features import Seeding
+from dia.losses import LossMode
+from dia.optim import LrScheduler
+from dia.shifts import parse_shift, shift_names
+from dia.steps import DiffusionScheduler
+from dia.views import Mode
+from diffusion_models.dissolve import DissolveRange, Weights
+from diffusion_models.settings import DiffusionConfig
+
+OodScore = Literal["CSI", "simclr", "clean_norm", "similar", "baseline", "baseline_marginalized"]
+BANK_SCORES = ("CSI", "simclr")
+
+
+@dataclass(frozen=True)
+class ContrastiveConfig:
+    """`contrastive:` encoder, views, losses and their training."""
+
+    model: EncoderName = "resnet18_imagenet"
+    """Encoder; the small-image ones (resnet18, 34, 50) suit images of about 32²."""
+    width: int = 64
+    """Channels of the first stage of a small-image encoder."""
+    mode: Mode = "simclr"
+    """simclr, simclr_CSI (shifted views) or simclr_DIA (and dissolved negatives)."""
+    simclr_dim: int = 128
+    """Width of the contrastive head."""
+    shift_trans_type: str = "none"
+    """Shift transform; see dia/shifts.py."""
+    diffusion_model_path: PathText | None = None
+    """Checkpoint model-N.pt of the diffusion model, for the diffusion shift types."""
+    dissolve_weights: Weights = "raw"
+    """Its raw weights, as published, or the averaged ones, ema."""
+    dissolve_range: DissolveRange = "unit"
+    """Feed it images in [0, 1], as published (unit), or in [-1, 1] as it was trained (signed)."""
+    loss_mode: LossMode = "shifted_removed"
+    """Whether an image's own dissolved copies count among its negatives (naive)."""
+    diffusion_scheduler: DiffusionScheduler = "uniform"
+    """Distribution of the dissolving steps."""
+    diff_resolution: int = 32
+    """Side in pixels at which images are dissolved."""
+    diffusion_offset: float = 0.3
+    """Least dissolving, in hundreds of steps."""
+    diffusion_upper_offset: float = 1.0
+    """Most dissolving, in hundreds of steps."""
+    contamination_ratio: float = 0.0
+    """Share of anomalies among the training images."""
+    kernel_size: int = 7
+    """Side of the blurs' kernel in pixels, odd."""
+    resize_to_constant: bool = False
+    """Blur at diff_resolution."""
+    blur_all_views: bool = True
+    """Blur the positive views too, as published; false blurs the negatives alone."""
+    resize_factor: float = 0.08
+    """Least area of the random crop, as a fraction of the image's."""
+    resize_fix: bool = False
+    """Crop to exactly resize_factor."""
+    sim_lambda: float = 1.0
+    """Weight of the contrastive loss."""
+    simsiam_lambda: float = 1.0
+    """Weight of the SimSiam loss of the *_simsiam models."""
+    temperature: float = 0.5
+    """Temperature of the similarities."""
+    epochs: int = 1000
+    """Passes over the training images."""
+    max_batches: int | None = 201
+    """Batches of a pass at most; none = all of them."""
+    batch_size: int = 128
+    """Images per batch and process; the published runs with 4 shifts use 32."""
+    optimizer: Literal["lars", "sgd"] = "lars"
+    """Both with momentum 0.9."""
+    lr_scheduler: LrScheduler = "cosine"
+    """Decay after the warm-up."""
+    warmup: int = 10
+    """Epochs over which the rate climbs from lr_init to ten times that."""
+    lr_init: float = 0.1
+    """Learning rate at the start."""
+    weight_decay: float = 1.0e-6
+    """Weight decay of the encoder and of the linear probe."""
+    select_by: Literal["test", "val", "last"] = "test"
+    """What chooses best_*.model: test AUROC, as published, held-out training images, or nothing."""
+    val_fraction: float = 0.1
+    """Share of the training images that select_by val holds out."""
+    error_step: int = 5
+    """Accepted and unused, as in the published code."""
+    save_step: int = 10
+    """Epochs between checkpoints last.model."""
+    eval_step: int | None = None
+    """Epochs between evaluations for select_by; none = save_step."""
+    resume_path: PathText | None = None
+    """Run folder to go on with."""
+    load_path: PathText | None = None
+    """Weights (*.model) to start from, or to evaluate."""
+    no_strict: bool = False
+    """Take what fits of load_path."""
+    suffix: str | None = None
+    """Ending of the run folder's name."""
+    local_rank: int = 0
+    """Accepted and unused: torchrun says the rank."""
+    run_dir: PathText | None = None
+    """Run folder; none = logs/<dataset>_<model>_…."""
+
+    def __post_init__(self) -> None:
+        names = shift_names()
+        shown = ", ".join(names)
+        ok = self.shift_trans_type in names
+        key = "contrastive.shift_trans_type"
+        require(ok, key, self.shift_trans_type, f"must be one of {shown}")
+        kind = parse_shift(self.shift_trans_type)
+        ok = self.mode == "simclr" or kind.count > 1
+        require(ok, key, self.shift_trans_type, f"mode {self.mode} needs a shift transform")
+        counts = (
+            "epochs",
+            "batch_size",
+            "save_step",
+            "eval_step",
+            "max_batches",
+            "diff_resolution",
+        )
+        require_at_least(1, self, "contrastive", counts)
+        require_at_least(0, self, "contrastive", ("warmup", "lr_init", "weight_decay"))
+        shares = ("resize_factor", "val_fraction")
+        for name in shares:
+            value = getattr(self, name)
+            require(0 < value <= 1, f"contrastive.{name}", value, "must be in (0, 1]")
+        low, high = self.diffusion_offset, self.diffusion_upper_offset
+        ok = 0 <= low <= high or (low, high) == (0.3, 0.0)
+        require(ok, "contrastive.diffusion_offset", (low, high), "must be 0 <= offset <= upper")
+        require(self.temperature > 0, "contrastive.temperature", self.temperature, "must be > 0")
+        ok = 0 <= self.contamination_ratio < 1
+        key = "contrastive.contamination_ratio"
+        require(ok, key, self.contamination_ratio, "must be in [0, 1)")
+
+    @property
+    def crop_scale(self) -> tuple[float, float]:
+        """Range of the crops' areas in training."""
+        return (self.resize_factor, self.resize_factor if self.resize_fix else 1.0)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """`evaluation:` scores, samples and what is written."""
+
+    ood_dataset: tuple[str, ...] | None = None
+    """Datasets to test against; none = every other class."""
+    ood_score: tuple[OodScore, ...] = ("CSI",)
+    """Scores: CSI or simclr for ood_pre, the others for ood."""
+    ood_layer: tuple[Literal["simclr", "shift", "penultimate"], ...] = ("simclr", "shift")
+    """Features: what clean_norm and similar use (the first), what ood_pre caches."""
+    ood_samples: int = 1
+    """Augmented samples of each image and shift."""
+    ood_batch_size: int = 100
+    """Accepted and unused, as in the published code."""
+    test_batch_size: int = 100
+    """Images per forward pass."""
+    eval_resize_factor: float | None = None
+    """Least area of the evaluation's crops; none = resize_factor."""
+    eval_resize_fix: bool | None = None
+    """Crop to exactly that; none = resize_fix."""
+    seeding: Seeding = "per_image"
+    """Augment by image (scores independent of batches), or by place in the batch (published)."""
+    select_ood_samples: int = 10
+    """Samples of the evaluations during training; their crops take 0.54 of the area or more."""
+    bootstrap_samples: int = 1000
+    """Draws of the bootstrap intervals."""
+    cache_features: bool = True
+    """Keep features beside the checkpoint and use them again while nothing has changed."""
+    print_score: bool = False
+    """Print the scores' deciles."""
+    save_score: bool = False
+    """Save scores as .npy, too."""
+    results_dir: PathText | None = None
+    """Where results go; none = eval_<mode> beside the checkpoint."""
+
+    def __post_init__(self) -> None:
+        counts = ("ood_samples", "test_batch_size", "select_ood_samples")
+        require_at_least(1, self, "evaluation", counts)
+        require(bool(self.ood_score), "evaluation.ood_score", self.ood_score, "names no score")
+        factor = self.eval_resize_factor
+        ok = factor is None or 0 < factor <= 1
+        require(ok, "evaluation.eval_resize_factor", factor, "must be in (0, 1]")
+
+
+@dataclass(frozen=True)
+class DiaConfig:
+    """Everything train_dia.py and the DIA modes of eval.py need."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+    seed: int = 0
+    """Seed of weights, order, views and augmentation."""
+    data: DataConfig = field(default_factory=DataConfig)
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def warnings(self) -> list[str]:
+        """What is allowed and probably not meant."""
+        kind = parse_shift(self.contrastive.shift_trans_type)
+        published = 128 // kind.count
+        training = self.contrastive.load_path is None
+        if (
+            training
+            and self.contrastive.mode != "simclr"
+            and self.contrastive.batch_size != published
+        ):
+            return [
+                f"batch_size is {self.contrastive.batch_size}; the published runs with "
+                f"{kind.count} shifts use {published}"
+            ]
+        return []
+
+    @property
+    def eval_crop_scale(self) -> tuple[float, float]:
+        """Range of the crops' areas in evaluation."""
+        contrastive, evaluation = self.contrastive, self.evaluation
+        factor, fixed = evaluation.eval_resize_factor, evaluation.eval_resize_fix
+        factor = contrastive.resize_factor if factor is None else factor
+        fixed = contrastive.resize_fix if fixed is None else fixed
+        return (factor, factor if fixed else 1.0)
+
+
+@dataclass(frozen=True)
+class DiaFile(DiaConfig):
+    """A whole settings file such as configs/dia.yaml: also the diffusion program's section."""
+
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)

@@ -1,0 +1,250 @@
+"""Contrastive training: the loop over epochs, its checkpoints, and which of them is the best.
+
+B images, K shifts, V views. Everything random of a step comes from (seed, epoch, batch), so a run
+that is resumed at an epoch goes on exactly as the uninterrupted one would have.
+"""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from common.checkpoint import save_atomic
+from common.config import config_to_dict, config_to_yaml
+from common.image_batches import Batch, batches_per_epoch, epoch_batches
+from common.image_sets import ImageSet
+from common.interrupts import StopRequest
+from common.loops import average_gradients, require_finite
+from common.run_log import RunLog
+from common.runtime import (
+    Processes,
+    generator_for,
+    resolve_device,
+    seed_everything,
+    start_processes,
+    stop_processes,
+)
+from dia.augment import AugmentationSettings, augment
+from dia.building import build_negatives, build_optimizer, effective_shift, initial_encoder
+from dia.data import hold_out, normal_train_set
+from dia.draws import random_augmentation
+from dia.encoders import Encoder, load_weights
+from dia.objective import Objective, contrastive_losses, heads_for, optimise, probe_loss
+from dia.optim import learning_rate
+from dia.run_folder import load_state, run_folder, save_models, save_state
+from dia.selection import Selection
+from dia.settings import DiaConfig
+from dia.steps import beta_parameters
+from dia.views import draw_views, make_views, shift_labels, views_in
+
+LOG = logging.getLogger(__name__)
+PROBE_RATE = 1.0e-3
+
+
+class Trained(NamedTuple):
+    """Where a run has left its checkpoints."""
+
+    folder: Path
+    epoch: int
+    best: dict[str, float]
+    """Best value of the selection so far, by its name."""
+    exit_status: int
+    """128 + the signal's number where one ended the run early, else 0."""
+
+
+def train(
+    config: DiaConfig, *, command: Sequence[str] = (), stop_after: int | None = None
+) -> Trained:
+    """Trains for `epochs`, from scratch, from load_path's weights, or on from resume_path.
+
+    stop_after: epochs to do now. SIGINT and SIGTERM end the run with the epoch at hand, saved.
+    """
+    device = resolve_device(config.device)
+    processes = start_processes(device)
+    log = None
+    try:
+        seed_everything(config.seed)
+        images = normal_train_set(config)
+        held = None
+        if config.contrastive.select_by == "val":
+            images, held = hold_out(config, images)
+        trainer = Trainer(config, images, device, processes)
+        folder = run_folder(config)
+        if config.contrastive.resume_path is not None:
+            trainer.restore(load_state(folder))
+        if processes.is_main:
+            log = RunLog(
+                folder,
+                folder / "events",
+                config_yaml=config_to_yaml(config),
+                command=command,
+                resume_step=trainer.epoch * trainer.steps_per_epoch,
+            )
+        selection = Selection(config, images, held, device)
+        with StopRequest() as stop:
+            trainer.run(folder, selection, log, stop, stop_after)
+        return Trained(folder, trainer.epoch, trainer.best, stop.exit_status)
+    finally:
+        if log is not None:
+            log.close()
+        stop_processes()
+
+
+class Trainer:
+    """Encoder, optimisers and the place of one run."""
+
+    def __init__(
+        self, config: DiaConfig, images: ImageSet, device: torch.device, processes: Processes
+    ) -> None:
+        settings = config.contrastive
+        self.config, self.images, self.device, self.processes = config, images, device, processes
+        self.shift_type = effective_shift(settings)
+        encoder = initial_encoder(settings, len(images.classes))
+        if processes.world_size > 1 and device.type == "cuda":
+            encoder = nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
+        self.encoder: Encoder = encoder.to(device)
+        self.negatives = build_negatives(config, device)
+        self.objective = Objective(
+            mode=settings.mode,
+            loss_mode=settings.loss_mode,
+            temperature=settings.temperature,
+            sim_lambda=settings.sim_lambda,
+            simsiam_lambda=settings.simsiam_lambda,
+        )
+        self.augmentation = AugmentationSettings(crop_scale=settings.crop_scale)
+        self.optimizer = build_optimizer(self.encoder, settings)
+        self.probe = torch.optim.Adam(
+            self.encoder.linear.parameters(), lr=PROBE_RATE, weight_decay=settings.weight_decay
+        )
+        self.epoch = 0
+        self.best: dict[str, float] = {}
+        self.batches = batches_per_epoch(len(images), settings.batch_size, processes)
+        self.steps_per_epoch = min(self.batches, settings.max_batches or self.batches)
+
+    def state(self) -> dict[str, Any]:
+        """Everything a resume needs."""
+        return {
+            "epoch": self.epoch,
+            "model": self.encoder.state_dict(),
+            "optim": self.optimizer.state_dict(),
+            "probe": self.probe.state_dict(),
+            "best": self.best,
+            "config": config_to_dict(self.config),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a state of this run."""
+        load_weights(self.encoder, state["model"], source="the state to resume from")
+        self.optimizer.load_state_dict(state["optim"])
+        self.probe.load_state_dict(state["probe"])
+        self.epoch, self.best = state["epoch"], dict(state["best"])
+
+    def run(
+        self,
+        folder: Path,
+        selection: Selection,
+        log: RunLog | None,
+        stop: StopRequest,
+        stop_after: int | None,
+    ) -> None:
+        """Trains the epochs that are left; log is None in all processes but the main one."""
+        until = self.epoch + stop_after if stop_after is not None else None
+        settings = self.config.contrastive
+        eval_step = settings.eval_step or settings.save_step
+        ended = False
+        while self.epoch < settings.epochs and not ended:
+            started = time.perf_counter()
+            means = self.one_epoch(self.epoch + 1)
+            self.epoch += 1
+            ended = stop.requested or self.epoch == until
+            if log is None:
+                continue
+            last = self.epoch == settings.epochs
+            step = self.epoch * self.steps_per_epoch
+            seconds = (time.perf_counter() - started) / self.steps_per_epoch
+            log.scalars(step, {**means, "train/seconds_per_step": seconds, "epoch": self.epoch})
+            LOG.info("epoch %d: loss %.4f", self.epoch, means["train/loss"])
+            if self.epoch % eval_step == 0 or last:
+                for name, value in selection.values(self.encoder, means["train/loss"]).items():
+                    log.scalars(step, {f"eval/{name}": value})
+                    if value > self.best.get(name, -float("inf")):
+                        self.best[name] = value
+                        save_atomic(self.encoder.state_dict(), folder / f"best_{name}.model")
+            if self.epoch % settings.save_step == 0 or last or ended:
+                save_models(folder, self.state())
+                save_state(folder, self.state())
+
+    def one_epoch(self, epoch: int) -> dict[str, float]:
+        """One pass (from 1): mean losses and the rate at its end."""
+        sums: dict[str, float] = {}
+        batches = epoch_batches(
+            self.images,
+            batch_size=self.config.contrastive.batch_size,
+            epoch=epoch,
+            seed=self.config.seed,
+            processes=self.processes,
+            num_workers=self.config.data.num_workers,
+        )
+        self.encoder.train()
+        for number, batch in zip(range(self.steps_per_epoch), batches, strict=False):
+            losses = self.one_step(epoch, number, batch)
+            require_finite((epoch - 1) * self.steps_per_epoch + number + 1, losses)
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + value
+        means = {f"train/{name}": total / self.steps_per_epoch for name, total in sums.items()}
+        return {**means, "train/lr": self.optimizer.param_groups[0]["lr"]}
+
+    def make_rows(self, epoch: int, number: int, images: Tensor) -> Tensor:
+        """Augmented views of a batch: (B, C, H, W) → (V·K·B, C, H, W)."""
+        settings, n_shifts = self.config.contrastive, self.shift_type.count
+        generator = generator_for(self.config.seed, "views", epoch, number, self.processes.rank)
+        draws = draw_views(
+            len(images),
+            n_shifts,
+            beta=beta_parameters(settings.diffusion_scheduler, epoch),
+            offset=settings.diffusion_offset,
+            upper=settings.diffusion_upper_offset,
+            generator=generator,
+        )
+        views = make_views(images, settings.mode, self.shift_type, draws, self.negatives)
+        size = (views.shape[2], views.shape[3])
+        return augment(views, random_augmentation(len(views), size, self.augmentation, generator))
+
+    def one_step(self, epoch: int, number: int, batch: Batch) -> dict[str, float]:
+        """One step of the encoder and one of the linear probe: their losses."""
+        images, labels = batch.images.to(self.device), batch.labels.to(self.device)
+        n_shifts = self.shift_type.count
+        rows = self.make_rows(epoch, number, images)
+        heads = self.encoder(rows, *heads_for(self.objective, self.encoder.simsiam))
+        truth = shift_labels(len(images), n_shifts, views_in(self.objective.mode), self.device)
+        losses = contrastive_losses(heads, truth, self.objective)
+
+        share = partial(average_gradients, list(self.encoder.parameters()), self.processes)
+        optimise(losses.total, self.optimizer, share)
+        self.set_rate(epoch, number)
+        probed = probe_loss(self.encoder.linear, heads.penultimate, labels, n_shifts)
+        share = partial(average_gradients, list(self.encoder.linear.parameters()), self.processes)
+        optimise(probed, self.probe, share)
+        terms = {"loss": losses.total, "loss_sim": losses.sim, "loss_shift": losses.shift}
+        terms |= {"loss_simsiam": losses.simsiam, "loss_linear": probed}
+        values = torch.stack([term.detach() for term in terms.values()]).tolist()  # one transfer
+        return dict(zip(terms, values, strict=True))
+
+    def set_rate(self, epoch: int, number: int) -> None:
+        """The rate of the next step; the schedule counts all batches of a pass, as published."""
+        settings = self.config.contrastive
+        rate = learning_rate(
+            epoch - 1 + number / self.batches,
+            initial=settings.lr_init,
+            warmup=settings.warmup,
+            epochs=settings.epochs,
+            batches=self.batches,
+            schedule=settings.lr_scheduler,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate

@@ -1,0 +1,1 @@
+"""Denoising diffusion on normal images, and the dissolving that DIA makes of it."""

@@ -1,0 +1,240 @@
+"""Training a diffusion model on the normal class of a dataset.
+
+B images, C channels, H W pixels. Everything random of a step comes from (seed, step), so a resumed
+run goes on exactly as the uninterrupted one would have.
+"""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from common.checkpoint import CheckpointError, load_tensors, save_atomic
+from common.config import config_to_dict, config_to_yaml, resolve_path
+from common.image_batches import epoch_batches
+from common.interrupts import StopRequest
+from common.loops import average_gradients, require_finite
+from common.run_log import RunLog
+from common.runtime import (
+    Processes,
+    generator_for,
+    resolve_device,
+    seed_everything,
+    start_processes,
+    stop_processes,
+)
+from diffusion_models.data import NormalImages, training_images
+from diffusion_models.diffusion import GaussianDiffusion, gaussian_noise
+from diffusion_models.pictures import dissolving_strip, sample_picture, strip_dissolver
+from diffusion_models.run_folder import events_folder, new_folder, newest_checkpoint
+from diffusion_models.settings import DdpmConfig
+from diffusion_models.unet import Unet
+
+LOG = logging.getLogger(__name__)
+EMA_START = 100
+"""Steps during which the average is a copy, as in the published trainer's EMA."""
+STRIP_IMAGES = 4
+
+
+class Trained(NamedTuple):
+    """Where a run has left its checkpoints."""
+
+    folder: Path
+    step: int
+    exit_status: int
+    """128 + the signal's number where one ended the run early, else 0."""
+
+
+def build_diffusion(config: DdpmConfig) -> GaussianDiffusion:
+    """A diffusion model of the configured size with fresh weights."""
+    settings = config.diffusion
+    unet = Unet(settings.dim, settings.dim_mults, dilation=settings.dilation_factor)
+    return GaussianDiffusion(unet, steps=settings.timesteps, schedule=settings.beta_schedule)
+
+
+def train(
+    config: DdpmConfig, *, command: Sequence[str] = (), resume: Path | None = None
+) -> Trained:
+    """Trains until train_num_steps, from scratch or from the newest checkpoint of a run folder."""
+    device = resolve_device(config.device)
+    processes = start_processes(device)
+    try:
+        seed_everything(config.seed)
+        images = training_images(config)
+        trainer = Trainer(config, device, processes)
+        folder = resume or new_folder(config)
+        if resume is not None:
+            trainer.resume(newest_checkpoint(resume))
+        elif config.diffusion.state_dict_path is not None:
+            trainer.start_from(resolve_path(config.diffusion.state_dict_path, "state_dict_path"))
+        log = None
+        if processes.is_main:
+            log = RunLog(
+                folder,
+                events_folder(config, folder),
+                config_yaml=config_to_yaml(config),
+                command=command,
+                resume_step=trainer.step,
+            )
+        try:
+            with StopRequest() as stop:
+                trainer.run(images, folder, log, stop)
+        finally:
+            if log is not None:
+                log.close()
+    finally:
+        stop_processes()
+    return Trained(folder, trainer.step, stop.exit_status)
+
+
+class Trainer:
+    """Model, averaged copy and optimiser of one run."""
+
+    def __init__(self, config: DdpmConfig, device: torch.device, processes: Processes) -> None:
+        self.config, self.device, self.processes = config, device, processes
+        self.model = build_diffusion(config).to(device)
+        self.average = deepcopy(self.model).requires_grad_(False)
+        settings = config.diffusion
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(), lr=settings.train_lr, betas=settings.adam_betas
+        )
+        self.step = 0
+
+    def state(self) -> dict[str, Any]:
+        """The checkpoint: the published entries, and what a resume or a check needs."""
+        average = {f"ema_model.{n}": v for n, v in self.average.state_dict().items()}
+        return {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "ema": average,
+            "opt": self.optimizer.state_dict(),
+            "dilation": self.config.diffusion.dilation_factor,
+            "image_size": self.config.diffusion.side,
+            "config": config_to_dict(self.config),
+        }
+
+    def start_from(self, path: Path) -> None:
+        """Takes the weights of a checkpoint, not its step."""
+        self._load_weights(load_tensors(path), path)
+
+    def resume(self, path: Path) -> None:
+        """Goes on from a checkpoint of ours."""
+        state = load_tensors(path)
+        if "opt" not in state:
+            raise CheckpointError(f"{path} has no optimiser; use it as --state_dict_path instead")
+        self._load_weights(state, path)
+        average = {n.removeprefix("ema_model."): v for n, v in state["ema"].items()}
+        self.average.load_state_dict(average)
+        self.optimizer.load_state_dict(state["opt"])
+        self.step = state["step"]
+
+    def _load_weights(self, state: dict[str, Any], path: Path) -> None:
+        stored = (state.get("dilation"), state.get("image_size"))
+        wanted = (self.config.diffusion.dilation_factor, self.config.diffusion.side)
+        if any(s is not None and s != w for s, w in zip(stored, wanted, strict=True)):
+            raise CheckpointError(
+                f"{path} has (dilation, image size) {stored}, the settings have {wanted}"
+            )
+        try:
+            self.model.load_state_dict(state["model"])
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(f"{path} does not fit the configured U-Net: {error}") from error
+        self.average.load_state_dict(state["model"])
+
+    def run(
+        self, images: NormalImages, folder: Path, log: RunLog | None, stop: StopRequest
+    ) -> None:
+        """Steps until train_num_steps or a signal; log is None in all processes but the main."""
+        settings = self.config.diffusion
+        batches = self._batches(images)
+        started = time.perf_counter()
+        last = False
+        while self.step < settings.train_num_steps and not last:
+            loss = self.one_step(batches)
+            require_finite(self.step, {"loss": loss})
+            last = stop.requested or self.step == settings.train_num_steps
+            if log is None:
+                continue
+            if self.step % settings.log_every == 0 or last:
+                seconds = time.perf_counter() - started
+                log.scalars(self.step, {"train/loss": loss, "train/seconds": seconds})
+            if self.step % settings.save_every == 0 or last:
+                number = -(-self.step // settings.save_every)
+                save_atomic(self.state(), folder / f"model-{number}.pt")
+                self.draw(images, log)
+
+    def one_step(self, batches: Iterator[Tensor]) -> float:
+        """One optimiser step and, every ema_update_every steps, one of the average: the loss."""
+        settings, total = self.config.diffusion, 0.0
+        self.optimizer.zero_grad()
+        for part in range(settings.gradient_accumulate_every):
+            draws = generator_for(self.config.seed, "noise", self.step, part, self.processes.rank)
+            x0 = next(batches)
+            mirrored = torch.rand(len(x0), generator=draws) < 0.5
+            x0 = torch.where(mirrored[:, None, None, None], x0.flip(3), x0).to(self.device)
+            t = torch.randint(self.model.steps, (len(x0),), generator=draws).to(self.device)
+            noise = gaussian_noise(
+                tuple(x0.shape), device=self.device, local=settings.local_randn, generator=draws
+            )
+            loss = self.model.loss(2 * x0 - 1, t, noise) / settings.gradient_accumulate_every
+            loss.backward()
+            total += loss.item()
+        average_gradients(list(self.model.parameters()), self.processes)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
+        self.optimizer.step()
+        self.step += 1
+        if self.step % settings.ema_update_every == 0:
+            self.update_average()
+        return total
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """Moves the average towards the weights; the decay grows to ema_decay."""
+        age = max(0, self.step - EMA_START - 1)
+        decay = min(self.config.diffusion.ema_decay, 1 - (1 + age) ** (-2 / 3))
+        ours = list(self.model.parameters())
+        torch._foreach_lerp_(list(self.average.parameters()), ours, 1 - decay)
+
+    def draw(self, images: NormalImages, log: RunLog) -> None:
+        """Shows samples of the average and the dissolving strip in TensorBoard."""
+        settings = self.config.diffusion
+        generator = generator_for(self.config.seed, "pictures")
+        picture = sample_picture(
+            self.average,
+            n=settings.num_samples,
+            side=settings.side,
+            sampling_steps=settings.sampling_timesteps,
+            local_noise=settings.local_randn,
+            generator=generator,
+        )
+        log.image(self.step, "eval/samples", picture)
+        shown = torch.stack([images[i].image for i in range(min(STRIP_IMAGES, len(images)))])
+        dissolver = strip_dissolver(self.model, settings.side, settings.strip_range)
+        strip = dissolving_strip(dissolver, shown.to(self.device), settings.strip_steps)
+        log.image(self.step, "eval/dissolving", strip)
+
+    def _batches(self, images: NormalImages) -> Iterator[Tensor]:
+        """Batches without end, from the one that the current step would take."""
+        # The place in the endless row follows from the step, so a resume finds it again.
+        settings, processes = self.config.diffusion, self.processes
+        per_epoch = -(-(len(images) // processes.world_size) // settings.ddpm_batch_size)
+        epoch, skip = divmod(self.step * settings.gradient_accumulate_every, per_epoch)
+        while True:
+            for i, batch in enumerate(
+                epoch_batches(
+                    images,
+                    batch_size=settings.ddpm_batch_size,
+                    epoch=epoch,
+                    seed=self.config.seed,
+                    processes=processes,
+                    num_workers=self.config.data.num_workers,
+                )
+            ):
+                if i >= skip:
+                    yield batch.images
+            epoch, skip = epoch + 1, 0

@@ -1,0 +1,152 @@
+"""The table of datasets and the sets of images read by it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.data_settings import DataConfig
+from common.datasets import ALIASES, DATASETS, DatasetError, dataset_row
+from common.image_batches import epoch_batches
+from common.image_sets import ImageSet, contaminate, load_set
+from common.runtime import Processes
+from dia.data import load_split
+from dia.settings import DiaConfig
+from diffusion_models.data import training_images
+from diffusion_models.settings import DdpmConfig, DiffusionConfig
+
+
+def write_tree(root: Path, classes: dict[str, int], split: str = "train", side: int = 20) -> None:
+    """A folder per class with so many images, each of one grey value."""
+    for number, (name, count) in enumerate(classes.items()):
+        folder = root / split / name
+        folder.mkdir(parents=True)
+        for i in range(count):
+            pixels = np.full((side, side, 3), 20 * number + i, dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{i}.png")
+
+
+def test_normal_class_is_the_same_for_ddpm_and_classifier(tmp_path: Path) -> None:
+    write_tree(tmp_path / "covid", {"COVID": 3, "non-COVID": 2})
+    write_tree(tmp_path / "OCT2017", {"CNV": 3, "DME": 1, "DRUSEN": 1, "NORMAL": 2})
+    for name in ("sars-covid", "retina"):
+        data = DataConfig(dataset=name, data_root=str(tmp_path))
+        normal = dataset_row(name).normal
+        whole = load_split(DiaConfig(data=data), "train")
+        ddpm = training_images(DdpmConfig(data=data))
+        assert ddpm.names == whole.of_classes([normal]).names
+        assert len(ddpm) == 2
+
+
+def test_every_alias_names_a_row_and_unknown_names_are_answered_with_the_list() -> None:
+    assert set(ALIASES.values()) <= set(DATASETS)
+    with pytest.raises(DatasetError, match="'kvasr' is unknown; choose from covid, kvasir"):
+        dataset_row("kvasr")
+
+
+def test_missing_dataset_says_what_to_get_and_what_tree_is_expected(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"train does not exist\. Expected .*NORMAL.*kaggle"):
+        load_set("retina", tmp_path, "train")
+    for name, file in (("pneumonia", "pneumoniamnist.npz"), ("cifar10", "cifar-10-batches-py")):
+        with pytest.raises(DatasetError, match=rf"{file} does not exist\. Download"):
+            load_set(name, tmp_path, "test")
+
+
+def test_missing_class_folder_is_named(tmp_path: Path) -> None:
+    write_tree(tmp_path / "OCT2017", {"CNV": 1, "DME": 1, "NORMAL": 2})
+    with pytest.raises(DatasetError, match="lacks the class folder DRUSEN"):
+        load_set("retina", tmp_path, "train")
+
+
+def test_class_without_images_is_refused_with_the_counts(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"a": 2, "b": 1})
+    with pytest.raises(DatasetError, match=r"no image of class 5; the set has \{'a': 2, 'b': 1\}"):
+        load_set("folder", tmp_path, "train").of_classes([5])
+
+
+def test_single_training_image_is_refused(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"normal": 1})
+    config = DdpmConfig(data=DataConfig(data_root=str(tmp_path)))
+    with pytest.raises(DatasetError, match="at least 2 are needed"):
+        training_images(config)
+
+
+def test_classes_of_the_test_split_alone_come_after_those_of_training(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"good": 2})
+    write_tree(tmp_path, {"crack": 1, "good": 1}, split="test")
+    train, test = (load_set("folder", tmp_path, split, size=16) for split in ("train", "test"))
+    assert train.classes == test.classes == ("good", "crack")
+    assert dict(zip(test.names, test.labels.tolist(), strict=True)) == {
+        "test/good/0.png": 0,
+        "test/crack/0.png": 1,
+    }
+
+
+def test_flat_folder_is_a_train_set_without_test_images(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"x": 3}, split="flat")
+    folder = tmp_path / "flat" / "x"
+    images = load_set("folder", folder, "train", size=16)
+    assert len(images) == 3
+    assert images[0].image.shape == (3, 16, 16)
+    with pytest.raises(DatasetError, match="no test/ folder"):
+        load_set("folder", folder, "test")
+
+
+def test_grey_file_among_colour_ones_is_converted_or_refused(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"normal": 1})
+    Image.fromarray(np.full((20, 20), 9, np.uint8)).save(tmp_path / "train/normal/grey.png")
+    converted = load_set("folder", tmp_path, "train")[1]
+    assert converted.image.shape[0] == 3
+    with pytest.raises(DatasetError, match=r"grey\.png is grey"):
+        load_set("folder", tmp_path, "train", refuse_grey=True)[1]
+
+
+def test_medmnist_is_read_from_its_file_and_findings_count_as_one(tmp_path: Path) -> None:
+    pixels = np.zeros((3, 28, 28), np.uint8)
+    labels = np.array([[0, 0], [1, 0], [1, 1]])
+    np.savez(tmp_path / "chestmnist.npz", test_images=pixels, test_labels=labels)
+    images = load_set("chest", tmp_path, "test")
+    assert images.labels.tolist() == [0, 1, 1]
+    assert images[0].image.shape == (3, 28, 28)
+
+
+def numbered(n: int, label: int = 0) -> ImageSet:
+    pixels = np.full((n, 8, 8, 3), 7, np.uint8)
+    names = [f"{label}/{i}" for i in range(n)]
+    return ImageSet(pixels, [label] * n, names, classes=("a", "b"), size=None)
+
+
+def test_contamination_makes_the_wanted_share_and_repeats() -> None:
+    mixed = contaminate(numbered(90), numbered(50, 1), 0.1)
+    assert mixed.labels.tolist().count(1) == 10
+    assert mixed.names == contaminate(numbered(90), numbered(50, 1), 0.1).names
+    with pytest.raises(DatasetError, match="needs 90 anomalies"):
+        contaminate(numbered(90), numbered(50, 1), 0.5)
+
+
+def test_processes_share_each_pass_without_overlap() -> None:
+    def names(rank: int, world: int, epoch: int) -> list[str]:
+        batches = epoch_batches(
+            numbered(11), batch_size=2, epoch=epoch, seed=1, processes=Processes(rank, world)
+        )
+        return [name for batch in batches for name in batch.names]
+
+    alone, shares = names(0, 1, 3), [names(rank, 2, 3) for rank in (0, 1)]
+    assert sorted(alone) == sorted(numbered(11).names)
+    assert len(shares[0]) == len(shares[1]) == 5
+    assert not set(shares[0]) & set(shares[1])
+    assert names(0, 1, 3) == alone != names(0, 1, 4)
+
+
+def test_fraction_of_the_training_images_is_the_same_every_time(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"normal": 8})
+    config = DdpmConfig(
+        data=DataConfig(data_root=str(tmp_path)), diffusion=DiffusionConfig(ratio=0.5)
+    )
+    images = training_images(config)
+    assert len(images) == 4
+    assert images.names == training_images(config).names
+    assert images[0].image.shape == (3, 32, 32)
+    assert torch.isfinite(images[0].image).all()

@@ -1,0 +1,228 @@
+"""Both trainings and the evaluation on tiny images: resuming, refusals, results."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.checkpoint import CheckpointError
+from common.config import ConfigError
+from common.data_settings import DataConfig
+from dia.evaluate import evaluate
+from dia.settings import ContrastiveConfig, DiaConfig, EvaluationConfig
+from dia.training import train
+from diffusion_models import training as ddpm
+from diffusion_models.drawing import draw_dissolved, draw_samples
+from diffusion_models.settings import DdpmConfig, DiffusionConfig
+
+SIDE = 16
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory) -> Path:
+    """Smooth normals, and anomalies with a bright spot; 6 + 3 training, 4 + 4 test images."""
+    root, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    for split, n in (("train", 6), ("test", 4)):
+        for name in ("normal", "spot"):
+            folder = root / "kvasir-anomaly-polyps" / split / name
+            folder.mkdir(parents=True)
+            for i in range(n if name == "normal" or split == "test" else 3):
+                pixels = np.linspace(0, 200, SIDE)[:, None, None] + random.uniform(
+                    0, 40, (SIDE, SIDE, 3)
+                )
+                if name == "spot":
+                    pixels[4:9, 4:9] = 250
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def ddpm_config(data_root: Path, tmp_path_factory) -> DdpmConfig:
+    settings = DiffusionConfig(
+        image_size=SIDE,
+        dim=8,
+        dim_mults=(1, 2),
+        timesteps=100,
+        ddpm_batch_size=4,
+        train_num_steps=4,
+        save_every=2,
+        ema_update_every=1,
+        sampling_timesteps=2,
+        num_samples=4,
+        steps=50,
+        strip_steps=(0, 50),
+        output_dir=str(tmp_path_factory.mktemp("ddpm") / "whole"),
+    )
+    data = DataConfig(dataset="kvasir", data_root=str(data_root))
+    return DdpmConfig(device="cpu", data=data, diffusion=settings)
+
+
+@pytest.fixture(scope="module")
+def diffusion_model(ddpm_config: DdpmConfig) -> Path:
+    return ddpm.train(ddpm_config).folder / "model-2.pt"
+
+
+@pytest.fixture(scope="module")
+def config(data_root: Path, diffusion_model: Path, tmp_path_factory) -> DiaConfig:
+    contrastive = ContrastiveConfig(
+        model="resnet18",
+        width=8,
+        mode="simclr_DIA",
+        shift_trans_type="diffusion_rotation",
+        diffusion_model_path=str(diffusion_model),
+        diff_resolution=SIDE,
+        batch_size=3,
+        epochs=2,
+        save_step=1,
+        warmup=1,
+        run_dir=str(tmp_path_factory.mktemp("dia") / "whole"),
+    )
+    data = DataConfig(dataset="kvasir", data_root=str(data_root), one_class_idx=0, resize_to=SIDE)
+    evaluation = EvaluationConfig(select_ood_samples=1, bootstrap_samples=20)
+    return DiaConfig(device="cpu", data=data, contrastive=contrastive, evaluation=evaluation)
+
+
+@pytest.fixture(scope="module")
+def trained(config: DiaConfig) -> Path:
+    return train(config).folder
+
+
+def changed(config, section: str, **values):
+    return dataclasses.replace(
+        config, **{section: dataclasses.replace(getattr(config, section), **values)}
+    )
+
+
+def assert_same_weights(a: Path, b: Path, entry: str | None = None) -> None:
+    first, second = (torch.load(path) for path in (a, b))
+    if entry is not None:
+        first, second = first[entry], second[entry]
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_resumed_diffusion_training_equals_uninterrupted_training(
+    ddpm_config, diffusion_model, tmp_path: Path
+) -> None:
+    half = changed(ddpm_config, "diffusion", train_num_steps=2, output_dir=str(tmp_path))
+    ddpm.train(half)
+    full = changed(ddpm_config, "diffusion", output_dir=str(tmp_path))
+    assert ddpm.train(full, resume=tmp_path).step == 4
+    for entry in ("model", "ema"):
+        assert_same_weights(diffusion_model, tmp_path / "model-2.pt", entry)
+
+
+def test_pictures_of_a_diffusion_model_are_written(
+    ddpm_config, diffusion_model, tmp_path: Path
+) -> None:
+    shown = changed(
+        ddpm_config, "diffusion", state_dict_path=str(diffusion_model), output_dir=str(tmp_path)
+    )
+    paths = [*draw_dissolved(shown), *draw_samples(shown)]
+    assert len(paths) == 5
+    assert all(np.asarray(Image.open(path)).std() > 0 for path in paths)
+
+
+def test_resumed_training_equals_uninterrupted_training(config, trained, tmp_path: Path) -> None:
+    assert train(changed(config, "contrastive", run_dir=str(tmp_path)), stop_after=1).epoch == 1
+    resumed = changed(config, "contrastive", run_dir=None, resume_path=str(tmp_path))
+    assert train(resumed).epoch == 2
+    assert_same_weights(trained / "last.model", tmp_path / "last.model")
+
+
+def test_published_checkpoint_files_are_written(trained: Path) -> None:
+    names = {path.name for path in trained.iterdir()}
+    assert {"last.model", "last.optim", "last.config", "best_CSI.model", "log.jsonl"} <= names
+    lines = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(line["train/loss"]) for line in lines if "train/loss" in line)
+
+
+def evaluation(config: DiaConfig, trained: Path, folder: Path, **values) -> DiaConfig:
+    plain = changed(
+        config,
+        "contrastive",
+        shift_trans_type="rotation",
+        load_path=str(trained / "last.model"),
+        resize_factor=0.54,
+    )
+    return changed(plain, "evaluation", results_dir=str(folder), ood_samples=2, **values)
+
+
+def scores_in(folder: Path, score: str = "CSI") -> dict[str, float]:
+    lines = (folder / f"scores_{score}.csv").read_text().splitlines()[1:]
+    return {line.split(",")[0]: float(line.split(",")[2]) for line in lines}
+
+
+def test_scores_do_not_depend_on_the_batch_size(config, trained, tmp_path: Path) -> None:
+    folders = [tmp_path / str(size) for size in (1, 100)]
+    for folder, size in zip(folders, (1, 100), strict=True):
+        values = {"test_batch_size": size, "cache_features": False}
+        evaluate(evaluation(config, trained, folder, **values), "ood_pre", [])
+    one, many = map(scores_in, folders)
+    assert one.keys() == many.keys()
+    assert max(abs(one[name] - many[name]) for name in one) < 1e-4
+
+
+def test_features_are_reused_until_an_image_changes(config, trained, data_root, tmp_path) -> None:
+    settings = evaluation(config, trained, tmp_path)
+    evaluate(settings, "ood_pre", [])
+    features = sorted((trained / "features").iterdir())
+    assert len(features) == 3  # train, normal, one_class_1
+    stamps = [path.stat().st_mtime_ns for path in features]
+    evaluate(settings, "ood_pre", [])
+    assert [path.stat().st_mtime_ns for path in sorted((trained / "features").iterdir())] == stamps
+    os.utime(data_root / "kvasir-anomaly-polyps/test/spot/0.png", ns=(1, 1))
+    evaluate(settings, "ood_pre", [])
+    assert len(list((trained / "features").iterdir())) == 4
+
+
+def test_results_name_the_split_that_chose_the_checkpoint(config, trained, tmp_path: Path) -> None:
+    settings = evaluation(config, trained, tmp_path, ood_score=("CSI", "simclr"))
+    best = changed(settings, "contrastive", load_path=str(trained / "best_CSI.model"))
+    assert "Checkpoint chosen by: test" in evaluate(best, "ood_pre", [])
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["selected_by"] == "test"
+    csi = results["scores"]["CSI"]
+    assert csi["one_class_mean"] == pytest.approx(csi["auroc"]["one_class_1"]["value"])
+
+
+def test_other_modes_run_and_scores_of_the_wrong_mode_are_refused(
+    config, trained, tmp_path: Path
+) -> None:
+    scores = ("clean_norm", "similar", "baseline", "baseline_marginalized")
+    settings = evaluation(config, trained, tmp_path, ood_score=scores)
+    assert "one_class_mean" in evaluate(settings, "ood", [])
+    assert "[Error@1" in evaluate(settings, "test_marginalized_acc", [])
+    with pytest.raises(ConfigError, match=r"clean_norm.* is no score of --mode ood_pre"):
+        evaluate(settings, "ood_pre", [])
+
+
+def test_checkpoint_of_another_architecture_is_refused(config, trained, tmp_path: Path) -> None:
+    settings = evaluation(config, trained, tmp_path)
+    wrong = changed(settings, "contrastive", shift_trans_type="none", mode="simclr")
+    with pytest.raises(ValueError, match="another architecture"):
+        evaluate(wrong, "ood_pre", [])
+
+
+def test_resolution_that_does_not_match_the_diffusion_model_is_refused(config, tmp_path) -> None:
+    wrong = changed(config, "contrastive", diff_resolution=32, run_dir=str(tmp_path))
+    with pytest.raises(CheckpointError, match="trained with image size 16, but 32 is asked for"):
+        train(wrong)
+
+
+@pytest.mark.parametrize("select_by", ["val", "last"])
+def test_checkpoint_can_be_chosen_without_test_images(config, tmp_path, select_by: str) -> None:
+    settings = changed(
+        config,
+        "contrastive",
+        select_by=select_by,
+        run_dir=str(tmp_path),
+        epochs=1,
+        mode="simclr_CSI",
+        shift_trans_type="cutperm",
+    )
+    assert set(train(settings).best) == ({"CSI"} if select_by == "val" else set())
