@@ -4,10 +4,6 @@ Behind the published flags stand ours that make the runs small.
 """
 
 import json
-import os
-import runpy
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +11,7 @@ import pytest
 from PIL import Image
 
 from common.config import REPOSITORY
-from tests.tiny_runs import forked, read_table, run_script
+from tests.tiny_runs import read_table, run_script
 
 DDPM = str(REPOSITORY / "diffusion_models" / "train_eval_ddpm.py")
 TRAIN = str(REPOSITORY / "train_dia.py")
@@ -54,35 +50,15 @@ def write_tree(root: Path, name: str) -> None:
                 Image.fromarray(pixels.astype(np.uint8)).save(target / f"{i}.jpeg")
 
 
-def typed(script: str, *arguments: object, cwd: Path) -> str:
+def run(script: str, *arguments: object, cwd: Path) -> str:
     """Runs a command in a new Python; returns what it printed."""
     done = run_script(script, *arguments, "--device", "cpu", cwd=cwd)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def quick(script: str, *arguments: object, cwd: Path) -> str:
-    """The same in a forked process, which has imported everything already."""
-
-    def main() -> None:
-        os.chdir(cwd)
-        sys.argv = [script, *map(str, arguments), "--device", "cpu"]
-        with Path("printed.txt").open("w") as sys.stdout:
-            try:
-                runpy.run_path(script, run_name="__main__")
-            except SystemExit as stop:
-                if stop.code:
-                    raise
-
-    _, status = os.waitpid(forked(main), 0)
-    assert status == 0
-    return (cwd / "printed.txt").read_text()
-
-
-@pytest.mark.parametrize(("dataset", "run"), [("kvasir", typed), ("retina", quick)])
-def test_published_commands_run_on_a_tree_as_downloaded(
-    dataset: str, run: Callable[..., str], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("dataset", TREES)
+def test_published_commands_run_on_a_tree_as_downloaded(dataset: str, tmp_path: Path) -> None:
     write_tree(tmp_path / "data", dataset)
     common = ("--dataset", dataset, "--data_root", "data")
     small = (*SMALL_DDPM.split(), "--output_dir", "ddpm")

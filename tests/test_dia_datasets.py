@@ -12,7 +12,7 @@ from common.datasets import ALIASES, DATASETS, DatasetError, dataset_row
 from common.image_batches import epoch_batches
 from common.image_sets import ImageSet, contaminate, load_set
 from common.runtime import Processes
-from dia.data import load_split
+from dia.data import load_split, normal_train_set
 from dia.settings import DiaConfig
 from diffusion_models.data import training_images
 from diffusion_models.settings import DdpmConfig, DiffusionConfig
@@ -71,6 +71,9 @@ def test_single_training_image_is_refused(tmp_path: Path) -> None:
     config = DdpmConfig(data=DataConfig(data_root=str(tmp_path)))
     with pytest.raises(DatasetError, match="at least 2 are needed"):
         training_images(config)
+    data = DataConfig(data_root=str(tmp_path), one_class_idx=0)
+    with pytest.raises(DatasetError, match="at least 2 are needed"):
+        normal_train_set(DiaConfig(data=data))
 
 
 def test_classes_of_the_test_split_alone_come_after_those_of_training(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from PIL import Image
 
 from common.config import REPOSITORY
 from tests.golden_dia_tools import read_entry
-from tests.golden_dia_training import encoder_by_rule
 from tests.golden_tools import group
+from tests.golden_weights import parse_shapes, weights_by_rule
 from tests.image_files import write_png16
 from tests.tiny_runs import read_table, run_script
 
@@ -44,8 +44,9 @@ def test_diffusion_checkpoint_dissolves_as_recorded(tmp_path: Path) -> None:
 
 def test_contrastive_checkpoint_scores_as_recorded(tmp_path: Path) -> None:
     entry, arrays = read_entry(GOLDEN, "dia_model_resnet18_imagenet.npz")
-    encoder = encoder_by_rule(entry, arrays, "sd_sum", "sd_l2")
-    torch.save(encoder.state_dict(), tmp_path / "last.model")
+    shapes = parse_shapes(arrays["sd_names"], arrays["sd_shapes"])
+    weights = weights_by_rule(entry["settings"]["weights"], shapes)
+    torch.save(weights, tmp_path / "last.model")
     names = ("normal", "other")
     write_images([tmp_path / "test" / name / "0.png" for name in names], arrays["x01"])
     done = run_script(
@@ -53,7 +54,8 @@ def test_contrastive_checkpoint_scores_as_recorded(tmp_path: Path) -> None:
         *("--mode", "ood", "--dataset", "folder", "--data_root", tmp_path, "--one_class_idx", 0),
         *("--resize_to", 64, "--model", "resnet18_imagenet", "--shift_trans_type", "rotation"),
         *("--load_path", tmp_path / "last.model", "--ood_score", "clean_norm", "baseline"),
-        *("--results_dir", tmp_path / "out", "--device", "cpu"),
+        *("--results_dir", tmp_path / "out"),
+        *("--device", "cpu"),
     )
     assert done.returncode == 0, done.stderr
     norms = np.linalg.norm(arrays["simclr"], axis=1)
