@@ -8,8 +8,7 @@ import torch
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """One thread for arithmetic: tiny networks are slower with more, sums depend on their number,
-    and a pool of threads does not survive a fork."""
+    """One thread: tiny networks are slower with more, and sums depend on their number."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -73,6 +73,6 @@ def test_dry_run_prints_the_settings_and_needs_no_heatmaps() -> None:
 
 
 def test_mode_that_does_not_exist_is_refused() -> None:
-    result = run_eval("--mode", "ood", "--dataset", "cifar10")
+    result = run_eval("--mode", "segment", "--dataset", "cifar10")
     assert result.returncode == 2
-    assert "invalid choice: 'ood' (choose from" in result.stderr
+    assert "invalid choice: 'segment' (choose from" in result.stderr

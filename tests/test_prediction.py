@@ -4,6 +4,7 @@ import dataclasses
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from inpainter.prediction import PredictionOptions, PredictionResult, predict
 from inpainter.settings import PicardConfig
 from tests.tiny_runs import (
     corrupt,
+    ended,
     forked,
     heatmaps_in,
     read_table,
@@ -122,13 +124,13 @@ def test_a_killed_run_goes_on_and_leaves_nothing_half_written(folder) -> None:
     write_images(folder / "test", n=12, size=(48, 64))
     config = tiny_config(folder, "test.patch_stride=4")
     options = {"output_dir": folder / "mine"}
-    child = forked(lambda: run(folder, config, **options))
+    child = forked(partial(run, folder, config, **options))
     table = folder / "mine" / "heatmaps.csv"  # the last to be written
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not table.is_file():
         time.sleep(0.01)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    os.kill(child.pid, signal.SIGKILL)
+    assert ended(child) == -signal.SIGKILL
     done = len({row["image"] for row in read_table(table)})
     assert 0 < done < 12
     for half in ("data/9_MCD_image.pt.tmp", "plots/9.png.tmp", "progress/9.png", "scores.csv.tmp"):
@@ -195,13 +197,13 @@ def test_image_metrics_need_no_critic(folder) -> None:
 
 def test_progress_is_shown_while_a_heatmap_is_computed_and_removed_afterwards(folder) -> None:
     config = tiny_config(folder, "test.save_progressive_heatmap=true")
-    child = forked(lambda: run(folder, config, output_dir=folder / "mine"))
+    child = forked(partial(run, folder, config, output_dir=folder / "mine"))
     progress = folder / "mine" / "progress" / "0_MCD_image_2_0.5_16_32_16.png"
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and not progress.is_file():
         time.sleep(0.002)
     assert progress.is_file()
-    assert os.waitpid(child, 0)[1] == 0
+    assert ended(child) == 0
     assert sorted(path.name for path in (folder / "mine").iterdir() if path.is_dir()) == ["data"]
 
 

@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from tests.tiny_runs import (
     BOTH_STAGES,
     assert_equal_states,
     corrupt,
+    ended,
     forked,
     tiny_config,
     write_images,
@@ -78,14 +80,13 @@ def test_resumed_run_equals_uninterrupted_run(folder, changes) -> None:
 def killed_after(seconds: float, config: PicardConfig, *, further: bool = True) -> None:
     """Trains in a child process that is killed; first it may save a snapshot further."""
     before = steps_in(run_folder(config))
-    child = forked(lambda: train(config, resume="latest"))
+    child = forked(partial(train, config, resume="latest"))
     deadline = time.monotonic() + 60
     while further and time.monotonic() < deadline and steps_in(run_folder(config)) == before:
         time.sleep(0.005)
     time.sleep(seconds)
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status), "the child ended before it was killed"
+    os.kill(child.pid, signal.SIGKILL)
+    assert ended(child) == -signal.SIGKILL, "the child ended before it was killed"
 
 
 def test_killed_at_any_moment_a_run_can_be_resumed_and_equals_the_uninterrupted_one(folder):
