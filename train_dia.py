@@ -10,7 +10,7 @@ from common.config import ConfigError, add_common_arguments, config_to_yaml
 from common.datasets import DatasetError
 from common.flags import add_flags, load_from_flags
 from common.images import ImageError
-from common.loops import TrainingFailedError
+from common.loops import TrainingError
 from common.runtime import RuntimeSetupError
 from dia.macs import describe_macs
 from dia.settings import DiaConfig
@@ -18,7 +18,7 @@ from dia.training import train
 
 EXPECTED = (
     *(CheckpointError, ConfigError, DatasetError, ImageError, RuntimeSetupError),
-    *(TrainingFailedError, OSError, ValueError),
+    *(TrainingError, OSError, ValueError),
 )
 
 

@@ -10,22 +10,27 @@ from torch import Tensor
 from common.runtime import Processes
 
 
-class TrainingFailedError(RuntimeError):
-    """A loss stopped being a number."""
+class TrainingError(RuntimeError):
+    """A training that cannot go on: a loss is not finite, or the network collapsed."""
 
 
 def require_finite(step: int, losses: Mapping[str, float]) -> None:
-    """Raises TrainingFailedError, with the step and all losses, unless all are numbers."""
+    """Raises TrainingError, with the step and all losses, unless all are numbers."""
     if not all(math.isfinite(value) for value in losses.values()):
         shown = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
-        raise TrainingFailedError(
-            f"step {step}: a loss is not finite ({shown}). Lower the learning rate, or go on from "
-            "an earlier checkpoint with another seed."
+        raise TrainingError(
+            f"The loss is not finite at step {step}: {shown}. Go on from the last checkpoint with "
+            "a lower learning rate (PICARD: a lower train.lr, or train.warmup_steps and "
+            "train.grad_clip_norm; DIA: --lr_init)."
         )
 
 
 def average_gradients(parameters: list[Tensor], processes: Processes) -> None:
-    """Replaces every gradient by its mean over the processes; alone, does nothing."""
+    """Replaces every gradient by its mean over the processes; alone, does nothing.
+
+    DistributedDataParallel expects one forward per backward; GAN critics have three and a double
+    backward, and contrastive losses are gathered first, so gradients are averaged here.
+    """
     if processes.world_size == 1:
         return
     grads = [p.grad for p in parameters if p.grad is not None]

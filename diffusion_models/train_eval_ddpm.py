@@ -12,7 +12,7 @@ from common.config import ConfigError, add_common_arguments, config_to_yaml
 from common.datasets import DatasetError
 from common.flags import add_flags, load_from_flags
 from common.images import ImageError
-from common.loops import TrainingFailedError
+from common.loops import TrainingError
 from common.runtime import RuntimeSetupError
 from diffusion_models.drawing import draw_dissolved, draw_samples
 from diffusion_models.settings import DdpmConfig
@@ -20,7 +20,7 @@ from diffusion_models.training import train
 
 EXPECTED = (
     *(CheckpointError, ConfigError, DatasetError, ImageError, RuntimeSetupError),
-    *(TrainingFailedError, OSError, ValueError),
+    *(TrainingError, OSError, ValueError),
 )
 OTHER_SECTIONS = ("contrastive", "evaluation")
 """Sections of configs/dia.yaml that are train_dia.py's and eval.py's."""

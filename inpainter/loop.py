@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from common.interrupts import StopRequest
+from common.loops import require_finite
 from common.runtime import Processes
 from inpainter.patches import NormalPatches, batches
 from inpainter.recorder import Recorder, StepResult
@@ -15,7 +16,6 @@ from inpainter.settings import PicardConfig
 from inpainter.step import Networks, step_losses
 from inpainter.step_inputs import InputMaker
 from inpainter.updates import Optimisers, learning_rate, update
-from inpainter.watch import require_finite
 
 LOG = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.images import to_unit
+from common.loops import require_finite
 from common.run_log import RunLog
 from common.runtime import evaluating
 from inpainter.generator import Generator
@@ -21,7 +22,7 @@ from inpainter.settings import PicardConfig
 from inpainter.snapshots import completion_error, prune_snapshots, save_snapshot
 from inpainter.step import Networks, StepInputs
 from inpainter.updates import Optimisers
-from inpainter.watch import CollapseWatch, require_finite
+from inpainter.watch import CollapseWatch
 
 LOG = logging.getLogger(__name__)
 

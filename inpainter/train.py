@@ -17,11 +17,11 @@ from common.config import (
     load_from_arguments,
 )
 from common.images import ImageError
+from common.loops import TrainingError
 from common.runtime import RuntimeSetupError
 from inpainter.networks import build_networks
 from inpainter.settings import PicardConfig
 from inpainter.training import train
-from inpainter.watch import TrainingError
 
 EXPECTED = (CheckpointError, ConfigError, ImageError, RuntimeSetupError, TrainingError, OSError)
 

@@ -8,9 +8,12 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim import Adam
 
+from common.loops import average_gradients
 from common.runtime import Processes
 from inpainter.settings import PicardConfig, TrainConfig
 from inpainter.step import Networks, StepLosses
+
+ALONE = Processes()
 
 
 class Optimisers(NamedTuple):
@@ -42,7 +45,7 @@ def update(
     optimisers: Optimisers,
     losses: StepLosses,
     config: PicardConfig,
-    processes: Processes | None = None,
+    processes: Processes = ALONE,
 ) -> None:
     """Backward passes and optimiser steps of one training step, in the published order.
 
@@ -57,27 +60,13 @@ def update(
         optimisers.gen.zero_grad()
         only_generator = config.train.clean_critic_gradients or losses.d is None
         losses.g.backward(inputs=list(generator.parameters()) if only_generator else None)
-        average_gradients(generator, processes)
+        average_gradients(list(generator.parameters()), processes)
         if config.train.grad_clip_norm is not None:
             nn.utils.clip_grad_norm_(generator.parameters(), config.train.grad_clip_norm)
         optimisers.gen.step()
     if losses.d is not None:
-        average_gradients(critics, processes)
+        average_gradients(list(critics.parameters()), processes)
         optimisers.dis.step()
-
-
-def average_gradients(module: nn.Module, processes: Processes | None) -> None:
-    """Mean of the gradients over the processes of torchrun.
-
-    DistributedDataParallel expects one forward per backward; the critics have three and a double
-    backward, so their gradients are averaged here, explicitly.
-    """
-    if processes is None or processes.world_size == 1:
-        return
-    for parameter in module.parameters():
-        if parameter.grad is not None:
-            dist.all_reduce(parameter.grad)
-            parameter.grad /= processes.world_size
 
 
 def broadcast_weights(module: nn.Module, processes: Processes) -> None:

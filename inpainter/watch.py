@@ -1,25 +1,11 @@
-"""Watching a training: non-finite losses and collapsed outputs stop it with a message."""
-
-import math
+"""Watching a training: a collapsed output stops it with a message."""
 
 from torch import Tensor
 
+from common.loops import TrainingError
+
 SATURATED_SHARE = 0.9
 LOGS_IN_A_ROW = 5
-
-
-class TrainingError(RuntimeError):
-    """A training that cannot go on: a loss is not finite, or the generator collapsed."""
-
-
-def require_finite(step: int, terms: dict[str, float]) -> None:
-    """Raises TrainingError, naming the step and every term, where one is NaN or infinite."""
-    if not all(math.isfinite(value) for value in terms.values()):
-        values = ", ".join(f"{name} {value:g}" for name, value in terms.items())
-        raise TrainingError(
-            f"The loss is not finite at step {step}: {values}. Resume from the last snapshot with "
-            "a lower train.lr, or set train.warmup_steps and train.grad_clip_norm."
-        )
 
 
 class CollapseWatch:

@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 import torch
 
+from common.loops import TrainingError, require_finite
 from inpainter.losses import gradient_penalty, wasserstein_critic_loss, weighted_l1
 from inpainter.masks import discount_weights, masks_from_deltas
 from inpainter.networks import build_networks
@@ -15,7 +16,7 @@ from inpainter.settings import (
 )
 from inpainter.step import StepInputs, step_losses
 from inpainter.updates import build_optimisers, learning_rate, update
-from inpainter.watch import CollapseWatch, TrainingError, require_finite
+from inpainter.watch import CollapseWatch
 from tests.networks import random_window
 
 CONFIG = PicardConfig(

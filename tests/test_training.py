@@ -10,10 +10,10 @@ import torch
 from common.checkpoint import load_tensors, resolve_step, steps_in
 from common.config import ConfigError, load_config
 from common.images import ImageError, write_image
+from common.loops import TrainingError
 from inpainter.settings import PicardConfig
 from inpainter.snapshots import prune_snapshots
 from inpainter.training import run_folder, train
-from inpainter.watch import TrainingError
 from tests.tiny_runs import (
     RGB,
     corrupt,
