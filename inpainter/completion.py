@@ -6,6 +6,7 @@ channels, H x W window, h x w hole.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -70,6 +71,20 @@ def dropout_of(
     return channel_dropout_of(layers, M, p, seed, image_name, shared)
 
 
+class Scorer(Protocol):
+    """What makes completions and sees them as the metrics do, in whichever way."""
+
+    metrics: tuple[Metric, ...]
+    mask_hw: tuple[int, int]
+    spaces: frozenset[str]
+
+    def completions(
+        self, windows: Tensor, numbers: Sequence[int], draw: DrawDropout | None
+    ) -> Iterator[Tensor]: ...
+
+    def represent(self, holes: Tensor) -> dict[str, Tensor]: ...
+
+
 @dataclass(frozen=True)
 class WindowScorer:
     """Scores windows by completion distance: the oracle of every faster way."""
@@ -93,19 +108,7 @@ class WindowScorer:
 
         windows: (N, C, H, W) in [-1, 1]; numbers: the windows' numbers in their image.
         """
-        truth = self.represent(centre_crop(windows, self.mask_hw))
-        distances: dict[str, list[Tensor]] = {space: [] for space in truth}
-        if self.spaces - {"no_dropout"}:
-            for completion in self.completions(windows, numbers, draw):
-                estimate = self.represent(completion)
-                for space, values in distances.items():
-                    values.append(l2_distance(truth[space], estimate[space]))
-        stacked = {space: distances_over(values) for space, values in distances.items() if values}
-        if "no_dropout" in self.spaces:
-            estimate = self.complete(windows, None)
-            distance = l2_distance(centre_crop(windows, self.mask_hw), estimate)
-            stacked["no_dropout"] = distance[:, None]
-        return metric_values(self.metrics, stacked)
+        return score_windows(self, windows, numbers, draw)
 
     def completions(
         self, windows: Tensor, numbers: Sequence[int], draw: DrawDropout | None
@@ -128,3 +131,25 @@ class WindowScorer:
         if "feature" in self.spaces:
             spaces["feature"] = self.critic.features(holes)
         return spaces
+
+
+def score_windows(
+    scorer: "Scorer", windows: Tensor, numbers: Sequence[int], draw: DrawDropout | None
+) -> dict[Metric, Tensor]:
+    """Every metric's (N,) values of a batch, from the completions that the scorer makes.
+
+    windows: (N, C, H, W) in [-1, 1]; numbers: the windows' numbers in their image.
+    """
+    truth = scorer.represent(centre_crop(windows, scorer.mask_hw))
+    distances: dict[str, list[Tensor]] = {space: [] for space in truth}
+    if scorer.spaces - {"no_dropout"}:
+        for completion in scorer.completions(windows, numbers, draw):
+            estimate = scorer.represent(completion)
+            for space, values in distances.items():
+                values.append(l2_distance(truth[space], estimate[space]))
+    stacked = {space: distances_over(values) for space, values in distances.items() if values}
+    if "no_dropout" in scorer.spaces:
+        (estimate,) = scorer.completions(windows, numbers, None)
+        distance = l2_distance(centre_crop(windows, scorer.mask_hw), estimate)
+        stacked["no_dropout"] = distance[:, None]
+    return metric_values(scorer.metrics, stacked)

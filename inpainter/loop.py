@@ -10,7 +10,8 @@ from torch import Tensor
 from common.interrupts import StopRequest
 from common.loops import require_finite
 from common.runtime import Processes
-from inpainter.patches import NormalPatches, batches
+from inpainter.batches import batches
+from inpainter.patches import NormalPatches
 from inpainter.recorder import Recorder, StepResult
 from inpainter.settings import PicardConfig
 from inpainter.step import Networks, step_losses

@@ -13,7 +13,8 @@ import torch
 from common.config import REPOSITORY
 from common.images import ImageError, write_image
 from common.runtime import RuntimeSetupError
-from inpainter.patches import NormalPatches, batches
+from inpainter.batches import batches
+from inpainter.patches import NormalPatches
 
 SHAPE = (16, 16, 1)
 
@@ -87,7 +88,8 @@ READING = """
 import sys, time
 from pathlib import Path
 from common.interrupts import StopRequest
-from inpainter.patches import NormalPatches, batches
+from inpainter.batches import batches
+from inpainter.patches import NormalPatches
 patches = NormalPatches([Path(sys.argv[1])], image_shape=(16, 16, 1), seed=1)
 with StopRequest() as stop:
     for number, _ in enumerate(batches(patches, 4, 0, 100_000, 1)):

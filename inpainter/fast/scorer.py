@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inpainter.completion import DrawDropout, WindowScorer
+from inpainter.completion import DrawDropout, WindowScorer, score_windows
 from inpainter.critic import Critic, to_channels
 from inpainter.dropout import ChannelDropout
 from inpainter.fast.coarse import CoarsePrefix, FastCoarse
@@ -21,8 +21,8 @@ from inpainter.fast.fine import FastFine, Surroundings
 from inpainter.fast.layers import Arithmetic
 from inpainter.fast.workspace import Workspace
 from inpainter.generator import Generator
-from inpainter.masks import centre_crop, centre_mask
-from inpainter.scores import distances_over, l2_distance, metric_values, spaces_of
+from inpainter.masks import centre_mask
+from inpainter.scores import spaces_of
 from inpainter.settings import Metric
 
 Precision = Literal["fp32", "bf16", "tf32"]
@@ -143,19 +143,7 @@ class FastScorer:
         self, windows: Tensor, numbers: Sequence[int], draw: DrawDropout | None
     ) -> dict[Metric, Tensor]:
         """Scores of windows that are completed together."""
-        truth = self.represent(centre_crop(windows, self.mask_hw))
-        distances: dict[str, list[Tensor]] = {space: [] for space in truth}
-        if self.spaces - {"no_dropout"}:
-            for completion in self.completions(windows, numbers, draw):
-                estimate = self.represent(completion)
-                for space, values in distances.items():
-                    values.append(l2_distance(truth[space], estimate[space]))
-        stacked = {space: distances_over(values) for space, values in distances.items() if values}
-        if "no_dropout" in self.spaces:
-            (estimate,) = self.completions(windows, numbers, None)
-            distance = l2_distance(centre_crop(windows, self.mask_hw), estimate)
-            stacked["no_dropout"] = distance[:, None]
-        return metric_values(self.metrics, stacked)
+        return score_windows(self, windows, numbers, draw)
 
     def completions(
         self, windows: Tensor, numbers: Sequence[int], draw: DrawDropout | None
