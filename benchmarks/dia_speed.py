@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, uninstalled
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from common.checkpoint import save_text_atomic
 from dia.augment import Augmentation, AugmentationSettings, augment
+from dia.building import layout_for
 from dia.draws import random_augmentation
 from dia.encoders import build_encoder
 from dia.objective import Objective, contrastive_losses
@@ -74,23 +76,27 @@ def measure_step(arguments: argparse.Namespace) -> dict[str, float]:
     draws = draw_views(len(images), 4, beta=uniform, offset=0.3, upper=1.0, generator=generator)
     size = (arguments.side, arguments.side)
     augmentation = random_augmentation(12 * len(images), size, CROP, generator)
-    dissolver = Dissolver(GaussianDiffusion(Unet(arguments.dim)))
-    negatives = Negatives(dissolve=dissolver, resolution=arguments.resolution)
+    published = GaussianDiffusion(Unet(arguments.dim)).eval()
     encoder = build_encoder("resnet18_imagenet", n_classes=2, n_shifts=4)
+    layout = layout_for(images.device)
+    dissolver = Dissolver(deepcopy(published)).to(memory_format=layout)
+    ours_encoder = deepcopy(encoder).to(memory_format=layout)
+    negatives = Negatives(dissolve=dissolver, resolution=arguments.resolution)
 
     def ours() -> Tensor:
         kind = ShiftType("rotation", "diffusion")
         return make_views(images, "simclr_DIA", kind, draws, negatives)
 
     def loop() -> Tensor:
-        return loop_views(images, draws, dissolver, arguments.resolution)
-
-    def step(views: Callable[[], Tensor]) -> None:
-        train_once(encoder, views(), augmentation)
+        return loop_views(images, draws, published, arguments.resolution)
 
     difference = (ours() - loop()).abs().max().item()
     views = alternate(loop, ours, arguments.pairs)
-    whole = alternate(lambda: step(loop), lambda: step(ours), arguments.pairs)
+    whole = alternate(
+        lambda: train_once(encoder, loop(), augmentation),
+        lambda: train_once(ours_encoder, ours(), augmentation),
+        arguments.pairs,
+    )
     return {**whole, "difference": difference, "views_ratio": views["ratio"]}
 
 

@@ -11,6 +11,7 @@ from common.config import ConfigError, add_common_arguments, config_to_yaml, res
 from common.flags import add_flags, load_from_flags
 from common.run_log import write_run_record
 from common.runtime import resolve_device, seed_everything
+from dia.building import layout_for
 from dia.data import evaluation_sets, load_split, normal_train_set
 from dia.encoders import Encoder, build_encoder, load_weights
 from dia.evaluation import (
@@ -51,7 +52,7 @@ def evaluate(config: DiaConfig, mode: EvalMode, command: list[str]) -> str:
     seed_everything(config.seed)
     device = resolve_device(config.device)
     encoder, checkpoint = load_encoder(config)
-    encoder = encoder.to(device).eval()
+    encoder = encoder.to(device, memory_format=layout_for(device)).eval()
     folder = results_folder(config, mode, checkpoint)
     write_run_record(folder, config_yaml=config_to_yaml(config), command=command)
     facts = {

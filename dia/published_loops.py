@@ -11,7 +11,7 @@ from torch import Tensor
 from dia.scoring import CsiReference
 from dia.shifts import rotate
 from dia.views import Draws
-from diffusion_models.dissolve import Dissolver
+from diffusion_models.diffusion import GaussianDiffusion
 
 
 def flip_by_sampling(images: Tensor, signs: Tensor) -> Tensor:
@@ -22,8 +22,14 @@ def flip_by_sampling(images: Tensor, signs: Tensor) -> Tensor:
     return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
 
-def loop_views(images: Tensor, draws: Draws, dissolver: Dissolver, resolution: int) -> Tensor:
-    """Views of simclr_DIA with rotation, one dissolving call for each shift: (12·B, C, H, W)."""
+@torch.no_grad()
+def loop_views(
+    images: Tensor, draws: Draws, diffusion: GaussianDiffusion, resolution: int
+) -> Tensor:
+    """Views of simclr_DIA with rotation, one dissolving call for each shift: (12·B, C, H, W).
+
+    Every call standardises the network's kernels again, as in training.
+    """
     side = images.shape[-1]
     views = []
     for flipped in flip_by_sampling(images.repeat(2, 1, 1, 1), draws.signs12).chunk(2):
@@ -31,7 +37,7 @@ def loop_views(images: Tensor, draws: Draws, dissolver: Dissolver, resolution: i
     for k in range(4):
         flipped = flip_by_sampling(images, draws.signs3[k])
         small = F.interpolate(flipped, (resolution, resolution), mode="bilinear")
-        dissolved = dissolver(small, int(draws.t[k]))
+        dissolved = diffusion.dissolve(small, draws.t[k].expand(len(small)))
         views.append(rotate(F.interpolate(dissolved, (side, side), mode="bilinear"), k))
     return torch.cat(views)
 

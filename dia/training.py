@@ -30,7 +30,13 @@ from common.runtime import (
     stop_processes,
 )
 from dia.augment import AugmentationSettings, augment
-from dia.building import build_negatives, build_optimizer, effective_shift, initial_encoder
+from dia.building import (
+    build_negatives,
+    build_optimizer,
+    effective_shift,
+    initial_encoder,
+    layout_for,
+)
 from dia.data import hold_out, normal_train_set
 from dia.draws import random_augmentation
 from dia.encoders import Encoder, load_weights
@@ -107,7 +113,7 @@ class Trainer:
         encoder = initial_encoder(settings, len(images.classes))
         if processes.world_size > 1 and device.type == "cuda":
             encoder = nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
-        self.encoder: Encoder = encoder.to(device)
+        self.encoder: Encoder = encoder.to(device, memory_format=layout_for(device))
         self.negatives = build_negatives(config, device)
         self.objective = Objective(
             mode=settings.mode,

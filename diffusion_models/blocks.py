@@ -23,10 +23,24 @@ def _epsilon(x: Tensor) -> float:
 class StandardisedConv2d(nn.Conv2d):
     """Convolution whose kernels are shifted and scaled to mean 0, variance 1 (Qiao et al. 2019)."""
 
+    frozen = False
+    """Whether `weight` holds the standardised kernels already."""
+
     def forward(self, x: Tensor) -> Tensor:
-        variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), correction=0, keepdim=True)
-        weight = (self.weight - mean) * (variance + _epsilon(x)).rsqrt()
+        weight = self.weight if self.frozen else self.standardised_kernels()
         return self._conv_forward(x, weight, self.bias)
+
+    def standardised_kernels(self) -> Tensor:
+        """The kernels that the convolution is done with, of the shape of `weight`."""
+        variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), correction=0, keepdim=True)
+        return (self.weight - mean) * (variance + _epsilon(self.weight)).rsqrt()
+
+    @torch.no_grad()
+    def freeze(self) -> None:
+        """Standardises `weight` for good, so that no later call has to; ends training."""
+        if not self.frozen:
+            self.weight.copy_(self.standardised_kernels())
+            self.frozen = True
 
 
 class ChannelNorm(nn.Module):

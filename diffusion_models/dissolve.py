@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from common.checkpoint import CheckpointError, load_tensors, strip_module_prefix
 from common.datasets import Fit
+from diffusion_models.blocks import StandardisedConv2d
 from diffusion_models.diffusion import GaussianDiffusion
 from diffusion_models.unet import Unet
 
@@ -21,7 +22,10 @@ DissolveRange = Literal["unit", "signed"]
 
 
 class Dissolver(nn.Module):
-    """dissolve(images, t): a frozen diffusion model's x0 estimate, one network call, no noise."""
+    """dissolve(images, t): a frozen diffusion model's x0 estimate, one network call, no noise.
+
+    It takes the model over: the kernels are standardised once, here, so it cannot train any more.
+    """
 
     def __init__(
         self,
@@ -32,6 +36,9 @@ class Dissolver(nn.Module):
     ) -> None:
         super().__init__()
         self.diffusion = diffusion.eval().requires_grad_(False)
+        for layer in diffusion.modules():
+            if isinstance(layer, StandardisedConv2d):
+                layer.freeze()
         self.image_size = image_size
         """Side in pixels of the images it was trained on; None where the checkpoint lacks it."""
         self.dissolve_range = dissolve_range
