@@ -1,17 +1,49 @@
 """What the training loops of several steps and processes share."""
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import torch
 import torch.distributed
 from torch import Tensor
 
-from common.runtime import Processes
+from common.run_log import RunLog
+from common.runtime import Processes, start_processes, stop_processes
 
 
 class TrainingError(RuntimeError):
     """A training that cannot go on: a loss is not finite, or the network collapsed."""
+
+
+@contextlib.contextmanager
+def joined_processes(device: torch.device) -> Iterator[Processes]:
+    """The processes that torchrun started, left at the end whatever happens."""
+    processes = start_processes(device)
+    try:
+        yield processes
+    finally:
+        stop_processes()
+
+
+@contextlib.contextmanager
+def main_log(
+    processes: Processes,
+    folder: Path,
+    events: Path,
+    *,
+    config_yaml: str,
+    command: Sequence[str],
+    resume_step: int,
+) -> Iterator[RunLog | None]:
+    """The log of a run in the main process, closed at the end; None in the others. See RunLog."""
+    if not processes.is_main:
+        yield None
+        return
+    log = RunLog(folder, events, config_yaml=config_yaml, command=command, resume_step=resume_step)
+    with contextlib.closing(log):
+        yield log
 
 
 def require_finite(step: int, losses: Mapping[str, float]) -> None:

@@ -19,16 +19,9 @@ from common.config import config_to_dict, config_to_yaml
 from common.image_batches import Batch, batches_per_epoch, epoch_batches
 from common.image_sets import ImageSet
 from common.interrupts import StopRequest
-from common.loops import average_gradients, require_finite
+from common.loops import average_gradients, joined_processes, main_log, require_finite
 from common.run_log import RunLog
-from common.runtime import (
-    Processes,
-    generator_for,
-    resolve_device,
-    seed_everything,
-    start_processes,
-    stop_processes,
-)
+from common.runtime import Processes, generator_for, resolve_device, seed_everything
 from dia.augment import AugmentationSettings, augment
 from dia.building import (
     build_negatives,
@@ -71,34 +64,27 @@ def train(
     stop_after: epochs to do now. SIGINT and SIGTERM end the run with the epoch at hand, saved.
     """
     device = resolve_device(config.device)
-    processes = start_processes(device)
-    log = None
-    try:
+    with joined_processes(device) as processes:
         seed_everything(config.seed)
-        images = normal_train_set(config)
-        held = None
+        images, held = normal_train_set(config), None
         if config.contrastive.select_by == "val":
             images, held = hold_out(config, images)
         trainer = Trainer(config, images, device, processes)
         folder = run_folder(config)
         if config.contrastive.resume_path is not None:
             trainer.restore(load_state(folder))
-        if processes.is_main:
-            log = RunLog(
-                folder,
-                folder / "events",
-                config_yaml=config_to_yaml(config),
-                command=command,
-                resume_step=trainer.epoch * trainer.steps_per_epoch,
-            )
         selection = Selection(config, images, held, device)
-        with StopRequest() as stop:
+        record = main_log(
+            processes,
+            folder,
+            folder / "events",
+            config_yaml=config_to_yaml(config),
+            command=command,
+            resume_step=trainer.epoch * trainer.steps_per_epoch,
+        )
+        with record as log, StopRequest() as stop:
             trainer.run(folder, selection, log, stop, stop_after)
         return Trained(folder, trainer.epoch, trainer.best, stop.exit_status)
-    finally:
-        if log is not None:
-            log.close()
-        stop_processes()
 
 
 class Trainer:

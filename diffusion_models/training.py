@@ -18,16 +18,9 @@ from common.checkpoint import CheckpointError, load_tensors, save_atomic
 from common.config import config_to_dict, config_to_yaml, resolve_path
 from common.image_batches import epoch_batches
 from common.interrupts import StopRequest
-from common.loops import average_gradients, require_finite
+from common.loops import average_gradients, joined_processes, main_log, require_finite
 from common.run_log import RunLog
-from common.runtime import (
-    Processes,
-    generator_for,
-    resolve_device,
-    seed_everything,
-    start_processes,
-    stop_processes,
-)
+from common.runtime import Processes, generator_for, resolve_device, seed_everything
 from diffusion_models.data import NormalImages, training_images
 from diffusion_models.diffusion import GaussianDiffusion, gaussian_noise
 from diffusion_models.pictures import dissolving_strip, sample_picture, strip_dissolver
@@ -62,8 +55,7 @@ def train(
 ) -> Trained:
     """Trains until train_num_steps, from scratch or from the newest checkpoint of a run folder."""
     device = resolve_device(config.device)
-    processes = start_processes(device)
-    try:
+    with joined_processes(device) as processes:
         seed_everything(config.seed)
         images = training_images(config)
         trainer = Trainer(config, device, processes)
@@ -72,24 +64,17 @@ def train(
             trainer.resume(newest_checkpoint(resume))
         elif config.diffusion.state_dict_path is not None:
             trainer.start_from(resolve_path(config.diffusion.state_dict_path, "state_dict_path"))
-        log = None
-        if processes.is_main:
-            log = RunLog(
-                folder,
-                events_folder(config, folder),
-                config_yaml=config_to_yaml(config),
-                command=command,
-                resume_step=trainer.step,
-            )
-        try:
-            with StopRequest() as stop:
-                trainer.run(images, folder, log, stop)
-        finally:
-            if log is not None:
-                log.close()
-    finally:
-        stop_processes()
-    return Trained(folder, trainer.step, stop.exit_status)
+        record = main_log(
+            processes,
+            folder,
+            events_folder(config, folder),
+            config_yaml=config_to_yaml(config),
+            command=command,
+            resume_step=trainer.step,
+        )
+        with record as log, StopRequest() as stop:
+            trainer.run(images, folder, log, stop)
+        return Trained(folder, trainer.step, stop.exit_status)
 
 
 class Trainer:
