@@ -18,6 +18,15 @@ LEAST_PIXELS = 12
 """A change of fewer pixels is none."""
 
 Change = tuple[NDArray[np.float32], NDArray[np.bool_]]
+ChangeFunction = Callable[[NDArray[np.float32], np.random.Generator], Change | None]
+
+
+def as_change(image: NDArray[np.float32], changed: NDArray) -> Change | None:
+    """An image with its mask, as every change returns them; None where hardly a pixel differs."""
+    mask = np.abs(changed - image) > 0.05
+    if mask.sum() < LEAST_PIXELS:
+        return None
+    return changed.astype(np.float32), mask
 
 
 def cut_hole(image: NDArray[np.float32], random: np.random.Generator) -> Change | None:
@@ -26,7 +35,7 @@ def cut_hole(image: NDArray[np.float32], random: np.random.Generator) -> Change 
     centre = _place_inside(image, radius, random)
     if centre is None:
         return None
-    return _changed(image, np.where(_disc(image, centre, radius), 0, image))
+    return as_change(image, np.where(_disc(image, centre, radius), 0, image))
 
 
 def stain(image: NDArray[np.float32], random: np.random.Generator) -> Change | None:
@@ -38,17 +47,17 @@ def stain(image: NDArray[np.float32], random: np.random.Generator) -> Change | N
     near = _disc(image, centre, random.uniform(3.0, 4.5) * (1 + 2 * rough))
     sign = -1 if image[near].mean() > 0.5 else 1
     changed = np.clip(image + sign * random.uniform(0.35, 0.55), 0, 1)
-    return _changed(image, np.where(near & (image > OBJECT_LEVEL), changed, image))
+    return as_change(image, np.where(near & (image > OBJECT_LEVEL), changed, image))
 
 
 def remove_strap(image: NDArray[np.float32], random: np.random.Generator) -> Change | None:
     """Everything above the body made black: a bag's strap or handle, where it has one."""
     filled = (image > OBJECT_LEVEL).sum(axis=1)
     body = int(np.argmax(filled >= BODY_SHARE * filled.max()))
-    return _changed(image, np.where(np.arange(len(image))[:, None] < body, 0, image))
+    return as_change(image, np.where(np.arange(len(image))[:, None] < body, 0, image))
 
 
-CHANGES: dict[str, Callable[[NDArray[np.float32], np.random.Generator], Change | None]] = {
+CHANGES: dict[str, ChangeFunction] = {
     "hole": cut_hole,
     "stain": stain,
     "missing_strap": remove_strap,
@@ -68,10 +77,3 @@ def _disc(
 ) -> NDArray[np.bool_]:
     rows, columns = np.indices(image.shape)
     return np.hypot(rows - centre[0], columns - centre[1]) <= radius
-
-
-def _changed(image: NDArray[np.float32], changed: NDArray) -> Change | None:
-    mask = np.abs(changed - image) > 0.05
-    if mask.sum() < LEAST_PIXELS:
-        return None
-    return changed.astype(np.float32), mask

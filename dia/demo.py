@@ -1,7 +1,7 @@
-"""What benchmarks/demo_dia.py does: images with small changes, the README's commands, one table.
+"""What benchmarks/demo_dia.py does with its images: the README's commands, one table.
 
-Images are files of a train/<class>, test/<class> tree; N test images, M training images. Scores are
-turned so that larger = more anomalous.
+Images are files of a train/<class>, test/<class> tree. Scores are turned so that larger = more
+anomalous.
 """
 
 import csv
@@ -10,10 +10,11 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import numpy as np
 import torch
@@ -22,17 +23,11 @@ from numpy.typing import NDArray
 from common.checkpoint import save_text_atomic
 from common.config import REPOSITORY
 from common.images import read_image, write_image
-from common.local_changes import CHANGES
 from common.metrics import Interval, binary_intervals
 from common.pixel_baselines import BASELINES
+from dia.demo_images import GROUPS, OTHER_CLASSES
 from diffusion_models.dissolve import load_dissolver
 from diffusion_models.pictures import dissolving_strip
-
-CLASSES = ("t_shirt", "trouser", "pullover", "dress", "coat",
-           "sandal", "shirt", "sneaker", "bag", "ankle_boot")  # fmt: skip
-RIM = 2
-"""Black pixels added around the 28² images, so that they halve well."""
-OTHER_CLASSES = "other_classes"
 
 Say = Callable[[str], None]
 
@@ -42,6 +37,8 @@ class Job(NamedTuple):
 
     name: str
     commands: Sequence[Sequence[str]]
+    after: str | None = None
+    """Name of an earlier job that has to end first."""
 
 
 class Row(NamedTuple):
@@ -53,55 +50,10 @@ class Row(NamedTuple):
     seed: int | None = None
 
 
-class Counts(NamedTuple):
-    """How many images are written."""
-
-    train: int = 400
-    test: int = 120
-    """Normal test images; the local changes are made of the same ones."""
-    per_other_class: int = 40
-
-
-def write_images(archive: Path, folder: Path, normal: int, counts: Counts) -> dict[str, int]:
-    """Writes the demo's tree: train/<normal>, test/<normal>, other classes and local changes.
-
-    archive: fashion_mnist.npz   normal: class number. Images that offer no place for a change are
-    left out of its folder, so a change may have none. Masks of the changes are in masks/<change>.
-    Returns the number of test images by folder.
-    """
-    with np.load(archive, allow_pickle=False) as arrays:
-        data = {name: np.asarray(values) for name, values in arrays.items()}
-    random = np.random.default_rng(0)
-    written: dict[str, int] = {}
-
-    def write(split: str, name: str, number: int, image: NDArray) -> None:
-        write_image(folder / split / name / f"{number:03d}.png", torch.from_numpy(image))
-        if split == "test":
-            written[name] = written.get(name, 0) + 1
-
-    def of_class(split: str, label: int, count: int) -> NDArray[np.float32]:
-        chosen = data[f"{split}_images"][data[f"{split}_labels"] == label][:count]
-        return np.pad(chosen, ((0, 0), (RIM, RIM), (RIM, RIM))).astype(np.float32) / 255
-
-    for number, image in enumerate(of_class("train", normal, counts.train)):
-        write("train", CLASSES[normal], number, image)
-    for label, name in enumerate(CLASSES):
-        count = counts.test if label == normal else counts.per_other_class
-        for number, image in enumerate(of_class("test", label, count)):
-            write("test", name, number, image)
-    for number, image in enumerate(of_class("test", normal, counts.test)):
-        for change, function in CHANGES.items():
-            changed = function(image, random)
-            if changed is not None:
-                write("test", change, number, changed[0])
-                write("masks", change, number, changed[1].astype(np.float32))
-    return written
-
-
-def run_jobs(jobs: Sequence[Job], logs: Path, say: Say) -> None:
+def run_jobs(jobs: Sequence[Job], logs: Path, say: Say) -> dict[str, float]:
     """Runs jobs side by side, one for each processor core; output goes to logs/<job>.log.
 
-    Raises RuntimeError with the command and the log where one fails.
+    Returns the seconds of each. Raises RuntimeError with the command and the log where one fails.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     at_once = max(1, min(len(jobs), cores or 1))
@@ -109,32 +61,48 @@ def run_jobs(jobs: Sequence[Job], logs: Path, say: Say) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": threads}
     logs.mkdir(parents=True, exist_ok=True)
 
-    def run(job: Job) -> None:
+    def run(job: Job, before: Future | None) -> float:
+        if before is not None:
+            before.result()
+        started = time.monotonic()
         with (logs / f"{job.name}.log").open("w", encoding="utf-8") as log:
             for command in job.commands:
                 say(f"$ python {shlex.join(command)}")
-                done = subprocess.run(
-                    [sys.executable, *command],
-                    cwd=REPOSITORY,
-                    env=environment,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    check=False,
-                )
-                if done.returncode:
-                    raise RuntimeError(
-                        f"`python {shlex.join(command)}` ended with status {done.returncode}; its "
-                        f"output is in {log.name}"
-                    )
+                _run_command(command, log, environment)
+        return time.monotonic() - started
 
+    ends: dict[str, Future] = {}
     with ThreadPoolExecutor(at_once) as pool:
-        list(pool.map(run, jobs))
+        for job in jobs:
+            before = None if job.after is None else ends[job.after]
+            ends[job.name] = pool.submit(run, job, before)
+        try:
+            return {name: end.result() for name, end in ends.items()}
+        except RuntimeError:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _run_command(command: Sequence[str], log: TextIO, environment: Mapping[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(
+            f"`python {shlex.join(command)}` ended with status {done.returncode}; its output is "
+            f"in {log.name}"
+        )
 
 
 def group_of(file: str, normal: str) -> str:
     """The table's group of a test file such as test/hole/003.png; the normal class has its name."""
     name = file.split("/")[-2]
-    return name if name == normal or name in CHANGES else OTHER_CLASSES
+    return name if name == normal or name in GROUPS else OTHER_CLASSES
 
 
 def read_scores(path: Path, normal: str) -> dict[str, NDArray[np.float64]]:
@@ -168,9 +136,7 @@ def compare(
 ) -> list[Row]:
     """AUROC of the normal images against every group, with 95 % bootstrap intervals over images."""
     rows = []
-    for group in (OTHER_CLASSES, *CHANGES):
-        if group not in scores:
-            continue
+    for group in (group for group in GROUPS if group in scores):
         values = np.concatenate([scores[normal], scores[group]])
         labels = np.repeat([0, 1], [len(scores[normal]), len(scores[group])])
         interval = binary_intervals(labels, values, n_resamples=500, seed=0)["auroc"]
@@ -201,24 +167,37 @@ def _cell(intervals: Sequence[Interval]) -> str:
     return f"{value:.3f}" + (f" [{low:.3f}, {high:.3f}]" if low is not None else "")
 
 
-def findings(rows: Sequence[Row], ours: str, rivals: Sequence[str]) -> list[str]:
-    """Sentences on whether `ours` beat each rival in each group, whichever way it went."""
-    means: dict[tuple[str, str], float] = {}
-    for row in rows:
-        same = [r.auroc.value for r in rows if (r.method, r.group) == (row.method, row.group)]
-        means[row.method, row.group] = float(np.mean(same))
+def findings(rows: Sequence[Row], pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """Sentences on whether the first of each pair beat the second in each group, either way.
+
+    Trained methods are compared seed by seed; a method without seeds is the same for all.
+    """
+    auroc = {(row.method, row.group, row.seed): row.auroc.value for row in rows}
     sentences = []
     for group in dict.fromkeys(row.group for row in rows):
-        for rival in rivals:
-            gain = means[ours, group] - means[rival, group]
-            verdict = "above" if gain > 0 else "below" if gain < 0 else "level with"
-            sentences.append(f"{group}: {ours} is {abs(gain):.3f} {verdict} {rival}")
+        for ours, rival in pairs:
+            gains = [
+                value - auroc.get((rival, group, seed), auroc.get((rival, group, None), np.nan))
+                for (method, of, seed), value in auroc.items()
+                if (method, of) == (ours, group)
+            ]
+            sentences.append(f"{group}: {ours} is {_gain(gains, rival)}")
     return sentences
+
+
+def _gain(gains: Sequence[float], rival: str) -> str:
+    mean = float(np.mean(gains))
+    verdict = "above" if mean > 0 else "below" if mean < 0 else "level with"
+    text = f"{abs(mean):.3f} {verdict} {rival}"
+    if len(gains) == 1:
+        return text
+    higher = sum(gain > 0 for gain in gains)
+    return f"{text} (sd {np.std(gains, ddof=1):.3f}, higher with {higher} of {len(gains)} seeds)"
 
 
 def save_strip(folder: Path, normal: str, checkpoint: Path, steps: Sequence[int]) -> Path:
     """Draws test images and changed ones, dissolved at each step, enlarged: dissolved.png."""
-    chosen = [(normal, n) for n in range(3)] + [(change, 0) for change in CHANGES]
+    chosen = [(normal, n) for n in range(3)] + [(group, 0) for group in GROUPS]
     files = [sorted((folder / "images" / "test" / name).glob("*.png")) for name, _ in chosen]
     pictures = [
         read_image(found[n], 3) for found, (_, n) in zip(files, chosen, strict=True) if found

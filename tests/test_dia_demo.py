@@ -7,19 +7,11 @@ from common.config import REPOSITORY
 from common.local_changes import CHANGES
 from common.metrics import Interval
 from common.pixel_baselines import nearest_neighbour, pca_reconstruction
-from dia.demo import (
-    Counts,
-    Job,
-    Row,
-    baseline_scores,
-    findings,
-    format_table,
-    run_jobs,
-    write_images,
-)
+from common.tissue import TISSUE_CHANGES, draw_tissue
+from dia.demo import Job, Row, baseline_scores, findings, format_table, run_jobs
+from dia.demo_images import Counts, clothes, tissue, write_images
 
 ARCHIVE = REPOSITORY / "benchmarks" / "data" / "fashion_mnist.npz"
-BAG = 8
 
 
 def bag() -> np.ndarray:
@@ -42,6 +34,26 @@ def test_change_stays_inside_the_object_and_its_mask_shows_it(name: str) -> None
         assert np.array_equal(image[14:], before[14:])
 
 
+@pytest.mark.parametrize("name", TISSUE_CHANGES)
+def test_changed_tissue_differs_where_its_mask_says(name: str) -> None:
+    random = np.random.default_rng(3)
+    before = draw_tissue(random, 32)
+    image, mask = TISSUE_CHANGES[name](before, random)
+    assert np.array_equal(np.abs(image - before) > 0.05, mask)
+    rows, columns = np.nonzero(mask)
+    if name == "other_texture":
+        assert mask.mean() > 0.3
+    else:
+        assert np.hypot(rows - rows.mean(), columns - columns.mean()).max() < 12
+
+
+def test_tissue_looks_the_same_from_every_side() -> None:
+    images = np.stack(tissue(Counts(train=150, test=0)).train)
+    along_rows, along_columns = (np.abs(np.diff(images, axis=axis)).mean() for axis in (1, 2))
+    assert along_rows == pytest.approx(along_columns, rel=0.02)
+    assert images.mean(axis=0).std() < 0.03
+
+
 def test_image_without_place_for_a_change_gives_none() -> None:
     empty, random = np.zeros((32, 32), np.float32), np.random.default_rng(0)
     clutch = np.where(np.arange(32)[:, None] > 20, np.float32(0.5), 0) * np.ones((1, 32))
@@ -58,7 +70,8 @@ def test_pixel_baselines_by_hand() -> None:
 
 
 def test_images_of_the_archive_are_written_with_changes_and_scored(tmp_path) -> None:
-    written = write_images(ARCHIVE, tmp_path, BAG, Counts(train=6, test=4, per_other_class=1))
+    counts = Counts(train=6, test=4, per_other_class=1)
+    written = write_images(clothes(ARCHIVE, "bag", counts), tmp_path)
     assert written["bag"] == 4
     assert {"hole", "stain", "ankle_boot"} <= set(written)
     assert len(list((tmp_path / "train" / "bag").iterdir())) == 6
@@ -77,7 +90,14 @@ def test_table_and_findings_say_what_won() -> None:
     ]
     assert "0.700 ± 0.141" in format_table(rows)
     assert "0.750 [0.700, 0.800]" in format_table(rows)
-    assert findings(rows, "DIA", ["CSI"]) == ["hole: DIA is 0.050 below CSI"]
+    one_seed = [row for row in rows if row.seed != 1]
+    assert findings(one_seed, [("DIA", "CSI")]) == ["hole: DIA is 0.050 above CSI"]
+    rows.append(Row("hole", "CSI", Interval(0.7, 0.6, 0.8), 1))
+    found = "hole: DIA is 0.025 below CSI (sd 0.106, higher with 1 of 2 seeds)"
+    assert findings(rows, [("DIA", "CSI")]) == [found]
+    rows.append(Row("hole", "1-NN", Interval(0.65, 0.6, 0.8)))
+    found = "hole: DIA is 0.050 above 1-NN (sd 0.141, higher with 1 of 2 seeds)"
+    assert findings(rows, [("DIA", "1-NN")]) == [found]
 
 
 def test_failed_command_is_named_with_its_log(tmp_path) -> None:
@@ -86,3 +106,14 @@ def test_failed_command_is_named_with_its_log(tmp_path) -> None:
         run_jobs([Job("broken", [["no_such_script.py"]])], tmp_path, said.append)
     assert said == ["$ python no_such_script.py"]
     assert "No such file" in (tmp_path / "broken.log").read_text()
+
+
+def test_job_waits_for_the_one_that_it_needs(tmp_path) -> None:
+    write = "import pathlib, time; time.sleep(0.2); pathlib.Path({!r}).touch()"
+    need = "import pathlib, sys; sys.exit(not pathlib.Path({!r}).exists())"
+    path = str(tmp_path / "model")
+    jobs = [
+        Job("model", [["-c", write.format(path)]]),
+        Job("user", [["-c", need.format(path)]], after="model"),
+    ]
+    assert list(run_jobs(jobs, tmp_path, lambda text: None)) == ["model", "user"]
