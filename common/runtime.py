@@ -62,6 +62,16 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the device's hardware has bfloat16 products; emulated ones are slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):  # torch 2.10
+        found = torch.cpu.get_capabilities()
+        return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
+    return False
+
+
 def seed_everything(seed: int) -> None:
     """Seeds Python's, NumPy's and PyTorch's global generators (the last on every device).
 

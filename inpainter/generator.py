@@ -22,6 +22,11 @@ class Completion(NamedTuple):
     coarse: Tensor
     fine: Tensor
 
+    def in_fp32(self) -> "Completion":
+        """The same images as float32."""
+        fine = self.fine.float()
+        return Completion(fine if self.coarse is self.fine else self.coarse.float(), fine)
+
 
 class Stage(nn.Module):
     """Layers by name, run one after the other; names decide where it upsamples and drops."""

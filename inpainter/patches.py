@@ -29,7 +29,7 @@ class NormalPatches(Dataset):
     paths: image files. image_shape: height, width, channels of a crop.
     random_crop: crop at random, or resize the whole image to image_shape. A smaller image is first
     resized up (bilinear, same aspect) until the crop fits.
-    flip: mirror left to right with probability 1/2.
+    flip: mirror left to right with probability 1/2. max_rotation, max_scale: see CropRule.
     Crops are redrawn, 50 times per image at most, while they are background (maximum below -0.99 in
     [-1, 1]) or less than min_tissue_fraction of their pixels is brighter than tissue_threshold
     (in [0, 1]). An image that is unreadable or gives no crop is replaced by the next one in order
@@ -48,6 +48,8 @@ class NormalPatches(Dataset):
         flip: bool = False,
         min_tissue_fraction: float = 0.0,
         tissue_threshold: float = 0.005,
+        max_rotation: float = 0.0,
+        max_scale: float = 1.0,
         on_bad_image: Literal["skip", "error"] = "skip",
         cache_mb: int = 0,
         subset_frac: float | None = None,
@@ -58,7 +60,13 @@ class NormalPatches(Dataset):
         self.shape = (image_shape[2], *image_shape[:2])  # (C, H, W)
         self.seed = seed
         self.rule = CropRule(
-            tuple(image_shape[:2]), random_crop, flip, min_tissue_fraction, tissue_threshold
+            tuple(image_shape[:2]),
+            random_crop,
+            flip,
+            min_tissue_fraction,
+            tissue_threshold,
+            max_rotation,
+            max_scale,
         )
         self.on_bad_image = on_bad_image
         self.skipped: dict[Path, str] = {}

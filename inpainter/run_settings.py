@@ -117,6 +117,10 @@ class TrainConfig:
     """The generator's adversarial gradient no longer leaks into the critics' step (quirk P6)."""
     flip: bool = False
     """Mirror crops left to right with probability 1/2."""
+    max_rotation: float = 0.0
+    """Turn crops by up to this many degrees, either way: for few training images."""
+    max_scale: float = 1.0
+    """Show crops larger or smaller by up to this factor, >= 1."""
     min_tissue_fraction: float = 0.0
     """Redraw crops with a smaller share of pixels brighter than tissue_threshold, in [0, 1)."""
     tissue_threshold: float = 0.005
@@ -129,6 +133,9 @@ class TrainConfig:
     """Fixed training crops on which every checkpoint's completion error is measured; 0 = none."""
     channels_last: bool = False
     """NHWC tensors: faster on CPU and tensor cores, same arithmetic."""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """bf16: the generator's passes in bfloat16 (critics, losses and weights stay fp32); auto: bf16
+    where the hardware multiplies it, else fp32."""
 
     def __post_init__(self) -> None:
         require_image_shape("train.image_shape", self.image_shape)
@@ -153,6 +160,9 @@ class TrainConfig:
         require(0 < gamma <= 1, key, gamma, "must be in (0, 1]")
         usable = fraction is None or 0 < fraction <= 1
         require(usable, "train.subset_frac", fraction, "must be in (0, 1] or none")
+        require(self.max_scale >= 1, "train.max_scale", self.max_scale, "must be >= 1")
+        turns = 0 <= self.max_rotation <= 180
+        require(turns, "train.max_rotation", self.max_rotation, "must be in [0, 180] degrees")
         clips = self.grad_clip_norm is None or self.grad_clip_norm > 0
         require(clips, "train.grad_clip_norm", self.grad_clip_norm, "must be > 0 or none")
 

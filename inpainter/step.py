@@ -66,8 +66,11 @@ def step_losses(
     with_generator: also the generator's terms; false leaves the generator without gradient.
     """
     hole = inputs.real * (1 - inputs.mask)
-    with torch.set_grad_enabled(with_generator):
+    half = config.train.precision == "bf16"
+    autocast = torch.autocast(inputs.real.device.type, torch.bfloat16, enabled=half)
+    with torch.set_grad_enabled(with_generator), autocast:
         completion = networks.generator(hole, inputs.mask, inputs.drop)
+    completion = completion.in_fp32()
     composite = completion.fine * inputs.mask + hole
     terms: dict[str, Tensor] = {}
     d = g = None

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from common.interrupts import StopRequest
 from common.run_log import RunLog
 from common.runtime import (
     Processes,
+    multiplies_bf16,
     resolve_device,
     seed_everything,
     start_processes,
@@ -82,6 +83,7 @@ def _train(
     command: Sequence[str],
 ) -> TrainingResult:
     seed_everything(config.seed)
+    config = with_precision(config, device)
     folder = run_folder(config)
     snapshot = starting_point(config, folder, resume)
     dataset = training_patches(config)
@@ -133,6 +135,15 @@ def starting_point(
     return None if source is None else (source, "latest")
 
 
+def with_precision(config: PicardConfig, device: torch.device) -> PicardConfig:
+    """The settings with train.precision: auto replaced by what suits the device."""
+    if config.train.precision != "auto":
+        return config
+    precision = "bf16" if multiplies_bf16(device) else "fp32"
+    LOG.info("train.precision: auto is %s on this machine.", precision)
+    return replace(config, train=replace(config.train, precision=precision))
+
+
 def training_patches(config: PicardConfig) -> NormalPatches:
     """The crops of the images in train_data_path."""
     train = config.train
@@ -145,6 +156,8 @@ def training_patches(config: PicardConfig) -> NormalPatches:
         flip=train.flip,
         min_tissue_fraction=train.min_tissue_fraction,
         tissue_threshold=train.tissue_threshold,
+        max_rotation=train.max_rotation,
+        max_scale=train.max_scale,
         on_bad_image=train.on_bad_image,
         cache_mb=train.cache_mb,
         subset_frac=train.subset_frac,

@@ -137,3 +137,20 @@ def test_a_hole_that_really_is_black_is_no_collapse() -> None:
     black, mask = -torch.ones(1, 1, 8, 8), torch.ones(1, 1, 8, 8)
     shares = [watch.check(step, black, black, mask) for step in range(20)]
     assert shares == [0] * 20
+
+
+@pytest.mark.parametrize("stages", ["coarse", "coarse_fine"])
+def test_bf16_changes_a_step_by_rounding_only_and_leaves_losses_and_gradients_fp32(stages) -> None:
+    generator = dataclasses.replace(CONFIG.netG, stages=stages)
+    found = {}
+    for precision in ("fp32", "bf16"):
+        train = dataclasses.replace(CONFIG.train, precision=precision)
+        config = dataclasses.replace(CONFIG, train=train, netG=generator)
+        nets = networks(config)
+        losses = step_losses(nets, inputs(), config, with_generator=True)
+        losses.g.backward()
+        gradients = [weight.grad for weight in nets.generator.parameters()]
+        assert all(tensor.dtype == torch.float32 for tensor in [losses.composite, *gradients])
+        found[precision] = {name: value.item() for name, value in losses.named().items()}
+    assert found["bf16"] != found["fp32"]
+    assert found["bf16"] == pytest.approx(found["fp32"], rel=0.03, abs=1e-3)

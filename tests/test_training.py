@@ -11,6 +11,7 @@ from common.checkpoint import load_tensors, resolve_step, steps_in
 from common.config import ConfigError, load_config
 from common.images import ImageError, write_image
 from common.loops import TrainingError
+from common.runtime import multiplies_bf16
 from inpainter.settings import PicardConfig
 from inpainter.snapshots import prune_snapshots
 from inpainter.training import run_folder, train
@@ -145,3 +146,12 @@ def test_missing_and_empty_folders_are_named(tmp_path) -> None:
 def test_steps_follow_from_epochs_as_published(folder) -> None:
     config = tiny_config(folder, "train.n_steps=none", "train.n_epochs=3", "train.batch_size=3")
     assert train(config).step == 3  # 3 epochs * 3 images / 3 crops
+
+
+def test_automatic_precision_is_resolved_and_recorded(folder) -> None:
+    config = tiny_config(folder, "train.precision=auto", "train.max_rotation=20")
+    train(config)
+    saved = load_config(PicardConfig, run_folder(config) / "config.yaml").train
+    expected = "bf16" if multiplies_bf16(torch.device("cpu")) else "fp32"
+    assert saved.precision == expected
+    assert saved.max_rotation == 20
