@@ -1,0 +1,139 @@
+"""Every command line of README.md is one that its program takes: none can go stale."""
+
+import argparse
+import re
+import runpy
+import shlex
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from common.config import REPOSITORY
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+STAND_INS = {"NAME": "kvasir", "FOLDER": "folder"}
+"""What a reader would type instead of a placeholder."""
+PROGRAM = re.compile(
+    r"(cd (?P<folder>\w+) && )?(?P<launcher>python |torchrun \S+ )?"
+    r"(?P<script>[\w/]+\.py)(?P<flags> .*)?"
+)
+PROGRAMS = (
+    "inpainter/train.py",
+    "predict_heatmap.py",
+    "eval.py --mode heatmap",
+    "diffusion_models/train_eval_ddpm.py --mode train",
+    "train_dia.py",
+    "eval.py --mode ood_pre",
+)
+FLAGS_OF_OTHERS = {"--nproc_per_node", "--logdir"}
+"""torchrun's and TensorBoard's."""
+
+
+class Command(NamedTuple):
+    """One command line of ours."""
+
+    folder: Path
+    """Working directory."""
+    script: str
+    """Path from there."""
+    flags: list[str]
+
+
+def code_lines() -> Iterator[str]:
+    """Every line of the blocks and every piece of code in a sentence, in one line each."""
+    blocks = README.split("```")[1::2]
+    yield from (line.partition(" #")[0].strip() for block in blocks for line in block.splitlines())
+    for text in README.split("```")[::2]:
+        yield from (" ".join(code.split()) for code in re.findall(r"`([^`]+)`", text))
+        yield from table_lines(text)
+
+
+def table_lines(text: str) -> Iterator[str]:
+    """The commands of tables whose heading has an … in place of each row's file."""
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        heading, *rows = table.splitlines()
+        command = re.search(r"`([^`]+)…`", heading)
+        files = [match[1] for row in rows if (match := re.match(r"\| `([^`]+)` \|", row))]
+        yield from (command[1] + file for file in files if command)
+
+
+def commands() -> list[Command]:
+    """The programs of this repository that the README calls, without repetitions."""
+    found = {}
+    for line in code_lines():
+        match = PROGRAM.fullmatch(line)
+        if match is None or "…" in line or not (match["launcher"] or match["flags"]):
+            continue
+        for placeholder, text in STAND_INS.items():
+            line = re.sub(rf"\b{placeholder}\b", text, line)
+        match = PROGRAM.fullmatch(line)
+        folder = REPOSITORY / (match["folder"] or "")
+        found[line] = Command(folder, match["script"], shlex.split(match["flags"] or ""))
+    return list(found.values())
+
+
+def shown(command: Command) -> str:
+    return f"{command.script} {shlex.join(command.flags)}"
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """Programs that handle SIGTERM do so in this process, too."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def call(script: Path, function: str) -> object:
+    """What a function of a script returns, or the status with which it exits."""
+    try:
+        return runpy.run_path(str(script), run_name="a_command_of_the_readme")[function]()
+    except SystemExit as ended:
+        return ended.code
+
+
+def test_readme_calls_every_program_and_every_table_file() -> None:
+    found = {(command.folder / command.script).relative_to(REPOSITORY) for command in commands()}
+    assert {Path(name.split()[0]) for name in PROGRAMS} <= found
+    lines = "\n".join(map(shown, commands()))
+    tables = (REPOSITORY / "configs" / "tables").glob("*.yaml")
+    assert [path.name for path in tables if path.name not in lines] == []
+
+
+@pytest.mark.parametrize("command", commands(), ids=shown)
+def test_program_takes_the_command(command: Command, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(command.folder)
+    script = command.folder / command.script
+    if script.parent.name == "benchmarks":  # these have no --dry_run
+        monkeypatch.setattr("sys.argv", [command.script, *command.flags])
+        assert isinstance(call(script, "parse_arguments"), argparse.Namespace)
+        return
+    monkeypatch.setattr("sys.argv", [command.script, *command.flags, "--dry_run"])
+    status = call(script, "main")
+    printed = capsys.readouterr()
+    assert status == 0, printed.err
+    assert len(printed.out.splitlines()) > 20  # the settings, or the help
+
+
+def test_every_flag_belongs_to_a_program(monkeypatch, capsys) -> None:
+    known = set(FLAGS_OF_OTHERS)
+    benchmarks = (REPOSITORY / "benchmarks").glob("*.py")
+    benchmarks = [path for path in benchmarks if "def main" in path.read_text(encoding="utf-8")]
+    for line in [*PROGRAMS, *(f"benchmarks/{path.name}" for path in benchmarks)]:
+        name, *flags = line.split()
+        monkeypatch.setattr("sys.argv", [name, *flags, "--help"])
+        assert call(REPOSITORY / name, "main") == 0
+        known |= set(re.findall(r"--[\w-]+", capsys.readouterr().out))
+    used = {flag for line in code_lines() for flag in re.findall(r"(?<![\w-])--[\w-]+", line)}
+    assert used - known == set()
+
+
+def test_every_make_target_is_in_the_makefile() -> None:
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
+    made = re.compile(r"(?:\w+=\w+ )?make ([\w-]+)")
+    named = {match[1] for line in code_lines() if (match := made.fullmatch(line))}
+    assert {"demo", "test"} <= named <= targets
