@@ -33,7 +33,7 @@ from common.lung_ct import (
 from inpainter import demo
 
 CONFIG = "configs/demo_ct.yaml"
-PIXEL_MM = 3.0  # the larger tumour, 41 mm, then fits into the hole of 16 pixels
+SHRINK = 4  # 512 x 512 to 128 x 128: pixels of 2.3 and 2.5 mm, a hole of 16 is 36 and 40 mm
 SHOWN = ("MCD_feature", "MCD_image", "no_dropout", "knn_16x16")
 ONE_COMPLETION = demo.Variant(
     " M=1", ("test.heatmap_M_inpaint=1", "test.heatmap_metrics=[MCD_image, MCD_feature]")
@@ -73,7 +73,7 @@ def prepare_data(output: Path, archive: Path | None) -> dict[str, Slices]:
     prepared = {}
     for name in VOLUMES:
         volume = read_volume(volumes, name)
-        slices = prepare(volume, PIXEL_MM)
+        slices = prepare(volume, SHRINK * volume.pixel_mm)
         normal, with_tumour = split(slices.tumour)
         write_slices(slices, normal, output / "data" / name / "normal", masks=False)
         write_slices(slices, with_tumour, output / "data" / name / "tumour", masks=True)

@@ -73,6 +73,7 @@ def main() -> int:
         dataset_name="demo_phantom",
         overrides=overrides,
         variants=(demo.Variant(), ONE_COMPLETION),
+        at_once=min(arguments.seeds, os.cpu_count() or 1),  # each runs on one thread
         say=say,
     )
     cases = [

@@ -183,8 +183,8 @@ def body_mask(hu: NDArray[np.int16]) -> NDArray[np.bool_]:
 def prepare(volume: Volume, pixel_mm: float) -> Slices:
     """Windows the grey values to [0, 1], finds the body, and resamples to pixels of pixel_mm.
 
-    One scale in mm for both patients, so that what is learnt from one holds for the other. Masks
-    are True where they cover half of a pixel. Raises LungCTError for a finer pixel_mm than scanned.
+    Masks are True where they cover half of a pixel. Raises LungCTError for a pixel_mm finer than
+    scanned.
     """
     if pixel_mm < volume.pixel_mm:
         raise LungCTError(f"pixels of {pixel_mm} mm are finer than the scan's {volume.pixel_mm} mm")

@@ -1,10 +1,11 @@
 """Draws tomosynthesis-like phantoms, normal or with lesions whose place is known.
 
-A phantom is a smooth power-law density crossed by layers of curved fibres, inside a breast-shaped
-support that gets darker towards the skin, plus noise. Fibres of a layer have one width and run
-nearly parallel, so what a hole hides follows from what surrounds it, yet no fixed filter predicts
-it. On a power-law field alone linear interpolation is already the best completion, and a network
-has nothing to add. Lesions have the fibres' own contrast.
+A phantom is a smooth power-law density with glandular tissue, crossed by layers of curved fibres,
+inside a breast-shaped support that gets darker towards the skin, plus noise. Fibres of a layer have
+one width and run nearly parallel, so what a hole hides follows from what surrounds it, yet no fixed
+filter predicts it. On the smooth part alone linear interpolation is already the best completion,
+and a network has nothing to add; without it, patches repeat and nearest neighbours know them all.
+Masses are about as bright or dark as glands and fibres are.
 
 Arrays are (height, width); lengths are in pixels; grey values are in [0, 1]. Equal seeds give equal
 phantoms.
@@ -40,29 +41,33 @@ class PhantomStyle:
     width: int = 96
     base: float = 0.5
     """Mean grey value deep inside the body."""
-    density_sd: float = 0.06
+    density_sd: float = 0.02
     """Standard deviation of the smooth density."""
     density_slope: float = 4.2
     """Exponent b of the density's power spectrum 1 / f**b; larger = smoother."""
+    gland_sd: float = 0.09
+    """Standard deviation of the glandular tissue."""
+    gland_length: float = 24.0
+    """Distance over which the glandular tissue changes."""
     fibre_layers: int = 2
     """Sheets of fibres on top of each other, each with its own direction."""
-    fibre_width: float = 2.8
+    fibre_width: float = 5.0
     """Standard deviation of a fibre's Gaussian cross-section."""
-    fibre_spacing: float = 22.0
+    fibre_spacing: float = 40.0
     """Mean distance between neighbouring fibres of a layer."""
-    fibre_contrast: float = 0.12
+    fibre_contrast: float = 0.09
     """Largest deviation of a fibre from its surroundings; either sign."""
     bend_length: float = 60.0
     """Distance over which fibres change direction."""
     bend_px: float = 5.0
     """Standard deviation of a fibre's displacement from a straight line."""
-    noise_sd: float = 0.01
+    noise_sd: float = 0.0075
     """Standard deviation of the pixel noise."""
-    mass_contrast: float = 0.12
+    mass_contrast: float = 0.18
     """Largest deviation of a mass from the tissue that it replaces; either sign."""
     mass_radius: tuple[float, float] = (5.5, 7.0)
     """Smallest and largest mean radius of a mass."""
-    swirl: float = 2.0
+    swirl: float = 3.0
     """Angle by which a distortion turns the tissue at its centre, in radians."""
     calcification_contrast: float = 0.10
     """Mean height of a microcalcification."""
@@ -150,6 +155,7 @@ def _body(rng: Generator, shape: tuple[int, int]) -> tuple[NDArray[np.bool_], Fl
 
 def _tissue(rng: Generator, shape: tuple[int, int], style: PhantomStyle) -> FloatImage:
     tissue = style.base + style.density_sd * power_law_field(rng, shape, style.density_slope)
+    tissue += style.gland_sd * smooth_field(rng, shape, style.gland_length)
     first = rng.uniform(0, np.pi)
     fibres = np.zeros(shape)
     for layer in range(style.fibre_layers):

@@ -39,7 +39,7 @@ def draw_mass(
     )
     outline = np.minimum(rng.uniform(*radius) * (1 + lobes), MAX_LESION_PX / 2 - 0.5)
     height = contrast * rng.uniform(0.8, 1.0) * rng.choice([-1, 1])
-    softness = 0.5 * (1 - np.tanh((distance - 0.85 * outline) / (0.2 * outline)))
+    softness = 0.5 * (1 - np.tanh((distance - 0.7 * outline) / (0.4 * outline)))
     return tissue + height * softness, distance < outline
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -104,6 +105,7 @@ def run_seeds(
     dataset_name: str,
     overrides: Sequence[str] = (),
     variants: Sequence[Variant] = (Variant(),),
+    at_once: int = 1,
     say: Say,
 ) -> Predicted:
     """Trains one network per seed and scores the test folder, through the documented commands.
@@ -111,26 +113,48 @@ def run_seeds(
     config: settings file, relative to the repository root, with that dataset_name; it or
     `overrides` (`key=value`, for both commands) has checkpoints_dir: <output>/checkpoints.
     images: names in the test folder, in the order of the heatmaps returned; those written are in
-    <output>/heatmaps/. Raises RuntimeError where a command fails or an image has no heatmap.
+    <output>/heatmaps/. at_once: seeds that run at the same time. Seconds are summed over seeds.
+    Raises RuntimeError where a command fails or an image has no heatmap.
     """
+
+    def one(seed: int) -> Predicted:
+        return _run_seed(config, seed, images, output, dataset_name, overrides, variants, say)
+
+    with ThreadPoolExecutor(at_once) as pool:
+        found = list(pool.map(one, seeds))
+    methods = found[0].heatmaps
+    heatmaps = {method: [maps for each in found for maps in each.heatmaps[method]]
+                for method in methods}  # fmt: skip
+    seconds = {key: sum(each.seconds[key] for each in found) for key in found[0].seconds}
+    return Predicted(heatmaps, seconds)
+
+
+def _run_seed(
+    config: str,
+    seed: int,
+    images: Sequence[str],
+    output: Path,
+    dataset_name: str,
+    overrides: Sequence[str],
+    variants: Sequence[Variant],
+    say: Say,
+) -> Predicted:
+    expname = f"seed{seed}"
+    common = ["--config", config, "--seed", str(seed), *_set(f"expname={expname}", *overrides)]
+    seconds = {"train": run_command(["inpainter/train.py", *common], say), "predict": 0.0}
+    checkpoints = output / "checkpoints" / dataset_name / f"hole_{expname}"
     heatmaps: dict[str, list[list[NDArray[np.float32]]]] = {}
-    seconds = {"train": 0.0, "predict": 0.0}
-    for seed in seeds:
-        expname = f"seed{seed}"
-        common = ["--config", config, "--seed", str(seed), *_set(f"expname={expname}", *overrides)]
-        seconds["train"] += run_command(["inpainter/train.py", *common], say)
-        checkpoints = output / "checkpoints" / dataset_name / f"hole_{expname}"
-        for variant in variants:
-            folder = output / "heatmaps" / (expname + variant.suffix.replace(" ", "_"))
-            flags = ["--checkpoint_dir", _from_root(checkpoints), "--checkpoint_iter", "best"]
-            flags += ["--output_dir", _from_root(folder), *_set(*variant.overrides)]
-            seconds["predict"] += run_command(["predict_heatmap.py", *common, *flags], say)
-            for metric, entries in list_heatmaps(folder).items():
-                files = {entry.image: entry.file for entry in entries}
-                if missing := sorted(set(images) - set(files)):
-                    raise RuntimeError(f"{folder} has no {metric} heatmap of {', '.join(missing)}")
-                maps = [read_heatmap(files[name]) for name in images]
-                heatmaps.setdefault(metric + variant.suffix, []).append(maps)
+    for variant in variants:
+        folder = output / "heatmaps" / (expname + variant.suffix.replace(" ", "_"))
+        flags = ["--checkpoint_dir", _from_root(checkpoints), "--checkpoint_iter", "best"]
+        flags += ["--output_dir", _from_root(folder), *_set(*variant.overrides)]
+        seconds["predict"] += run_command(["predict_heatmap.py", *common, *flags], say)
+        for metric, entries in list_heatmaps(folder).items():
+            files = {entry.image: entry.file for entry in entries}
+            if missing := sorted(set(images) - set(files)):
+                raise RuntimeError(f"{folder} has no {metric} heatmap of {', '.join(missing)}")
+            maps = [read_heatmap(files[name]) for name in images]
+            heatmaps[metric + variant.suffix] = [maps]
     return Predicted(heatmaps, seconds)
 
 
