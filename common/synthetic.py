@@ -37,7 +37,7 @@ _ANATOMY, _NOISE, _LESIONS = range(3)  # independent random streams of one seed
 class PhantomStyle:
     """What the phantoms of a data set share; lengths in pixels, contrasts in grey values."""
 
-    height: int = 128
+    height: int = 152
     width: int = 96
     base: float = 0.5
     """Mean grey value deep inside the body."""
@@ -63,7 +63,7 @@ class PhantomStyle:
     """Standard deviation of a fibre's displacement from a straight line."""
     noise_sd: float = 0.0075
     """Standard deviation of the pixel noise."""
-    mass_contrast: float = 0.18
+    mass_contrast: float = 0.175
     """Largest deviation of a mass from the tissue that it replaces; either sign."""
     mass_radius: tuple[float, float] = (5.5, 7.0)
     """Smallest and largest mean radius of a mass."""
@@ -143,7 +143,7 @@ def _body(rng: Generator, shape: tuple[int, int]) -> tuple[NDArray[np.bool_], Fl
     """Breast-shaped support with the chest wall at the left edge, and the depth under the skin."""
     rows, columns = pixel_grid(shape)
     across = shape[1] * rng.uniform(0.82, 0.90)
-    half_height = shape[0] * rng.uniform(0.42, 0.46)
+    half_height = shape[0] * rng.uniform(0.37, 0.40)
     middle = shape[0] * rng.uniform(0.48, 0.52)
     power = rng.uniform(2.0, 2.5)
     radius = (columns / across) ** power + np.abs((rows - middle) / half_height) ** power
