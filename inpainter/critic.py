@@ -1,6 +1,5 @@
 """The WGAN critics: one sees the box, one the whole crop. N samples, d base width, h x w pixels."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -54,6 +53,6 @@ def to_channels(x: Tensor, channels: int) -> Tensor:
     if x.shape[1] == channels:
         return x
     if x.shape[1] == 3 and channels == 1:
-        weights = torch.tensor(GREY_WEIGHTS, dtype=x.dtype, device=x.device)
-        return (x * weights[:, None, None]).sum(dim=1, keepdim=True)
+        red, green, blue = (x[:, i : i + 1] * weight for i, weight in enumerate(GREY_WEIGHTS))
+        return red + green + blue
     raise ValueError(f"a critic of {channels} channels cannot judge images {tuple(x.shape)}")

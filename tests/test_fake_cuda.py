@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from inpainter.completion import WindowScorer, dropout_of
 from inpainter.critic import Critic
@@ -133,6 +134,38 @@ def test_windows_on_the_gpu_are_scored_there(fake, dropout_type, engine) -> None
     scores = scorer(on_cuda(3, 1, 32, 32), [0, 1, 2], draw)
     assert set(scores) == set(test.heatmap_metrics)
     assert {values.device.type for values in scores.values()} == {"cuda"}
+
+
+class Transfers(TorchDispatchMode):
+    """Copies from the CPU to the GPU that make the CPU wait for what the GPU still has to do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: list[torch.Size] = []
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        names = [argument.name for argument in func._schema.arguments]
+        given = dict(zip(names, args, strict=False)) | (kwargs or {})
+        copies = func.overloadpacket in (torch.ops.aten.to, torch.ops.aten._to_copy)
+        if copies and (args[0].device.type, result.device.type) == ("cpu", "cuda"):
+            self.count += 1
+            if not given.get("non_blocking"):
+                self.waiting.append(args[0].shape)
+        return result
+
+
+def test_the_cpu_does_not_wait_for_the_gpu_between_completions(fake) -> None:
+    nets, test = networks(), CONFIG.test
+    scorer = FastScorer(nets.generator, nets.local_critic, test.heatmap_metrics, 2, (16, 16))
+    draw = dropout_of(nets.generator, CONFIG.netG, test, 1, "image.png")
+    windows = on_cuda(3, 1, 32, 32)
+    scorer(windows, [0, 1, 2], draw)  # plans what later batches use again
+    with Transfers() as transfers:
+        scorer(windows, [3, 4, 5], draw)
+    assert transfers.count > 0
+    assert transfers.waiting == []
 
 
 def test_selection_error_is_measured_on_the_crops_device(fake) -> None:

@@ -65,7 +65,7 @@ def dropping_of(drop: ChannelDropout, like: Tensor, *, thin: bool, multiple: int
             }
         )
     factors = {
-        name: (keep.to(like.device, like.dtype) * drop.scale)[:, :, None, None]
+        name: (moved(keep, like).to(like.dtype) * drop.scale)[:, :, None, None]
         for name, keep in drop.keep.items()
     }
     return Dropping(factors=factors)
@@ -77,4 +77,9 @@ def selection_of(keep: Tensor, scale: float, like: Tensor, multiple: int) -> Sel
     count = min(-(-count // multiple) * multiple, len(keep))
     index = torch.argsort(~keep, stable=True)[:count].sort().values
     gain = keep[index].float() * scale
-    return Selection(index.to(like.device), gain.to(like.device))
+    return Selection(moved(index, like), moved(gain, like))
+
+
+def moved(x: Tensor, like: Tensor) -> Tensor:
+    """x on the device of `like`; the CPU does not wait for a GPU to take it."""
+    return x.to(like.device, non_blocking=True)

@@ -4,8 +4,6 @@ N windows, M completions, C channels, H x W window, h x w hole.
 """
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from queue import SimpleQueue
 from typing import Literal
 
 import torch
@@ -19,9 +17,10 @@ from inpainter.fast.coarse import CoarsePrefix, FastCoarse
 from inpainter.fast.dropping import NOTHING, Dropping, dropping_of
 from inpainter.fast.fine import FastFine, Surroundings
 from inpainter.fast.layers import Arithmetic
+from inpainter.fast.side_by_side import SideBySide
 from inpainter.fast.workspace import Workspace
 from inpainter.generator import Generator
-from inpainter.masks import centre_mask
+from inpainter.masks import centre_crop
 from inpainter.scores import spaces_of
 from inpainter.settings import Metric
 
@@ -33,9 +32,13 @@ every window costs more than the convolutions that it saves."""
 
 
 class Prepared:
-    """What all completions of a batch share, and what turned out to be the same for all so far."""
+    """What all completions of a batch share, and what turned out to be the same for all so far.
 
-    def __init__(self, prefix: CoarsePrefix, around: Surroundings | None) -> None:
+    known: the windows with the hole zeroed, (N, C, H, W), on which all of it depends.
+    """
+
+    def __init__(self, known: Tensor, prefix: CoarsePrefix, around: Surroundings | None) -> None:
+        self.known = known
         self.prefix = prefix
         self.around = around
         self.coarse: Tensor | None = None
@@ -81,8 +84,9 @@ class FastScorer:
             "minimal_filtering": minimal_filtering,
             "compiled": compiled,
         }
-        self.pool: ThreadPoolExecutor | None = None
+        self.threads: SideBySide | None = None
         self.stages: dict[tuple[int, int], tuple[FastCoarse, FastFine | None]] = {}
+        self.prepared: dict[frozenset[str], Prepared] = {}
 
     @torch.inference_mode()
     def __call__(
@@ -100,7 +104,11 @@ class FastScorer:
         ]
         workers = torch.get_num_threads() if windows.device.type == "cpu" else 1
         if workers > 1 and len(windows) > 1:
-            single = self.side_by_side(tasks, workers)
+            if self.threads is None:
+                self.threads = SideBySide(
+                    lambda: FastScorer(*self.parts, **self.options).score, workers
+                )
+            single = self.threads.scores(tasks)
         else:
             single = [self.score(*task) for task in tasks]
         return {metric: torch.cat([s[metric] for s in single]) for metric in self.metrics}
@@ -111,26 +119,6 @@ class FastScorer:
             return None
         drops = [draw(numbers, m) for m in range(self.M)]
         return lambda _, m: drops[m]
-
-    def side_by_side(self, tasks: list[tuple], workers: int) -> list[dict[Metric, Tensor]]:
-        """Scores windows in threads of one core each: no core waits for another within a layer."""
-        if self.pool is None:
-            self.pool = ThreadPoolExecutor(
-                workers, initializer=torch.set_num_threads, initargs=(1,)
-            )
-            self.idle = SimpleQueue()
-            for _ in range(workers):  # scratch memory is not shared between threads
-                self.idle.put(FastScorer(*self.parts, **self.options))
-
-        def score(task: tuple) -> dict[Metric, Tensor]:
-            scorer = self.idle.get()
-            try:
-                with torch.inference_mode():
-                    return scorer.score(*task)
-            finally:
-                self.idle.put(scorer)
-
-        return list(self.pool.map(score, tasks))
 
     def one_by_one(self, windows: Tensor) -> bool:
         """Whether windows are completed one at a time, so that each is thinned by its own masks."""
@@ -189,13 +177,23 @@ class FastScorer:
         return self.stages[window_hw]
 
     def prepare(self, windows: Tensor, live: frozenset[str]) -> Prepared:
-        """What the completions of a batch share; live: the layers that drop."""
+        """What the completions of a batch share; live: the layers that drop.
+
+        On a CPU the last batch's is kept: where nothing around the holes differs, as in an even
+        background, it serves again. (A GPU would have to wait for the comparison.)
+        """
         coarse, fine = self.stages_for((windows.shape[2], windows.shape[3]))
-        mask = centre_mask((windows.shape[2], windows.shape[3]), self.mask_hw, windows.device)
-        known = windows * (1 - mask)
-        around = fine.surroundings(known, live) if fine is not None else None
         self.current = (coarse, fine)
-        return Prepared(coarse.prefix(known, live), around)
+        known = windows.clone()
+        centre_crop(known, self.mask_hw).zero_()
+        if live in self.prepared and torch.equal(self.prepared[live].known, known):
+            return self.prepared[live]
+        self.prepared.pop(live, None)  # its memory is free before the next one is made
+        around = fine.surroundings(known, live) if fine is not None else None
+        prepared = Prepared(known, coarse.prefix(known, live), around)
+        if windows.device.type == "cpu":
+            self.prepared[live] = prepared
+        return prepared
 
     def complete(self, prepared: Prepared, live: frozenset[str], dropping: Dropping) -> Tensor:
         """One completion of every window's hole, (N, C, h, w) in [-1, 1], fp32."""
