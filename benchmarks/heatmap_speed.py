@@ -1,126 +1,120 @@
 """`make bench`: the fast engine against the published algorithm, in one process, on the same masks.
 
 The ratio is the median over pairs that run one after the other, so that a busy machine slows both.
-Random weights with a gain (He's deviation times --gain): torch's own would lose the signal.
+Weights are random, or with --checkpoint_dir and --config trained ones, on windows of real images.
 """
 
 import argparse
 import json
-import math
-import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, uninstalled
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
+from benchmarks.heatmap_memory import image_memory
+from benchmarks.heatmap_stages import report_stages, stage_seconds
+from benchmarks.heatmap_subject import Subject, random_settings, random_subject, trained_subject
 from benchmarks.published_heatmap import PublishedScorer
 from common.checkpoint import save_text_atomic
+from common.config import load_config, resolve_path
 from common.runtime import resolve_device
-from inpainter.completion import DrawDropout, channel_dropout_of
-from inpainter.critic import Critic
-from inpainter.dropout import live_layers
 from inpainter.fast.costs import completion_macs, prepared_macs
 from inpainter.fast.scorer import FastScorer
-from inpainter.generator import Generator
-from inpainter.settings import GeneratorConfig, TestConfig
-from inpainter.windows import cut_windows, window_grid
-
-METRICS = ("MCD_image", "MCD_feature")
+from inpainter.settings import PicardConfig
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
-    add("--window", type=int, default=256, metavar="PX", help="window, its half is the hole")
-    add("--M", type=int, default=10, help="completions per window (default: %(default)s)")
-    add("--ngf", type=int, default=32, help="base width (default: %(default)s)")
     add("--batch", type=int, default=2, metavar="N", help="windows per batch (default: 2)")
     add("--pairs", type=int, default=5, help="published and fast runs (default: %(default)s)")
     add("--precision", default="fp32,bf16", help="fp32, bf16, tf32, or several with commas")
     add("--device", default="cpu", help="cpu, cuda, … (default: %(default)s)")
-    add("--gain", type=float, default=0.95, help="of the random weights (default: %(default)s)")
-    add("--image", type=int, nargs=2, default=(0, 0), metavar="PX",
-        help="also score some windows of an image of this size, for the peak memory")  # fmt: skip
+    add("--image", type=int, nargs=2, default=(2000, 2500), metavar="PX",
+        help="height and width of the image that the peak memory is measured with; 0 0 = leave "
+             "that out (default: 2000 2500)")  # fmt: skip
     add("--json", type=Path, metavar="FILE", help="write the results there")
-    return parser.parse_args()
+    add = parser.add_argument_group("random weights").add_argument
+    add("--window", type=int, default=256, metavar="PX", help="window, its half is the hole")
+    add("--M", type=int, default=10, help="completions per window (default: %(default)s)")
+    add("--ngf", type=int, default=32, help="base width (default: %(default)s)")
+    add("--gain", type=float, default=0.95, help="of the random weights (default: %(default)s)")
+    add = parser.add_argument_group("trained weights").add_argument
+    add("--config", type=Path, metavar="FILE", help="their settings: window, M, layers that drop")
+    add("--checkpoint_dir", type=Path, metavar="DIR", help="their folder")
+    add("--checkpoint_iter", default="latest", metavar="N", help="a step, latest or best")
+    add("--image_dir", type=Path, metavar="DIR",
+        help="where windows are cut from (default: test_data_path of the settings)")  # fmt: skip
+    arguments = parser.parse_args()
+    if (arguments.config is None) != (arguments.checkpoint_dir is None):
+        parser.error("--config and --checkpoint_dir belong together")
+    return arguments
 
 
 def main() -> int:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     device = resolve_device(arguments.device)
-    hole = (arguments.window // 2, arguments.window // 2)
-    generator, critic = networks(arguments, hole, device)
-    parts = (generator, critic, METRICS, arguments.M, hole)
-    windows = textured(arguments.batch, arguments.window).to(device)
-    masks = masks_of(generator, arguments.M)
-    scorers = {"published": PublishedScorer(*parts)}
-    scorers |= {name: FastScorer(*parts, precision=name) for name in arguments.precision.split(",")}
-    for name, scorer in scorers.items():
-        if name != "published":
-            scorer(windows, list(range(len(windows))), masks(0))  # plans, buffers, kernels
-    results = measure(scorers, windows, masks, arguments.pairs)
-    peak = convolution_peak(device)
-    macs = prepared_macs(scorers["fp32"], windows) + arguments.M * completion_macs(
-        scorers["fp32"], windows
-    ) if "fp32" in scorers else math.nan  # fmt: skip
-    results |= summary(results, macs * arguments.batch, peak)
-    results["peak_memory_gib"] = peak_memory(scorers, arguments, device)
-    report(results)
+    if arguments.config is not None:
+        config = load_config(PicardConfig, arguments.config)
+    else:
+        config = random_settings(arguments.window, arguments.M, arguments.ngf)
+    memory = {"peak_memory_gib": None}
+    if any(arguments.image):
+        sizes = (tuple(arguments.image), arguments.batch, arguments.threads)
+        memory = image_memory(config, *sizes, device)
+    subject = subject_of(arguments, config, device)
+    scorers = {"published": PublishedScorer(*subject.parts())}
+    for name in arguments.precision.split(","):
+        scorers[name] = FastScorer(*subject.parts(), precision=name)
+        scorers[name](subject.batches[0], range(len(subject.batches[0])), subject.draw(0))  # plans
+    results = measure(scorers, subject)
+    results |= summary(results, subject, scorers, convolution_peak(device)) | memory
+    results["stages"] = {name: stage_seconds(subject, scorer) for name, scorer in scorers.items()}
+    report(results, arguments.image)
     if arguments.json is not None:
         save_text_atomic(json.dumps(results, indent=2) + "\n", arguments.json)
     return 0
 
 
-def networks(
-    arguments: argparse.Namespace, hole: tuple[int, int], device: torch.device
-) -> tuple[Generator, Critic]:
-    torch.manual_seed(0)
-    generator = Generator(GeneratorConfig(ngf=arguments.ngf))
-    critic = Critic(1, arguments.ngf, hole)
-    for parameter in [*generator.parameters(), *critic.parameters()]:
-        std = arguments.gain * math.sqrt(2 / parameter[0].numel()) if parameter.ndim == 4 else 0.1
-        torch.nn.init.normal_(parameter, std=std)
-    return generator.to(device).eval(), critic.to(device).eval()
+def subject_of(
+    arguments: argparse.Namespace, config: PicardConfig, device: torch.device
+) -> Subject:
+    """Trained or random networks, and windows for every pair."""
+    counts = (arguments.batch, arguments.batch * arguments.pairs)
+    if arguments.config is None:
+        return random_subject(config, arguments.gain, *counts, device)
+    step = arguments.checkpoint_iter
+    checkpoint = (arguments.checkpoint_dir, int(step) if step.isdigit() else step)
+    folder = arguments.image_dir or resolve_path(config.test_data_path, "test_data_path")
+    return trained_subject(config, checkpoint, folder, *counts, device)
 
 
-def textured(count: int, side: int) -> Tensor:
-    """Smooth random windows (N, 1, side, side) in [-1, 1]."""
-    noise = torch.randn(count, 1, side, side)
-    return (3 * F.avg_pool2d(noise, 7, 1, 3)).clamp(-1, 1)
-
-
-def masks_of(generator: Generator, M: int) -> Callable[[int], DrawDropout]:
-    """Seed -> channel dropout of the published layers, drawn for each window."""
-    channels = generator.droppable_layers()
-    layers = {name: channels[name] for name in live_layers(GeneratorConfig(), list(channels))}
-    return lambda seed: channel_dropout_of(layers, M, 0.5, seed, "benchmark")
-
-
-def measure(scorers: dict, windows: Tensor, masks: Callable, pairs: int) -> dict:
-    """Seconds per batch of every scorer and the largest relative difference of the scores."""
+def measure(scorers: dict, subject: Subject) -> dict:
+    """Seconds per window of every scorer, batch after batch, and how their scores differ."""
     seconds = {name: [] for name in scorers}
-    errors = dict.fromkeys(scorers, 0.0)
-    numbers = list(range(len(windows)))
-    for pair in range(pairs):
+    differences = {name: [] for name in scorers}
+    for pair, windows in enumerate(subject.batches):
         scores = {}
         for name, scorer in scorers.items():
             started = time.perf_counter()
-            scores[name] = {k: v.cpu() for k, v in scorer(windows, numbers, masks(pair)).items()}
-            seconds[name].append(time.perf_counter() - started)
+            found = scorer(windows, range(len(windows)), subject.draw(pair))
+            scores[name] = {metric: values.cpu() for metric, values in found.items()}
+            seconds[name].append((time.perf_counter() - started) / len(windows))
         for name, values in scores.items():
             for metric, expected in scores["published"].items():
-                error = ((values[metric] - expected).abs() / expected).max().item()
-                errors[name] = max(errors[name], error)
-    return {"seconds": seconds, "errors": errors}
+                differences[name] += ((values[metric] - expected).abs() / expected).tolist()
+    return {
+        "seconds": seconds,
+        "largest_difference": {name: max(found) for name, found in differences.items()},
+        "median_difference": {n: statistics.median(found) for n, found in differences.items()},
+    }
 
 
 def convolution_peak(device: torch.device) -> float:
@@ -139,7 +133,7 @@ def convolution_peak(device: torch.device) -> float:
     return best
 
 
-def summary(results: dict, macs: float, peak: float) -> dict:
+def summary(results: dict, subject: Subject, scorers: dict, peak: float) -> dict:
     """ratio_<precision>, max_rel_error, and how much of the convolution peak fp32 reaches."""
     seconds = results["seconds"]
     values = {}
@@ -148,9 +142,11 @@ def summary(results: dict, macs: float, peak: float) -> dict:
             pairs = zip(seconds["published"], seconds[name], strict=True)
             values[f"ratio_{name}"] = statistics.median(slow / fast for slow, fast in pairs)
     if "fp32" in seconds:
+        scorer, windows = scorers["fp32"], subject.batches[0]
+        macs = prepared_macs(scorer, windows) + scorer.M * completion_macs(scorer, windows)
         rate = macs / 1e9 / statistics.median(seconds["fp32"])
         values |= {
-            "max_rel_error": results["errors"]["fp32"],
+            "max_rel_error": results["largest_difference"]["fp32"],
             "gmac_per_s": rate,
             "conv_peak_gmac_per_s": peak,
             "conv_peak_share": rate / peak,
@@ -158,32 +154,25 @@ def summary(results: dict, macs: float, peak: float) -> dict:
     return values
 
 
-def peak_memory(scorers: dict, arguments: argparse.Namespace, device: torch.device) -> float:
-    """GiB at most so far on the GPU, or of this process on a CPU; see --image."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    if any(arguments.image):
-        height, width = arguments.image
-        image = torch.rand(1, height, width)
-        side = arguments.window
-        grid = window_grid((height, width), (side, side), TestConfig.patch_stride, "stretched")
-        scorer, masks = scorers["fp32"], masks_of(scorers["fp32"].generator, arguments.M)
-        for number in range(4):
-            scorer(cut_windows(image, grid, [number]), [number], masks(0))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def report(results: dict) -> None:
-    print(f"{'':12}{'s per batch':>12}{'ratio':>8}{'largest relative difference':>30}")
+def report(results: dict, image_hw: tuple[int, int]) -> None:
+    print(
+        f"{'':12}{'s per window':>13}{'ratio':>8}{'relative difference: largest':>30}{'median':>10}"
+    )
     for name, seconds in results["seconds"].items():
         ratio = results.get(f"ratio_{name}", 1.0)
+        largest, middle = (results[f"{k}_difference"][name] for k in ("largest", "median"))
         median = statistics.median(seconds)
-        print(f"{name:12}{median:12.3f}{ratio:8.2f}{results['errors'][name]:30.1e}")
+        print(f"{name:12}{median:13.3f}{ratio:8.2f}{largest:30.1e}{middle:10.1e}")
     if "gmac_per_s" in results:
         rate, peak = results["gmac_per_s"], results["conv_peak_gmac_per_s"]
         print(f"fp32: {rate:.1f} GMAC/s of direct convolutions, {rate / peak:.0%} of the "
               f"fastest convolution's {peak:.1f}")  # fmt: skip
-    print(f"peak memory: {results['peak_memory_gib']:.2f} GiB")
+    if results["peak_memory_gib"] is not None:
+        height, width = image_hw
+        print(f"peak memory of a {height}x{width} image: {results['peak_memory_gib']:.2f} GiB, the "
+              f"fast engine alone in its process ({results['completed']} of {results['windows']} "
+              "windows completed: memory depends on the batch, not on their number)")  # fmt: skip
+    report_stages(results["stages"])
 
 
 if __name__ == "__main__":
