@@ -11,7 +11,7 @@ from diffusion_models.dissolve import Dissolver, load_dissolver
 from diffusion_models.unet import Unet
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def diffusion() -> GaussianDiffusion:
     torch.manual_seed(0)
     return GaussianDiffusion(Unet(8, (1, 2)), steps=100).eval()

@@ -38,15 +38,16 @@ def made_volume(tumour_slices: tuple[int, ...] = (3, 4), count: int = 8) -> Volu
     return Volume(hu, tumour, 2.0)
 
 
-def made_archive(folder: Path, leave_out: str = "") -> Path:
-    """A .tar.gz laid out like the source distribution."""
+def made_archive(folder: Path, leave_out: str = "", zoom: int = 1) -> Path:
+    """A .tar.gz laid out like the source distribution; zoom: repeats pixels."""
     data = folder / "pyradiomics-3.0.1" / "data"
     data.mkdir(parents=True)
     for name in ("lung1", "lung2"):
         volume = made_volume()
         spacing = {"space directions": np.diag([2.0, 2.0, 5.0])}
-        nrrd.write(str(data / f"{name}_image.nrrd"), volume.hu.transpose(2, 1, 0), spacing)
-        nrrd.write(str(data / f"{name}_label.nrrd"), volume.tumour.transpose(2, 1, 0).astype("i2"))
+        for kind, array in (("image", volume.hu), ("label", volume.tumour.astype("i2"))):
+            zoomed = array.repeat(zoom, 1).repeat(zoom, 2)
+            nrrd.write(str(data / f"{name}_{kind}.nrrd"), zoomed.transpose(2, 1, 0), spacing)
     archive = folder / "pyradiomics-3.0.1.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
         for path in sorted(data.iterdir()):
@@ -157,7 +158,7 @@ def test_demo_trains_both_directions_and_ends_in_tables(tmp_path):
     """The whole of benchmarks/demo_ct.py, with a few steps on made volumes."""
     root = Path(__file__).resolve().parent.parent
     command = [sys.executable, "benchmarks/demo_ct.py", "--tiny", "--output", tmp_path / "out"]
-    command += ["--archive", made_archive(tmp_path)]
+    command += ["--archive", made_archive(tmp_path, zoom=3)]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for direction in ("lung1_to_lung2", "lung2_to_lung1"):
