@@ -30,7 +30,7 @@ from common.lung_ct import (
     split,
     write_slices,
 )
-from inpainter import demo
+from inpainter import demo, demo_report
 
 CONFIG = "configs/demo_ct.yaml"
 SHRINK = 4  # 512 x 512 to 128 x 128: pixels of 2.3 and 2.5 mm, a hole of 16 is 36 and 40 mm
@@ -82,13 +82,13 @@ def prepare_data(output: Path, archive: Path | None) -> dict[str, Slices]:
     return prepared
 
 
-def read_cases(folder: Path, group: str) -> list[demo.Case]:
+def read_cases(folder: Path, group: str) -> list[demo_report.Case]:
     """The tumour slices below a folder that write_slices wrote."""
     cases = []
     for path in sorted((folder / "images").iterdir()):
         truth = read_image(folder / "tumour" / path.name)[0].numpy() > 0
         outside = read_image(folder / "outside" / path.name)[0].numpy() > 0
-        cases.append(demo.Case(path.name, read_image(path), truth, ~outside, group))
+        cases.append(demo_report.Case(path.name, read_image(path), truth, ~outside, group))
     return cases
 
 
@@ -112,7 +112,7 @@ class Direction:
     def training(self) -> Path:
         return self.output / "data" / self.source / "normal" / "images"
 
-    def cases(self) -> list[demo.Case]:
+    def cases(self) -> list[demo_report.Case]:
         folder = self.output / "data" / self.target / "tumour"
         return read_cases(folder, f"{self.source} -> {self.target}")
 
@@ -145,11 +145,11 @@ class Direction:
         training = [read_image(path) for path in sorted(self.training.iterdir())]
         cases = self.cases()
         heatmaps = {**predicted.heatmaps, **demo.baseline_heatmaps(training, cases)}
-        rows = demo.compare(cases, heatmaps)
+        rows = demo_report.compare(cases, heatmaps)
         seconds = {**predicted.seconds, "baselines": time.monotonic() - clock}
         record = {**record, "test_slices": [case.name for case in cases], "seconds": seconds}
-        demo.save_results(rows, cases, heatmaps, SHOWN, self.folder, record)
-        return demo.format_table(rows)
+        demo_report.save_results(rows, cases, heatmaps, SHOWN, self.folder, record)
+        return demo_report.format_table(rows)
 
 
 def main() -> int:
@@ -191,4 +191,7 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except demo.DemoError as error:
+        sys.exit(f"demo_ct.py: {error}")

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, 
 from torch import from_numpy
 
 from common.synthetic_data import DEFAULT_TEST, write_phantoms
-from inpainter import demo
+from inpainter import demo, demo_report
 
 CONFIG = "configs/demo_phantom.yaml"
 OUTPUT = demo.ROOT / "demo" / "phantom"
@@ -77,7 +77,7 @@ def main() -> int:
         say=say,
     )
     cases = [
-        demo.Case(name, from_numpy(p.image)[None], p.lesion_mask, p.body, p.lesions[0].kind)
+        demo_report.Case(name, from_numpy(p.image)[None], p.lesion_mask, p.body, p.lesions[0].kind)
         for name, p in data.test.items()
     ]
     say("\nScoring the same images with baselines that need no training loop ...")
@@ -85,11 +85,11 @@ def main() -> int:
     train_images = [from_numpy(phantom.image)[None] for phantom in data.train.values()]
     heatmaps = {**predicted.heatmaps, **demo.baseline_heatmaps(train_images, cases)}
     seconds = {**predicted.seconds, "baselines": time.monotonic() - clock}
-    rows = demo.compare(cases, heatmaps)
-    say(demo.format_table(rows))
+    rows = demo_report.compare(cases, heatmaps)
+    say(demo_report.format_table(rows))
     seconds["total"] = time.monotonic() - started
     record = {"command": sys.argv, "data_seed": arguments.data_seed, "seconds": seconds}
-    demo.save_results(rows, cases, heatmaps, SHOWN, output, record)
+    demo_report.save_results(rows, cases, heatmaps, SHOWN, output, record)
     say(f"\nNumbers: {output / 'results.json'}")
     say(f"Pictures: {output / 'contact_sheet.png'}")
     say(f"Losses: tensorboard --logdir {output / 'logs'}")
@@ -102,4 +102,7 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except demo.DemoError as error:
+        sys.exit(f"demo_phantom.py: {error}")

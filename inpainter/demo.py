@@ -1,17 +1,16 @@
-"""What the demos share: run the commands of the README, compare with baselines, print one table.
+"""What the demos share: run the commands of the README, and score without a network.
 
 A demo prepares a folder of normal images and a list of `Case`s, then `run_seeds` trains and
 predicts as a user would, `baseline_heatmaps` scores the same images without a network, and
-`compare` makes the table's rows. Heatmaps are by method, then training seed, then case; baselines
-have one seed. Larger = more anomalous throughout.
+`demo_report` compares. Heatmaps are by method, then training seed, then case; baselines have one
+seed. Larger = more anomalous throughout.
 """
 
-import json
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,43 +21,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.baselines import BASELINES
-from common.checkpoint import save_text_atomic
-from common.figures import SheetRow, contact_sheet
-from common.metrics import Interval, mean_intervals, score_heatmap
+from inpainter.demo_report import Case
 from inpainter.heatmap_files import list_heatmaps, read_heatmap
 
 ROOT = Path(__file__).resolve().parent.parent
-Heatmaps = Mapping[str, Sequence[Sequence[NDArray[np.float32]]]]
 Say = Callable[[str], None]
 
 
-class Case(NamedTuple):
-    """A test image and what is known about it; arrays are (H, W)."""
-
-    name: str
-    """File name within the test folder."""
-    image: Tensor
-    """(1, H, W) float in [0, 1]."""
-    truth: NDArray[np.bool_]
-    """True on lesions; both values must occur among the pixels that count."""
-    body: NDArray[np.bool_]
-    """True on the pixels that count."""
-    group: str = "all"
-    """Rows of the table are per group, for instance a kind of lesion."""
-
-
-class Row(NamedTuple):
-    """One method on one group of images."""
-
-    group: str
-    method: str
-    auroc: Interval
-    """Pixel AUROC, mean over images and training seeds; 95 % bootstrap interval over images."""
-    ap: Interval
-    """The same for the average precision."""
-    auroc_by_seed: tuple[float, ...]
-    """Mean over images for each training seed."""
-    ap_by_seed: tuple[float, ...]
+class DemoError(RuntimeError):
+    """A command of a demo failed; the message names it."""
 
 
 class Predicted(NamedTuple):
@@ -84,13 +55,13 @@ def run_command(arguments: Sequence[str], say: Say) -> float:
     """Runs a Python script of this repository as a user would and returns the seconds it took.
 
     arguments: script, then its flags, with paths relative to the repository root, from which it
-    is run. Raises RuntimeError with the command line where it fails.
+    is run. Raises DemoError with the command line where it fails.
     """
     say(f"\n$ python {shlex.join(arguments)}")
     started = time.monotonic()
     done = subprocess.run([sys.executable, *arguments], cwd=ROOT, check=False)
     if done.returncode:
-        raise RuntimeError(
+        raise DemoError(
             f"`python {shlex.join(arguments)}` ended with status {done.returncode}; see above"
         )
     return time.monotonic() - started
@@ -114,7 +85,7 @@ def run_seeds(
     `overrides` (`key=value`, for both commands) has checkpoints_dir: <output>/checkpoints.
     images: names in the test folder, in the order of the heatmaps returned; those written are in
     <output>/heatmaps/. at_once: seeds that run at the same time. Seconds are summed over seeds.
-    Raises RuntimeError where a command fails or an image has no heatmap.
+    Raises DemoError where a command fails or an image has no heatmap.
     """
 
     def one(seed: int) -> Predicted:
@@ -152,7 +123,7 @@ def _run_seed(
         for metric, entries in list_heatmaps(folder).items():
             files = {entry.image: entry.file for entry in entries}
             if missing := sorted(set(images) - set(files)):
-                raise RuntimeError(f"{folder} has no {metric} heatmap of {', '.join(missing)}")
+                raise DemoError(f"{folder} has no {metric} heatmap of {', '.join(missing)}")
             maps = [read_heatmap(files[name]) for name in images]
             heatmaps[metric + variant.suffix] = [maps]
     return Predicted(heatmaps, seconds)
@@ -171,106 +142,6 @@ def baseline_heatmaps(train_images: Sequence[Tensor], cases: Sequence[Case]) -> 
     return {
         name: [[score(case.image).numpy() for case in cases]] for name, score in scorers.items()
     }
-
-
-def compare(
-    cases: Sequence[Case], heatmaps: Heatmaps, *, n_resamples: int = 1000, bootstrap_seed: int = 0
-) -> list[Row]:
-    """Table rows: every method on every group of cases, all on the same pixels.
-
-    heatmaps: method -> training seed -> case, (H, W) each. Groups come in the order of the cases,
-    methods as given. Raises ValueError where the number of heatmaps is not that of the cases.
-    """
-    rows = []
-    scores = {method: _scores(cases, by_seed, method) for method, by_seed in heatmaps.items()}
-    for group in dict.fromkeys(case.group for case in cases):
-        chosen = [number for number, case in enumerate(cases) if case.group == group]
-        for method, values in scores.items():
-            part = values[:, chosen]  # (seeds, images, 2)
-            mean = part.mean(0)
-            columns = {"auroc": mean[:, 0], "ap": mean[:, 1]}
-            intervals = mean_intervals(columns, n_resamples=n_resamples, seed=bootstrap_seed)
-            auroc, ap = part.mean(1).T.tolist()
-            rows.append(
-                Row(group, method, intervals["auroc"], intervals["ap"], tuple(auroc), tuple(ap))
-            )
-    return rows
-
-
-def _scores(
-    cases: Sequence[Case], by_seed: Sequence[Sequence[NDArray]], method: str
-) -> NDArray[np.float64]:
-    """AUROC and AP (seeds, images, 2)."""
-    for maps in by_seed:
-        if len(maps) != len(cases):
-            raise ValueError(f"{method}: {len(maps)} heatmaps for {len(cases)} images")
-    return np.array(
-        [
-            [
-                score_heatmap(heat, case.truth, ~case.body)
-                for heat, case in zip(maps, cases, strict=True)
-            ]
-            for maps in by_seed
-        ]
-    )
-
-
-def format_table(rows: Sequence[Row]) -> str:
-    """The rows as aligned text; ± is the standard deviation over several training seeds."""
-    n_seeds = max(len(row.auroc_by_seed) for row in rows)
-    note = f" (± over {n_seeds} training seeds)" if n_seeds > 1 else ""
-    lines = []
-    for group in dict.fromkeys(row.group for row in rows):
-        lines += ["", f"{group:<26}{'pixel AUROC':<32}average precision{note}"]
-        for row in rows:
-            if row.group == group:
-                auroc, ap = _cell(row.auroc, row.auroc_by_seed), _cell(row.ap, row.ap_by_seed)
-                lines.append(f"  {row.method:<24}{auroc:<32}{ap}")
-    return "\n".join(lines)
-
-
-def _cell(interval: Interval, by_seed: Sequence[float]) -> str:
-    text = f"{interval.value:.3f}"
-    if len(by_seed) > 1:
-        text += f" ± {np.std(by_seed, ddof=1):.3f}"
-    if interval.low is not None:
-        text += f" [{interval.low:.3f}, {interval.high:.3f}]"
-    return text
-
-
-def save_results(
-    rows: Sequence[Row],
-    cases: Sequence[Case],
-    heatmaps: Heatmaps,
-    shown: Sequence[str],
-    output: Path,
-    record: Mapping[str, object],
-) -> None:
-    """Writes results.json (rows and `record`) and contact_sheet.png to output.
-
-    The sheet shows image, truth and the heatmaps of the methods `shown`, of the first training
-    seed, for the first cases of every group, about six in all.
-    """
-    table = [
-        {**row._asdict(), "auroc": row.auroc._asdict(), "ap": row.ap._asdict()} for row in rows
-    ]
-    text = json.dumps({"rows": table, **record}, indent=2)
-    save_text_atomic(text + "\n", output / "results.json")
-    groups = list(dict.fromkeys(case.group for case in cases))
-    per_group = max(1, 6 // len(groups))
-    numbers = []
-    for group in groups:
-        numbers += [n for n, case in enumerate(cases) if case.group == group][:per_group]
-    pictures = [
-        SheetRow(
-            cases[n].name,
-            cases[n].image.numpy(),
-            cases[n].truth,
-            [heatmaps[m][0][n] for m in shown],
-        )
-        for n in numbers
-    ]
-    contact_sheet(pictures, output / "contact_sheet.png", columns=list(shown))
 
 
 def _from_root(path: Path) -> str:

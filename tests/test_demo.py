@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from inpainter.demo import Case, compare, format_table, run_command, save_results
+from inpainter.demo import run_command
+from inpainter.demo_report import Case, compare, format_table, save_results
 
 TRUTH = np.array([[True, False], [False, False]])
 GOOD = np.array([[9, 1], [2, 3]], np.float32)  # AUROC 1, AP 1
