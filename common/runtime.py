@@ -72,6 +72,11 @@ def multiplies_bf16(device: torch.device) -> bool:
     return False
 
 
+def at_least_fp32(x: torch.Tensor) -> torch.Tensor:
+    """x as float32, or as it is where that is wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def seed_everything(seed: int) -> None:
     """Seeds Python's, NumPy's and PyTorch's global generators (the last on every device).
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.runtime import at_least_fp32
 from inpainter.attention import contextual_attention
 from inpainter.blocks import Activation, Clamp, ConvBlock, ConvType, Drop, clamp_output, he_init
 from inpainter.settings import GeneratorConfig
@@ -23,9 +24,9 @@ class Completion(NamedTuple):
     fine: Tensor
 
     def in_fp32(self) -> "Completion":
-        """The same images as float32."""
-        fine = self.fine.float()
-        return Completion(fine if self.coarse is self.fine else self.coarse.float(), fine)
+        """The same images as float32, or as they are where that is wider."""
+        fine = at_least_fp32(self.fine)
+        return Completion(fine if self.coarse is self.fine else at_least_fp32(self.coarse), fine)
 
 
 class Stage(nn.Module):

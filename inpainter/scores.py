@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from common.runtime import at_least_fp32
 from inpainter.settings import Metric
 
 REDUCTIONS = ("MCD", "MeanCD", "MedCD")
@@ -15,7 +16,7 @@ REDUCTIONS = ("MCD", "MeanCD", "MedCD")
 
 def l2_distance(truth: Tensor, completion: Tensor) -> Tensor:
     """Euclidean distance of each sample, over all other dimensions; (N, ...) twice -> (N,) >= 0."""
-    return (truth - completion).flatten(1).float().norm(dim=1)
+    return at_least_fp32((truth - completion).flatten(1)).norm(dim=1)
 
 
 def reduce_distances(distances: Tensor, reduction: str) -> Tensor:

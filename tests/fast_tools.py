@@ -71,6 +71,15 @@ class Case:
         plain = WindowScorer(*parts)(self.windows(), numbers, draw)
         return plain, FastScorer(*parts, **options)(self.windows(), numbers, draw)
 
+    def exact_scores(self, **options) -> tuple[dict, dict]:
+        """Scores of both engines with networks and windows in float64."""
+        generator, critic = self.networks()
+        draw, numbers = self.draw(generator), list(range(self.N))
+        parts = (generator.double(), critic.double(), METRICS, self.M, self.hole)
+        windows = self.windows().double()
+        plain = WindowScorer(*parts)(windows, numbers, draw)
+        return plain, FastScorer(*parts, precision="fp64", **options)(windows, numbers, draw)
+
 
 def worst_error(plain: dict[str, Tensor], fast: dict[str, Tensor]) -> float:
     """Largest relative difference of any score; the plain ones must be worth comparing."""

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.runtime import at_least_fp32
 from inpainter.attention import NORM_EPSILON, SOFTMAX_SCALE
 from inpainter.fast.diagonals import along_columns, along_rows, fuse_columns, fuse_rows
 from inpainter.fast.geometry import Region, Span, whole
@@ -59,8 +60,8 @@ class FastAttention:
     def patch_scores(self, pixels: Tensor) -> Tensor:
         """Correlation of query and key patches, keys normalised, times the softmax's scale.
 
-        pixels: (N, h, w, C)   returns: (N, qh, qw, h * w) in fp32; with a margin of one query on
-        each side where the queries are a part of the grid.
+        pixels: (N, h, w, C)   returns: (N, qh, qw, h * w) in fp32 or wider; with a margin of
+        one query on each side where the queries are a part of the grid.
         """
         n, h, w, c = pixels.shape
         margin = PATCH_MARGIN if self.inside else 0
@@ -71,7 +72,7 @@ class FastAttention:
         keys = F.pad(pixels, (0, 0, 1, 1, 1, 1))  # zeros around: diagonals end at the border
         qh, qw = queries.shape[1:3]
         gram = products(queries.reshape(n, qh * qw, c), keys.reshape(n, -1, c).transpose(1, 2))
-        gram = gram.float().view(n, qh, qw, -1)  # (N, qh, qw, (h+2)*(w+2))
+        gram = at_least_fp32(gram).view(n, qh, qw, -1)  # (N, qh, qw, (h+2)*(w+2))
         width = w + 2
         length = h * width - 2
         start = width + 1  # of key (0, 0)
@@ -84,7 +85,7 @@ class FastAttention:
                 for d in (-1, 0, 1)
             )
         )  # (N, qh - 2, qw - 2, length)
-        energy = keys.float().square().sum(3)[:, None]
+        energy = at_least_fp32(keys).square().sum(3)[:, None]
         norm = F.avg_pool2d(energy, 3, stride=1, divisor_override=1) + self.epsilon
         factor = norm.rsqrt_().mul_(SOFTMAX_SCALE)  # (N, 1, h, w)
         grid = patches.as_strided(

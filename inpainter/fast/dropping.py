@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from common.runtime import at_least_fp32
 from inpainter.dropout import ChannelDropout
 from inpainter.fast.layers import Patch, Selection
 
@@ -76,7 +77,7 @@ def selection_of(keep: Tensor, scale: float, like: Tensor, multiple: int) -> Sel
     count = max(int(keep.sum()), 1)
     count = min(-(-count // multiple) * multiple, len(keep))
     index = torch.argsort(~keep, stable=True)[:count].sort().values
-    gain = keep[index].float() * scale
+    gain = at_least_fp32(keep[index].to(like.dtype)) * scale
     return Selection(moved(index, like), moved(gain, like))
 
 

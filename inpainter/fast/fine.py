@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from common.runtime import at_least_fp32
 from inpainter.fast.attention import FastAttention
 from inpainter.fast.chains import Chain, ChangedChain
 from inpainter.fast.coarse import named_layers
@@ -99,7 +100,7 @@ class FastFine:
     def complete(self, around: Surroundings, hole: Tensor, dropping: Dropping) -> Tensor:
         """One completion from the coarse one: (N, C, h, w) -> (N, C, h, w), clamped to [-1, 1]."""
         fresh = around.branches[0].chain.fresh[0].hull(around.branches[1].chain.fresh[0])
-        sums = self.first.sums(hole.float(), self.hole, fresh, around.sums)
+        sums = self.first.sums(at_least_fp32(hole), self.hole, fresh, around.sums)
         (kept, kept_channels), (matching, matching_channels) = (
             self.branch(i, sums, fresh, around.branches[i], dropping) for i in (0, 1)
         )

@@ -37,7 +37,7 @@ class FirstLayer:
         self.hw = window_hw
         weight = torch.cat([block.conv.weight.detach() for block in blocks])
         bias = torch.cat([block.conv.bias.detach() for block in blocks])
-        mask = centre_mask(window_hw, hole_hw, weight.device)
+        mask = centre_mask(window_hw, hole_hw, weight.device).to(weight.dtype)
         planes = torch.cat([torch.ones_like(mask), mask], dim=1)
         constant = F.conv2d(planes, weight[:, -2:], bias, padding=self.reach.padding)
         self.constant = constant[0].permute(1, 2, 0).contiguous()  # (H, W, O)
@@ -53,7 +53,7 @@ class FirstLayer:
         reach = self.reach.padding
         grown = Region(*(type(s)(s.lo - reach, s.hi + reach) for s in region))
         inside = grown.common(around)
-        padded = image.new_zeros(*image.shape[:2], *grown.hw, dtype=torch.float32)
+        padded = image.new_zeros(*image.shape[:2], *grown.hw, dtype=self.weight.dtype)
         rows, cols = inside.within(around)
         target_rows, target_cols = inside.within(grown)
         padded[:, :, target_rows, target_cols] = image[:, :, rows, cols]

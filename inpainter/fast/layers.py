@@ -210,7 +210,7 @@ def phase_kernels(weight: Tensor) -> Tensor:
     Phase (a, b) of the window at low-resolution pixels (j, j + 1) is the output at 2j + 1 + a: its
     three taps fall on two pixels only.
     """
-    weight = weight.double()
+    exact = weight.double()
 
     def halves(w: Tensor, dim: int) -> list[Tensor]:
         first, second, third = w.unbind(dim)
@@ -219,8 +219,8 @@ def phase_kernels(weight: Tensor) -> Tensor:
             torch.stack([first, second + third], dim),
         ]
 
-    phases = [phase for rows in halves(weight, 2) for phase in halves(rows, 3)]
-    return torch.stack(phases).float()
+    phases = [phase for rows in halves(exact, 2) for phase in halves(rows, 3)]
+    return torch.stack(phases).to(weight.dtype)
 
 
 def whole_patch(x: Tensor) -> Patch:

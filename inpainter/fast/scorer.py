@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.runtime import at_least_fp32
 from inpainter.completion import DrawDropout, WindowScorer, score_windows
 from inpainter.critic import Critic, to_channels
 from inpainter.dropout import ChannelDropout
@@ -24,7 +25,8 @@ from inpainter.masks import centre_crop
 from inpainter.scores import spaces_of
 from inpainter.settings import Metric
 
-Precision = Literal["fp32", "bf16", "tf32"]
+Precision = Literal["fp32", "bf16", "tf32", "fp64"]
+DTYPES = {"bf16": torch.bfloat16, "fp64": torch.float64}
 
 THIN_FROM_PIXELS = 128 * 128
 """Windows of at least this size are thinned one by one on a CPU: below, gathering the weights of
@@ -48,11 +50,12 @@ class FastScorer:
     """Scores windows by completion distance; called as WindowScorer is, with the same results.
 
     generator, critic, metrics, M, mask_hw: as of WindowScorer. precision: bf16 rounds activations
-    and weights, softmax and norms stay in fp32. shared_masks: all windows of a batch drop the same
-    channels, which are then left out of the convolutions. thin: leave them out window by window;
-    none = where it is faster. minimal_filtering: see `inpainter.fast.winograd`. compiled: the
-    attention goes through torch.compile. The weights are taken at the first call and not looked at
-    again.
+    and weights, softmax and norms stay in fp32; fp64 goes with networks and windows of that type,
+    and tells rounding from a difference in what is computed. shared_masks: all windows of a batch
+    drop the same channels, which are then left out of the convolutions. thin: leave them out window
+    by window; none = where it is faster. minimal_filtering: see `inpainter.fast.winograd`.
+    compiled: the attention goes through torch.compile. The weights are taken at the first call and
+    not looked at again.
     """
 
     def __init__(
@@ -73,7 +76,7 @@ class FastScorer:
         self.generator, self.critic = generator, critic
         self.metrics, self.M, self.mask_hw = metrics, M, mask_hw
         self.spaces = frozenset(spaces_of(metrics))
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        dtype = DTYPES.get(precision, torch.float32)
         self.arithmetic = Arithmetic(dtype, Workspace(), minimal_filtering)
         self.shared_masks, self.thin, self.compiled = shared_masks, thin, compiled
         self.parts = (generator, critic, metrics, M, mask_hw)
@@ -196,13 +199,13 @@ class FastScorer:
         return prepared
 
     def complete(self, prepared: Prepared, live: frozenset[str], dropping: Dropping) -> Tensor:
-        """One completion of every window's hole, (N, C, h, w) in [-1, 1], fp32."""
+        """One completion of every window's hole, (N, C, h, w) in [-1, 1], fp32 or wider."""
         coarse, fine = self.current
         if prepared.coarse is None or live & set(coarse.chain.names):
             prepared.coarse = coarse.complete(prepared.prefix, dropping)
         if fine is None:
-            return prepared.coarse.float()
-        return fine.complete(prepared.around, prepared.coarse, dropping).float()
+            return at_least_fp32(prepared.coarse)
+        return at_least_fp32(fine.complete(prepared.around, prepared.coarse, dropping))
 
     def represent(self, holes: Tensor) -> dict[str, Tensor]:
         """Holes (N, C, h, w) as the metrics' spaces see them: pixels, critic features, or both."""
