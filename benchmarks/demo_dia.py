@@ -8,7 +8,8 @@ texture, crowded cells and a blurred patch.
 Everything is written under demo/dia. DEMO_SEEDS=3 reports mean ± standard deviation over three
 trainings. At which step t and resolution dissolving pays: run it again with, for instance,
 --set contrastive.diffusion_offset=1.0 --set contrastive.diffusion_upper_offset=3.0 (t in hundreds),
-or --set diffusion.image_size=32 --set contrastive.diff_resolution=32, and another --output.
+or --set diffusion.image_size=32 --set contrastive.diff_resolution=32, and another --output;
+--methods "CSI rotation" "DIA rotation" trains these alone.
 """
 
 import argparse
@@ -61,12 +62,17 @@ def parse_arguments() -> argparse.Namespace:
         help="the normal class: one of the clothes, or tissue (default: bag)")  # fmt: skip
     add("--seeds", type=int, default=int(os.environ.get("DEMO_SEEDS", "1")), metavar="N",
         help="trainings (default: the variable DEMO_SEEDS, or 1)")  # fmt: skip
+    add("--methods", nargs="+", choices=METHODS, metavar="NAME",
+        help=f"what to train, of {', '.join(METHODS)} (default: all, for clothes not the "
+             "last)")  # fmt: skip
     add("--set", action="append", default=[], metavar="KEY=VALUE",
         help="a setting of diffusion:, contrastive: or evaluation: that differs from "
              "configs/demo_dia.yaml")  # fmt: skip
     add("--output", type=Path, default=ROOT / "demo" / "dia", metavar="DIR",
         help="folder for everything; what an earlier demo left there is removed")  # fmt: skip
     arguments = parser.parse_args()
+    if arguments.methods and not any(name.startswith("DIA") for name in arguments.methods):
+        parser.error("--methods needs one that dissolves, DIA rotation or DIA cutperm")
     if any(text.split(".")[0] not in SECTIONS for text in arguments.set):
         parser.error(f"--set takes settings of {', '.join(SECTIONS)}, such as contrastive.epochs=3")
     return arguments
@@ -81,7 +87,8 @@ def main() -> int:
     written = demo_images.write_images(images_of(arguments), output / "images")
     say(f"Normal: {normal}. Test images by folder: {written}")
     kind = demo_images.TISSUE if normal == demo_images.TISSUE else "clothes"
-    methods, runs = SHOWN[kind], [output / "runs" / f"seed{n}" for n in range(arguments.seeds)]
+    methods = arguments.methods or SHOWN[kind]
+    runs = [output / "runs" / f"seed{n}" for n in range(arguments.seeds)]
     jobs = [job for seed in range(len(runs)) for job in jobs_of(arguments, output, seed, methods)]
     seconds = demo.run_jobs(jobs, output / "runs" / "logs", say)
     rows = []
@@ -94,7 +101,7 @@ def main() -> int:
         rows += demo.compare(name, scores, normal)
     seconds["total"] = time.monotonic() - started
     found = demo.findings(rows, pairs(methods, list(baselines), BEST_SHIFT[kind]))
-    dissolving = dissolved_at(runs[0])
+    dissolving = dissolved_at(runs[0], next(name for name in methods if name.startswith("DIA")))
     strip = demo.save_strip(output, normal, diffusion_model(runs[0]), STRIP_STEPS)
     say("\n" + demo.format_table(rows))
     say(f"\nFound with {len(runs)} seed(s), dissolving at {dissolving}"
@@ -120,13 +127,14 @@ def pairs(methods: list[str], baselines: list[str], best_shift: str) -> list[tup
     """What is compared: with dissolving and without, the shifts, and the best shift's baselines."""
     ours = [name for name in methods if name.startswith("DIA")]
     with_and_without = [(name, name.replace("DIA", "CSI")) for name in ours]
-    shifts = [("CSI cutperm", "CSI rotation")]
-    return [*with_and_without, *shifts, *((f"DIA {best_shift}", name) for name in baselines)]
+    wanted = [*with_and_without, ("CSI cutperm", "CSI rotation")]
+    wanted += [(f"DIA {best_shift}", name) for name in baselines]
+    return [pair for pair in wanted if set(pair) <= {*methods, *baselines}]
 
 
-def dissolved_at(runs: Path) -> str:
-    """Resolution and steps of the DIA training, as its run folder has them."""
-    path = results_of(runs, "DIA rotation").parent / "config.yaml"
+def dissolved_at(runs: Path, method: str) -> str:
+    """Resolution and steps of a DIA training, as its run folder has them."""
+    path = results_of(runs, method).parent / "config.yaml"
     settings = load_config(DiaConfig, path).contrastive
     steps = [100 * part for part in (settings.diffusion_offset, settings.diffusion_upper_offset)]
     return f"{settings.diff_resolution}², t = {steps[0]:.0f} to {steps[1]:.0f}"
@@ -157,10 +165,10 @@ def jobs_of(arguments: argparse.Namespace, output: Path, seed: int, methods: lis
     script = ["diffusion_models/train_eval_ddpm.py", "--mode", "train"]
     flags = [*common_flags(output, seed), "--output_dir", str(runs / "ddpm")]
     ddpm = Job(f"seed{seed}_ddpm", [[*script, *flags, *settings(arguments, ("diffusion",))]])
-    jobs = {name: contrastive_job(arguments, output, seed, name, ddpm.name) for name in methods}
+    jobs = [contrastive_job(arguments, output, seed, name, ddpm.name) for name in methods]
+    plain = [job for job in jobs if job.after is None]
     # What needs the diffusion model comes behind one job that does not, and before the others.
-    first, *others = [job for job in jobs.values() if job.after is None]
-    return [ddpm, first, *(job for job in jobs.values() if job.after), *others]
+    return [ddpm, *plain[:1], *(job for job in jobs if job.after is not None), *plain[1:]]
 
 
 def contrastive_job(

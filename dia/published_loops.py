@@ -4,6 +4,8 @@ Written afresh from what it computes; the numbers are those of `views.py` and `s
 B images, K shifts, N and M test and train images, S samples, T = K·S, d features.
 """
 
+from copy import deepcopy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,7 +13,55 @@ from torch import Tensor
 from dia.scoring import CsiReference
 from dia.shifts import rotate
 from dia.views import Draws
+from diffusion_models.blocks import ChannelNorm, LinearAttention, StandardisedConv2d, split_heads
 from diffusion_models.diffusion import GaussianDiffusion
+
+EPSILON = 1e-5
+
+
+class LoopConv2d(StandardisedConv2d):
+    """Mean and variance of the kernels taken one after the other, at every call."""
+
+    def standardised_kernels(self) -> Tensor:
+        mean = self.weight.mean(dim=(1, 2, 3), keepdim=True)
+        variance = self.weight.var(dim=(1, 2, 3), correction=0, keepdim=True)
+        return (self.weight - mean) * (variance + EPSILON).rsqrt()
+
+
+class LoopChannelNorm(ChannelNorm):
+    """The norm spelt out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        variance = x.var(dim=1, correction=0, keepdim=True)
+        mean = x.mean(dim=1, keepdim=True)
+        return (x - mean) * (variance + EPSILON).rsqrt() * self.g
+
+
+class LoopLinearAttention(LinearAttention):
+    """Queries and values scaled before they are multiplied."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        q, k, v = split_heads(self.to_qkv(x))
+        q, k = q.softmax(dim=2) * q.shape[2] ** -0.5, k.softmax(dim=3)
+        context = torch.einsum("bhdn,bhen->bhde", k, v / (height * width))
+        out = torch.einsum("bhde,bhdn->bhen", context, q).flatten(1, 2)
+        return self.to_out(out.unflatten(2, (height, width)))
+
+
+LOOP_LAYERS = {
+    StandardisedConv2d: LoopConv2d,
+    ChannelNorm: LoopChannelNorm,
+    LinearAttention: LoopLinearAttention,
+}
+
+
+def with_loop_layers(diffusion: GaussianDiffusion) -> GaussianDiffusion:
+    """A copy that computes with the layers above; parameters and results are the same."""
+    copy = deepcopy(diffusion).eval()
+    for layer in copy.modules():
+        layer.__class__ = LOOP_LAYERS.get(type(layer), type(layer))
+    return copy
 
 
 def flip_by_sampling(images: Tensor, signs: Tensor) -> Tensor:

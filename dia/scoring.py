@@ -14,8 +14,8 @@ from torch import Tensor
 from dia.losses import normalise
 
 BankScore = Literal["CSI", "simclr"]
-BLOCK_VALUES = 2**24
-"""Most similarities held at once (64 MiB of float32)."""
+BLOCK = (256, 4096)
+"""Test and train images whose similarities are held at once: 4 MiB of float32, near the caches."""
 
 
 @dataclass(frozen=True)
@@ -97,29 +97,30 @@ def csi_score(reference: CsiReference, simclr: Tensor, shift_logits: Tensor) -> 
     """CSI score of each image, larger = more normal: (N,) float32.
 
     simclr: (N, T, d), not normalised   shift_logits: (N, T, K), on the reference's device. The
-    product with the bank is taken in blocks of at most BLOCK_VALUES similarities, so memory does
-    not grow with N·M.
+    product with the bank is taken in blocks, so memory does not grow with N·M.
     """
-    used, bank = reference.axes.shape[:2]
+    used = len(reference.axes)
     features = mean_over_samples(simclr, reference.n_shifts)  # (N, K, d)
     logits = mean_over_samples(shift_logits, reference.n_shifts)  # (N, K, K)
     right = logits.diagonal(dim1=1, dim2=2)[:, :used]  # (N, used)
-    rows = max(1, BLOCK_VALUES // bank)
     nearest = torch.stack(
-        [
-            torch.cat([_largest_product(part, axes) for part in features[:, k].split(rows)])
-            for k, axes in enumerate(reference.axes)
-        ],
-        dim=1,
+        [largest_products(features[:, k], axes) for k, axes in enumerate(reference.axes)], dim=1
     )  # (N, used)
     total = nearest.double() * reference.weight_sim + right.double() * reference.weight_shift
     return total.mean(dim=1).float()
 
 
-def _largest_product(features: Tensor, axes: Tensor) -> Tensor:
-    """Largest inner product of each row with any axis: (n, d), (M, d) → (n,)."""
-    best = [(features @ part.T).amax(dim=1) for part in axes.split(BLOCK_VALUES)]
-    return torch.stack(best).amax(dim=0)
+def largest_products(features: Tensor, axes: Tensor) -> Tensor:
+    """Largest inner product of each row with any axis: (N, d), (M, d) → (N,)."""
+    rows, columns = BLOCK
+    blocks = axes.split(columns)
+    parts = []
+    for part in features.split(rows):
+        best = (part @ blocks[0].T).amax(dim=1)
+        for block in blocks[1:]:
+            best = torch.maximum(best, (part @ block.T).amax(dim=1))
+        parts.append(best)
+    return torch.cat(parts)
 
 
 def feature_norm(features: Tensor) -> Tensor:

@@ -51,8 +51,9 @@ class ChannelNorm(nn.Module):
         self.g = nn.Parameter(torch.ones(1, channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        variance, mean = torch.var_mean(x, dim=1, correction=0, keepdim=True)
-        return (x - mean) * (variance + _epsilon(x)).rsqrt() * self.g
+        pixels = x.permute(0, 2, 3, 1)  # (B, H, W, C); one fused pass in channels_last
+        normalised = F.layer_norm(pixels, pixels.shape[3:], self.g.flatten(), eps=_epsilon(x))
+        return normalised.permute(0, 3, 1, 2)
 
 
 class Normalised(nn.Module):
@@ -93,7 +94,7 @@ class TimeEmbedding(nn.Module):
         return torch.cat((angles.sin(), angles.cos()), dim=1)
 
 
-def _split_heads(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def split_heads(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(B, 3·h·d, H, W) → three (B, h, d, n)."""
     q, k, v = qkv.flatten(2).unflatten(1, (3, HEADS, HEAD_WIDTH)).unbind(1)
     return q, k, v
@@ -110,10 +111,11 @@ class LinearAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        q, k, v = _split_heads(self.to_qkv(x))
-        q = q.softmax(dim=2) * HEAD_WIDTH**-0.5
-        context = (v / (height * width)) @ k.softmax(dim=3).transpose(2, 3)  # (B, h, d, d)
-        out = (context @ q).flatten(1, 2)  # (B, h·d, n)
+        q, k, v = split_heads(self.to_qkv(x))
+        context = v @ k.softmax(dim=3).transpose(2, 3)  # (B, h, d, d)
+        # The reference scales q and v; the product of the two is much smaller than they are.
+        context = context * (HEAD_WIDTH**-0.5 / (height * width))
+        out = (context @ q.softmax(dim=2)).flatten(1, 2)  # (B, h·d, n)
         return self.to_out(out.unflatten(2, (height, width)))
 
 
@@ -127,7 +129,7 @@ class CosineAttention(nn.Module):
         self.to_out = nn.Conv2d(hidden, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = _split_heads(self.to_qkv(x))
+        q, k, v = split_heads(self.to_qkv(x))
         # The reference normalises over the positions, not over the head's channels.
         q, k = F.normalize(q, dim=3), F.normalize(k, dim=3)
         weights = (q.transpose(2, 3) @ k * COSINE_ATTENTION_SCALE).softmax(dim=3)  # (B, h, n, n)

@@ -1,10 +1,8 @@
 """The fast ways give the numbers of the published loops."""
 
-from copy import deepcopy
-
 import torch
 
-from dia.published_loops import loop_csi_scores, loop_views
+from dia.published_loops import loop_csi_scores, loop_views, with_loop_layers
 from dia.scoring import csi_score, fit_csi
 from dia.shifts import ShiftType
 from dia.steps import BetaParameters
@@ -20,12 +18,13 @@ def test_one_dissolving_call_gives_the_views_of_one_call_per_shift() -> None:
     beta = BetaParameters(1.0, 1.0)
     draws = draw_views(2, 4, beta=beta, offset=0.3, upper=1.0, generator=generator)
     diffusion = GaussianDiffusion(Unet(8, (1, 2)))
-    dissolver = Dissolver(deepcopy(diffusion)).to(memory_format=torch.channels_last)
+    published = with_loop_layers(diffusion)
+    dissolver = Dissolver(diffusion).to(memory_format=torch.channels_last)
     images = torch.rand(2, 3, 24, 24)
     negatives = Negatives(dissolve=dissolver, resolution=16)
     kind = ShiftType("rotation", "diffusion")
     ours = make_views(images, "simclr_DIA", kind, draws, negatives)
-    theirs = loop_views(images, draws, diffusion, 16)
+    theirs = loop_views(images, draws, published, 16)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
 
 

@@ -40,7 +40,7 @@ def test_blocks_of_the_bank_do_not_change_scores(monkeypatch) -> None:
     reference = fit_csi(*random_features(50), n_shifts=4)
     queries = random_features(7)
     whole = csi_score(reference, *queries)
-    monkeypatch.setattr(dia.scoring, "BLOCK_VALUES", 16)
+    monkeypatch.setattr(dia.scoring, "BLOCK", (2, 16))
     torch.testing.assert_close(csi_score(reference, *queries), whole)
 
 
