@@ -49,6 +49,9 @@ def main() -> int:
     except EXPECTED as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("Interrupted; go on from the last saved epoch with --resume_path.", file=sys.stderr)
+        return 130
     print(f"Checkpoints of epoch {trained.epoch} and before are in {trained.folder}")
     for name, value in trained.best.items():
         chosen = config.contrastive.select_by

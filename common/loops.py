@@ -9,6 +9,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from common.interrupts import StopRequest
 from common.run_log import RunLog
 from common.runtime import Processes, start_processes, stop_processes
 
@@ -44,6 +45,18 @@ def main_log(
     log = RunLog(folder, events, config_yaml=config_yaml, command=command, resume_step=resume_step)
     with contextlib.closing(log):
         yield log
+
+
+def any_asked_to_stop(stop: StopRequest, processes: Processes, device: torch.device) -> bool:
+    """Whether any of the processes was asked to; all get the same answer, so they stop together.
+
+    Every process has to call it equally often.
+    """
+    if processes.world_size == 1:
+        return stop.requested
+    asked = torch.tensor(int(stop.requested), device=device)
+    torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
+    return bool(asked.item())
 
 
 def require_finite(step: int, losses: Mapping[str, float]) -> None:

@@ -3,7 +3,6 @@
 B images, K shifts, V views, P = K·B rows per view, d features; rows as `views.make_views` has them.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from common.loops import average_gradients
+from common.runtime import Processes
 from dia.encoders import Heads
 from dia.losses import (
     LossMode,
@@ -114,15 +115,11 @@ def probe_loss(linear: nn.Module, penultimate: Tensor, labels: Tensor, n_shifts:
     return F.cross_entropy(linear(rows.detach()), labels.repeat(2))
 
 
-def optimise(
-    loss: Tensor, optimizer: Optimizer, share_gradients: Callable[[], None] | None = None
-) -> None:
-    """One optimiser step down the gradient of a scalar loss.
-
-    share_gradients: called between, where several processes train together.
-    """
+def optimise(loss: Tensor, optimizer: Optimizer, processes: Processes | None = None) -> None:
+    """One optimiser step down the gradient of a scalar loss, averaged over the processes."""
     optimizer.zero_grad()
     loss.backward()
-    if share_gradients is not None:
-        share_gradients()
+    if processes is not None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        average_gradients(parameters, processes)
     optimizer.step()

@@ -7,7 +7,6 @@ that is resumed at an epoch goes on exactly as the uninterrupted one would have.
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from common.config import config_to_dict, config_to_yaml
 from common.image_batches import Batch, batches_per_epoch, epoch_batches
 from common.image_sets import ImageSet
 from common.interrupts import StopRequest
-from common.loops import average_gradients, joined_processes, main_log, require_finite
+from common.loops import any_asked_to_stop, joined_processes, main_log, require_finite
 from common.run_log import RunLog
 from common.runtime import Processes, generator_for, resolve_device, seed_everything
 from dia.augment import AugmentationSettings, augment
@@ -151,9 +150,9 @@ class Trainer:
         ended = False
         while self.epoch < settings.epochs and not ended:
             started = time.perf_counter()
-            means = self.one_epoch(self.epoch + 1)
+            means = self.one_epoch(self.epoch + 1, stop)
             self.epoch += 1
-            ended = stop.requested or self.epoch == until
+            ended = any_asked_to_stop(stop, self.processes, self.device) or self.epoch == until
             if log is None:
                 continue
             last = self.epoch == settings.epochs
@@ -170,9 +169,11 @@ class Trainer:
             if self.epoch % settings.save_step == 0 or last or ended:
                 save_models(folder, self.state())
                 save_state(folder, self.state())
+        if stop.requested:
+            LOG.warning("Saved epoch %d. Go on with --resume_path %s", self.epoch, folder)
 
-    def one_epoch(self, epoch: int) -> dict[str, float]:
-        """One pass (from 1): mean losses and the rate at its end."""
+    def one_epoch(self, epoch: int, stop: StopRequest) -> dict[str, float]:
+        """One pass (from 1), whole even where a stop is asked for: mean losses, rate at its end."""
         sums: dict[str, float] = {}
         batches = epoch_batches(
             self.images,
@@ -183,9 +184,13 @@ class Trainer:
             num_workers=self.config.data.num_workers,
         )
         self.encoder.train()
+        told = False
         for number, batch in zip(range(self.steps_per_epoch), batches, strict=False):
             losses = self.one_step(epoch, number, batch)
             require_finite((epoch - 1) * self.steps_per_epoch + number + 1, losses)
+            if stop.requested and not told:
+                LOG.warning("Asked to stop: epoch %d is finished first; Ctrl-C ends it now.", epoch)
+                told = True
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value
         means = {f"train/{name}": total / self.steps_per_epoch for name, total in sums.items()}
@@ -216,12 +221,10 @@ class Trainer:
         truth = shift_labels(len(images), n_shifts, views_in(self.objective.mode), self.device)
         losses = contrastive_losses(heads, truth, self.objective)
 
-        share = partial(average_gradients, list(self.encoder.parameters()), self.processes)
-        optimise(losses.total, self.optimizer, share)
+        optimise(losses.total, self.optimizer, self.processes)
         self.set_rate(epoch, number)
         probed = probe_loss(self.encoder.linear, heads.penultimate, labels, n_shifts)
-        share = partial(average_gradients, list(self.encoder.linear.parameters()), self.processes)
-        optimise(probed, self.probe, share)
+        optimise(probed, self.probe, self.processes)
         terms = {"loss": losses.total, "loss_sim": losses.sim, "loss_shift": losses.shift}
         terms |= {"loss_simsiam": losses.simsiam, "loss_linear": probed}
         values = torch.stack([term.detach() for term in terms.values()]).tolist()  # one transfer

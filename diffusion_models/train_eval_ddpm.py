@@ -53,6 +53,9 @@ def main() -> int:
     except EXPECTED as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("Interrupted; go on from the last checkpoint with --resume FOLDER.", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -18,7 +18,13 @@ from common.checkpoint import CheckpointError, load_tensors, save_atomic
 from common.config import config_to_dict, config_to_yaml, resolve_path
 from common.image_batches import epoch_batches
 from common.interrupts import StopRequest
-from common.loops import average_gradients, joined_processes, main_log, require_finite
+from common.loops import (
+    any_asked_to_stop,
+    average_gradients,
+    joined_processes,
+    main_log,
+    require_finite,
+)
 from common.run_log import RunLog
 from common.runtime import Processes, generator_for, resolve_device, seed_everything
 from diffusion_models.data import NormalImages, training_images
@@ -138,11 +144,12 @@ class Trainer:
         settings = self.config.diffusion
         batches = self._batches(images)
         started = time.perf_counter()
-        last = False
-        while self.step < settings.train_num_steps and not last:
+        stopping = False
+        while self.step < settings.train_num_steps and not stopping:
             loss = self.one_step(batches)
             require_finite(self.step, {"loss": loss})
-            last = stop.requested or self.step == settings.train_num_steps
+            stopping = any_asked_to_stop(stop, self.processes, self.device)
+            last = stopping or self.step == settings.train_num_steps
             if log is None:
                 continue
             if self.step % settings.log_every == 0 or last:
@@ -151,7 +158,10 @@ class Trainer:
             if self.step % settings.save_every == 0 or last:
                 number = -(-self.step // settings.save_every)
                 save_atomic(self.state(), folder / f"model-{number}.pt")
-                self.draw(images, log)
+                if not stopping:  # sampling takes minutes on a CPU, and somebody waits
+                    self.draw(images, log)
+        if stopping:
+            LOG.warning("Asked to stop: saved step %d. Go on with --resume %s", self.step, folder)
 
     def one_step(self, batches: Iterator[Tensor]) -> float:
         """One optimiser step and, every ema_update_every steps, one of the average: the loss."""

@@ -4,11 +4,10 @@ import logging
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from common.interrupts import StopRequest
-from common.loops import require_finite
+from common.loops import any_asked_to_stop, require_finite
 from common.runtime import Processes
 from inpainter.batches import batches
 from inpainter.patches import NormalPatches
@@ -90,12 +89,3 @@ def one_step(trainee: Trainee, step: int, real: Tensor) -> StepResult:
     require_finite(step + 1, terms)
     update(trainee.networks, trainee.optimisers, losses, config, trainee.processes)
     return StepResult(terms, rate, inputs, losses.composite.detach())
-
-
-def any_asked_to_stop(stop: StopRequest, processes: Processes, device: torch.device) -> bool:
-    """Whether any of the processes was asked to; they stop after the same step."""
-    if processes.world_size == 1:
-        return stop.requested
-    asked = torch.tensor(int(stop.requested), device=device)
-    dist.all_reduce(asked, dist.ReduceOp.MAX)
-    return bool(asked.item())

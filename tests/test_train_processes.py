@@ -3,19 +3,15 @@
 import json
 import os
 import signal
-import socket
-import time
 from functools import partial
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import torch
 
 from common.checkpoint import load_tensors, steps_in
-from inpainter.settings import PicardConfig
 from inpainter.training import run_folder, train
-from tests.tiny_runs import ended, forked, tiny_config, write_images
+from tests.tiny_runs import ended, forked_pair, tiny_config, wait_for_text, write_images
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -29,18 +25,6 @@ OPTIONS = (
 )
 
 
-def start_two(config: PicardConfig) -> list[BaseProcess]:
-    """Two processes that train together over Gloo."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port = listening.getsockname()[1]
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [
-        forked(partial(train, config), RANK=str(rank), LOCAL_RANK=str(rank), **common)
-        for rank in range(2)
-    ]
-
-
 @pytest.fixture
 def folder(tmp_path) -> Path:
     write_images(tmp_path / "train")
@@ -50,7 +34,7 @@ def folder(tmp_path) -> Path:
 def test_two_processes_train_the_same_weights_as_one(folder) -> None:
     together = tiny_config(folder, "train.n_steps=2", *OPTIONS)
     alone = tiny_config(folder, "train.n_steps=2", "expname=alone", *OPTIONS)
-    statuses = [ended(child) for child in start_two(together)]
+    statuses = [ended(child) for child in forked_pair(partial(train, together))]
     assert statuses == [0, 0]
     train(alone)
     for role in ("gen", "dis"):
@@ -62,11 +46,9 @@ def test_two_processes_train_the_same_weights_as_one(folder) -> None:
 
 def test_a_signal_to_one_process_stops_all_after_the_same_step(folder) -> None:
     config = tiny_config(folder, "train.n_steps=100000", *OPTIONS)
-    children = start_two(config)
+    children = forked_pair(partial(train, config))
     log = run_folder(config) / "log.jsonl"
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (log.is_file() and log.stat().st_size > 200):
-        time.sleep(0.02)
+    wait_for_text(log, 200)
     os.kill(children[1].pid, signal.SIGTERM)
     assert [ended(child) for child in children] == [0, 0]
     last = json.loads(log.read_text().splitlines()[-1])["step"]

@@ -4,8 +4,10 @@ import csv
 import dataclasses
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -177,6 +179,22 @@ def forked(function: Callable[[], object], **environment: str) -> BaseProcess:
     child = server.Process(target=_in_child, args=(function, environment))
     child.start()
     return child
+
+
+def forked_pair(function: Callable[[], object]) -> list[BaseProcess]:
+    """The same function in two processes that find each other as if torchrun had started them."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [forked(function, RANK=str(rank), LOCAL_RANK=str(rank), **common) for rank in range(2)]
+
+
+def wait_for_text(path: Path, length: int, seconds: float = 60) -> None:
+    """Waits until a file has more than `length` bytes."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and not (path.is_file() and path.stat().st_size > length):
+        time.sleep(0.02)
 
 
 def _in_child(function: Callable[[], object], environment: dict[str, str]) -> None:
