@@ -107,20 +107,7 @@ _ROWS = (
         "cifar10",
         "cifar-10-batches-py",
         source="cifar",
-        classes=tuple(
-            [
-                "airplane",
-                "automobile",
-                "bird",
-                "cat",
-                "deer",
-                "dog",
-                "frog",
-                "horse",
-                "ship",
-                "truck",
-            ]
-        ),
+        classes=CIFAR10_CLASSES,
         size=32,
         fit="none",
         obtain="https://www.cs.toronto.edu/~kriz/cifar.html (CIFAR-10 python version)",

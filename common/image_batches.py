@@ -37,7 +37,15 @@ def collate(samples: list[Sample]) -> Batch:
 
 
 def batches_per_epoch(n_images: int, batch_size: int, processes: Processes) -> int:
-    """Batches of one process in one pass; the last may be smaller."""
+    """Batches of one process in one pass; the last may be smaller.
+
+    ValueError where there are fewer images than processes.
+    """
+    if n_images < processes.world_size:
+        raise ValueError(
+            f"{n_images} training images cannot be shared out among {processes.world_size} "
+            "processes; start fewer with torchrun --nproc_per_node"
+        )
     return -(-(n_images // processes.world_size) // batch_size)
 
 

@@ -11,7 +11,7 @@ from diffusion_models.settings import DdpmConfig
 
 
 class NormalImages(ImageSet):
-    """The images of an image set at the size at which the model works, randomly mirrored."""
+    """The images of an image set at the size at which the model works."""
 
     def __init__(self, images: ImageSet, side: int, fit: Fit) -> None:
         super().__init__(

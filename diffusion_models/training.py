@@ -16,7 +16,7 @@ from torch import Tensor
 
 from common.checkpoint import CheckpointError, load_tensors, save_atomic
 from common.config import config_to_dict, config_to_yaml, resolve_path
-from common.image_batches import epoch_batches
+from common.image_batches import batches_per_epoch, epoch_batches
 from common.interrupts import StopRequest
 from common.loops import (
     any_asked_to_stop,
@@ -217,7 +217,7 @@ class Trainer:
         """Batches without end, from the one that the current step would take."""
         # The place in the endless row follows from the step, so a resume finds it again.
         settings, processes = self.config.diffusion, self.processes
-        per_epoch = -(-(len(images) // processes.world_size) // settings.ddpm_batch_size)
+        per_epoch = batches_per_epoch(len(images), settings.ddpm_batch_size, processes)
         epoch, skip = divmod(self.step * settings.gradient_accumulate_every, per_epoch)
         while True:
             for i, batch in enumerate(

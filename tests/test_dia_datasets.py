@@ -9,7 +9,7 @@ from PIL import Image
 
 from common.data_settings import DataConfig
 from common.datasets import ALIASES, DATASETS, DatasetError, dataset_row
-from common.image_batches import epoch_batches
+from common.image_batches import batches_per_epoch, epoch_batches
 from common.image_sets import ImageSet, contaminate, load_set
 from common.runtime import Processes
 from dia.data import load_split, normal_train_set
@@ -141,6 +141,12 @@ def test_processes_share_each_pass_without_overlap() -> None:
     assert len(shares[0]) == len(shares[1]) == 5
     assert not set(shares[0]) & set(shares[1])
     assert names(0, 1, 3) == alone != names(0, 1, 4)
+
+
+def test_fewer_images_than_processes_are_refused() -> None:
+    assert batches_per_epoch(11, 2, Processes(0, 2)) == 3
+    with pytest.raises(ValueError, match="2 training images cannot be shared out among 3"):
+        batches_per_epoch(2, 2, Processes(0, 3))
 
 
 def test_fraction_of_the_training_images_is_the_same_every_time(tmp_path: Path) -> None:
