@@ -137,17 +137,21 @@ class FastLayer:
         if wanted is not None and (out is not None or region.area > SLACK * wanted.area):
             region = wanted
         workspace = self.arithmetic.workspace
-        y, made = self.convolve(x, region, kernel)
+        y, made, lent = self.convolve(x, region, kernel)
         out_hw = self.reach.out_hw(x.hw)
+        finishing = (y, self.activation, self.gates, self.phases, workspace)
         if made != region:
-            result = finish(y, self.activation, self.gates, self.phases, workspace)
+            result = finish(*finishing, in_place=not lent)
             values = Patch(result, made, out_hw).part(region)
             return Patch(values if out is None else out.copy_(values), region, out_hw)
-        result = finish(y, self.activation, self.gates, self.phases, workspace, out)
+        result = finish(*finishing, out, in_place=not lent)
         return Patch(result, region, out_hw)
 
-    def convolve(self, x: Patch, region: Region, kernel: Kernel) -> tuple[Tensor, Region]:
-        """The convolution before the activation, and the region that it covers."""
+    def convolve(self, x: Patch, region: Region, kernel: Kernel) -> tuple[Tensor, Region, bool]:
+        """The convolution before the activation, the region that it covers, and whether it is lent:
+
+        memory of the workspace, to be used before the next convolution.
+        """
         rows = self.reach.taps(region.rows, x.hw[0])
         cols = self.reach.taps(region.cols, x.hw[1])
         values = x.part(Region(rows.span, cols.span))
@@ -159,7 +163,7 @@ class FastLayer:
                             for t in (rows, cols)))  # fmt: skip
         tiling = self.tiling(kernel, conv_hw, values)
         if tiling is None:
-            return convolution(values, kernel, pads, conv_hw, self.reach), made
+            return convolution(values, kernel, pads, conv_hw, self.reach), made, False
         y = winograd(
             values,
             kernel.form(tiling),
@@ -171,7 +175,7 @@ class FastLayer:
             tiling,
             self.arithmetic.workspace,
         )
-        return y, made
+        return y, made, True
 
 
 def convolution(

@@ -1,30 +1,31 @@
 """Minimal filtering (Winograd): convolutions of stride 1 with a fraction of the multiplications.
 
 After Lavin and Gray 2016 (arXiv 1509.09308): tiles of m x m outputs from (m + r - 1)² products per
-pair of channels instead of (m r)². Exact in real arithmetic; in fp32 with the points below about
-seven times the rounding error of a direct convolution for m = 4 (1.5e-6 of the output's spread).
-N samples, O and I output and input channels, r kernel size, T tiles, P = (m + r - 1)² points.
+pair of channels instead of (m r)². Exact in real arithmetic; in fp32 about ten times the rounding
+error of a direct convolution for m = 4 (2e-6 of the output's spread).
+N samples, I and O input and output channels, r kernel size, T tiles, P = (m + r - 1)² points.
 A dilated convolution is one with the pixels of every d-th row and column as an image of their own.
 """
 
 import functools
 import math
-from fractions import Fraction
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from inpainter.fast.toom_cook import Program, input_program, kernel_matrix, output_program
 from inpainter.fast.workspace import Workspace
 
-POINTS = tuple(map(Fraction, ("0", "1", "-1", "2", "-1/2")))
-"""Where the polynomials are evaluated, beside infinity; chosen for small rounding errors."""
 LEAST_CHANNELS = 32
+LARGEST_POINTS = 6
 
 # Nanoseconds on one core with AVX-512, measured; only their ratios matter.
-DIRECT_MAC, PRODUCT_MAC = 0.0135, 0.0155
-POINT_IN, POINT_OUT = 1.6, 0.9
-WORTH = 0.9
+DIRECT_MAC, PRODUCT_MAC = 0.0175, 0.0225
+POINT_IN, POINT_OUT = 0.6, 0.5
+CALLS = 1.0e5
+WORTH = 0.95
 
 
 class Tiling(NamedTuple):
@@ -36,14 +37,6 @@ class Tiling(NamedTuple):
     across: int
 
 
-class Transforms(NamedTuple):
-    """Matrices of a tile: input (P, P), kernel (P, r * r), output (m * m, P)."""
-
-    into: Tensor
-    kernel: Tensor
-    out: Tensor
-
-
 @functools.lru_cache(maxsize=4096)
 def tiling_for(
     out_hw: tuple[int, int], dilation: int, kernel: int, in_channels: int, out_channels: int
@@ -53,14 +46,14 @@ def tiling_for(
         return None
     direct = math.prod(out_hw) * kernel**2 * in_channels * out_channels * DIRECT_MAC
     best, best_cost = None, WORTH * direct
-    choices = range(2, 7 - kernel + 1)
+    choices = range(2, LARGEST_POINTS - kernel + 2)
     for rows in choices:
         for cols in choices:
             down, across = (
                 tiles_for(side, m, dilation) for side, m in zip(out_hw, (rows, cols), strict=True)
             )
             points = (rows + kernel - 1) * (cols + kernel - 1) * down * across * dilation**2
-            cost = points * (
+            cost = CALLS + points * (
                 in_channels * out_channels * PRODUCT_MAC
                 + in_channels * POINT_IN
                 + out_channels * POINT_OUT
@@ -75,50 +68,17 @@ def tiles_for(side: int, m: int, dilation: int) -> int:
     return math.ceil(math.ceil(side / dilation) / m)
 
 
-@functools.lru_cache(maxsize=64)
-def transforms(rows: int, cols: int, kernel: int) -> Transforms:
-    """The matrices of both axes together, fp32 on the CPU."""
-    pairs = [
-        torch.kron(a, b).float()
-        for a, b in zip(_matrices(rows, kernel), _matrices(cols, kernel), strict=True)
-    ]
-    return Transforms(*pairs)
-
-
-def _matrices(m: int, r: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Toom-Cook matrices along one axis: into (P, P), kernel (P, r), out (m, P), float64."""
-    points = POINTS[: m + r - 2]
-    out = [[point**j for point in points] + [Fraction(j == m - 1)] for j in range(m)]
-    kernel, into = [], []
-    for i, point in enumerate(points):
-        others = points[:i] + points[i + 1 :]
-        scale = math.prod((point - other for other in others), start=Fraction(1))
-        kernel.append([point**k / scale for k in range(r)])
-        into.append([*_polynomial(others), Fraction(0)])
-    kernel.append([Fraction(k == r - 1) for k in range(r)])
-    into.append(_polynomial(points))
-    return tuple(
-        torch.tensor([[float(x) for x in row] for row in matrix], dtype=torch.float64)
-        for matrix in (into, kernel, out)
-    )
-
-
-def _polynomial(roots: tuple[Fraction, ...]) -> list[Fraction]:
-    """Coefficients of the product of (x - root), lowest power first."""
-    coefficients = [Fraction(1)]
-    for root in roots:
-        shifted = [Fraction(0), *coefficients]
-        scaled = [*(-root * c for c in coefficients), Fraction(0)]
-        coefficients = [a + b for a, b in zip(shifted, scaled, strict=True)]
-    return coefficients
-
-
 def transformed_kernel(weight: Tensor, tiling: Tiling) -> Tensor:
-    """(O, I, r, r) -> (P, I, O)."""
+    """The convolution's weight (O, I, r, r) -> (P, I, O)."""
     out_channels, in_channels, r, _ = weight.shape
-    matrix = transforms(tiling.rows, tiling.cols, r).kernel
     flat = weight.permute(2, 3, 1, 0).reshape(r * r, in_channels * out_channels)
+    matrix = _both_axes(tiling.rows, tiling.cols, r).to(weight.dtype)
     return (matrix @ flat).view(-1, in_channels, out_channels)
+
+
+@functools.lru_cache(maxsize=64)
+def _both_axes(rows: int, cols: int, kernel: int) -> Tensor:
+    return torch.kron(kernel_matrix(rows, kernel), kernel_matrix(cols, kernel))
 
 
 def winograd(
@@ -135,38 +95,74 @@ def winograd(
     """The convolution of x (N, I, h, w) by a transformed kernel (P, I, O), channels_last.
 
     size: r; pads: zeros above and to the left; below and to the right follow from out_hw. The
-    result (N, O, *out_hw) is new memory.
+    result (N, O, *out_hw) lies in the workspace: the next convolution overwrites it.
     """
-    n, in_channels = x.shape[:2]
-    points, _, out_channels = kernel.shape
-    m, d, r = (tiling.rows, tiling.cols), dilation, size
-    tiles = (tiling.down, tiling.across)
-    into, _, out_matrix = transforms(*m, r)
-    padded_hw = [d * (t * step + r - 1) for t, step in zip(tiles, m, strict=True)]
-    padded = workspace.take("winograd padded", (n, *padded_hw, in_channels), x)
-    _place(padded, x.permute(0, 2, 3, 1), pads)
-    row, col = padded.stride()[1:3]
-    steps = (m[0] + r - 1, m[1] + r - 1)
-    window = padded.as_strided(
-        (*steps, n, d, tiles[0], d, tiles[1], in_channels),
-        (d * row, d * col, padded.stride(0), row, m[0] * d * row, col, m[1] * d * col, 1),
+    sizes = (len(x), kernel.shape[1], kernel.shape[2], size, dilation)
+    plan = workspace.planned(
+        ("winograd", *sizes, tiling, x.dtype, x.device),
+        lambda: _Plan(sizes, tiling, x, workspace),
     )
-    count = n * d * tiles[0] * d * tiles[1]
-    gathered = workspace.take("winograd a", (points, count * in_channels), x)
-    gathered.view(window.shape).copy_(window)
-    spread = workspace.take("winograd b", (points, count * in_channels), x)
-    torch.mm(into, gathered, out=spread)
-    products = workspace.take("winograd a", (points, count, out_channels), x)
-    torch.bmm(spread.view(points, count, in_channels), kernel, out=products)
-    tiled = workspace.take("winograd b", (m[0] * m[1], count * out_channels), x)
-    torch.mm(out_matrix, products.view(points, -1), out=tiled)
-    tiled = tiled.view(*m, n, d, tiles[0], d, tiles[1], out_channels)
-    # Output row: phase + d * (m * tile + place in the tile).
-    image = tiled.permute(2, 4, 0, 3, 6, 1, 5, 7)
-    exact = (tiles[0] * m[0] * d, tiles[1] * m[1] * d)
-    result = x.new_empty(n, *exact, out_channels)
-    torch.add(image, bias, out=result.view(image.shape))
-    return result[:, : out_hw[0], : out_hw[1]].permute(0, 3, 1, 2)
+    _place(plan.padded, x.permute(0, 2, 3, 1), pads)
+    plan.by_columns()
+    plan.by_rows()
+    torch.bmm(plan.spread, kernel, out=plan.products)
+    # At the point 1 of both axes, whose powers are all 1, a number reaches every output.
+    plan.products[tiling.cols + size] += bias
+    plan.to_rows()
+    plan.to_columns()
+    return plan.image[:, : out_hw[0], : out_hw[1]].permute(0, 3, 1, 2)
+
+
+class _Plan:
+    """Memory of one size of convolution and the sums over it, all views made beforehand.
+
+    sizes: N, I, O, r, d; tiles T = (N, tiles down, d, tiles across, d), d the phases of a dilated
+    convolution. padded (N, h, w, I) -> by_columns, by_rows -> spread (P, T, I); products (P, T, O)
+    -> to_rows, to_columns -> image (N, h', w', O) of whole tiles.
+    """
+
+    def __init__(
+        self, sizes: tuple[int, ...], tiling: Tiling, like: Tensor, workspace: Workspace
+    ) -> None:
+        n, in_channels, out_channels, size, d = sizes
+        m0, m1, down, across = tiling
+        n0, n1 = m0 + size - 1, m1 + size - 1
+        h, w = down * m0 + size - 1, across * m1 + size - 1  # of one phase
+
+        def take(name: str, *shape: int) -> Tensor:
+            return workspace.take(f"winograd {name}", shape, like)
+
+        self.padded = take("image", n, h * d, w * d, in_channels)
+        places = self.padded.view(n, h * d, w, d, in_channels)
+        inputs = [places[:, :, place : place + across * m1 : m1] for place in range(n1)]
+        column_values = take("a", n1, *inputs[0].shape)
+        self.by_columns = _bound(input_program(n1), inputs, column_values, take)
+
+        places = column_values.view(n1, n, h, d, -1)
+        inputs = [places[:, :, place : place + down * m0 : m0] for place in range(n0)]
+        values = take("b", n0, *inputs[0].shape)
+        self.by_rows = _bound(input_program(n0), inputs, values, take)
+        self.spread = values.view(n0 * n1, -1, in_channels)
+
+        self.products = take("a", n0 * n1, self.spread.shape[1], out_channels)
+        inputs = list(self.products.view(n0, n1, -1))
+        rows = take("b", m0, *inputs[0].shape)
+        self.to_rows = _bound(output_program(m0, size), inputs, rows, take)
+
+        self.image = take("image", n, down * m0 * d, across * m1 * d, out_channels)
+        # Row of the image: phase + d * (m0 * tile + place in the tile); columns likewise.
+        places = self.image.view(n, down, m0, d, across, m1, d, out_channels)
+        inputs = list(rows.view(m0, n1, n, down, d, across, d, out_channels).transpose(0, 1))
+        outputs = places.permute(5, 2, 0, 1, 3, 4, 6, 7)
+        self.to_columns = _bound(output_program(m1, size), inputs, outputs, take)
+
+
+def _bound(
+    program: Program, inputs: list[Tensor], outputs: Tensor, take: Callable[..., Tensor]
+) -> Callable[[], None]:
+    """The program, to be run on these inputs and outputs."""
+    temporaries = take("c", program.temporaries, *outputs.shape[1:])
+    return program.bound(inputs, list(outputs), list(temporaries))
 
 
 def _place(padded: Tensor, x: Tensor, pads: tuple[int, int]) -> None:

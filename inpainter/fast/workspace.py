@@ -1,9 +1,13 @@
 """Memory that layers use one after the other, so that the allocator is not asked at every call."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import TypeVar
 
 from torch import Tensor
+
+Plan = TypeVar("Plan")
+MOST_PLANS = 1024
 
 
 class Workspace:
@@ -11,6 +15,7 @@ class Workspace:
 
     def __init__(self) -> None:
         self.blocks: dict[tuple, Tensor] = {}
+        self.plans: dict[Hashable, object] = {}
 
     def take(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
         """Uninitialised contiguous memory of the type and device of `like`.
@@ -23,4 +28,16 @@ class Workspace:
         if block is None or block.numel() < numel:
             block = like.new_empty(numel)
             self.blocks[key] = block
+            self.plans.clear()  # they hold parts of the block that this one replaces
         return block[:numel].view(*shape)
+
+    def planned(self, key: Hashable, make: Callable[[], Plan]) -> Plan:
+        """What `make` made for this key: views of taken memory, worth keeping for the next call."""
+        if key in self.plans:
+            return self.plans[key]
+        if len(self.plans) >= MOST_PLANS:
+            self.plans.clear()
+        plan = make()
+        plan = make()  # now that all blocks are large enough, so that none is held twice
+        self.plans[key] = plan
+        return plan
