@@ -9,17 +9,15 @@ A dilated convolution is one with the pixels of every d-th row and column as an 
 
 import functools
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from inpainter.fast.toom_cook import Program, input_program, kernel_matrix, output_program
+from inpainter.fast.toom_cook import Steps, evaluation, interpolation, kernel_matrix, outputs_for
 from inpainter.fast.workspace import Workspace
 
 LEAST_CHANNELS = 32
-LARGEST_POINTS = 6
 
 # Nanoseconds on one core with AVX-512, measured; only their ratios matter.
 DIRECT_MAC, PRODUCT_MAC = 0.0175, 0.0225
@@ -46,7 +44,7 @@ def tiling_for(
         return None
     direct = math.prod(out_hw) * kernel**2 * in_channels * out_channels * DIRECT_MAC
     best, best_cost = None, WORTH * direct
-    choices = range(2, LARGEST_POINTS - kernel + 2)
+    choices = outputs_for(kernel)
     for rows in choices:
         for cols in choices:
             down, across = (
@@ -103,13 +101,13 @@ def winograd(
         lambda: _Plan(sizes, tiling, x, workspace),
     )
     _place(plan.padded, x.permute(0, 2, 3, 1), pads)
-    plan.by_columns()
-    plan.by_rows()
+    for step in plan.before:
+        step()
     torch.bmm(plan.spread, kernel, out=plan.products)
     # At the point 1 of both axes, whose powers are all 1, a number reaches every output.
     plan.products[tiling.cols + size] += bias
-    plan.to_rows()
-    plan.to_columns()
+    for step in plan.after:
+        step()
     return plan.image[:, : out_hw[0], : out_hw[1]].permute(0, 3, 1, 2)
 
 
@@ -117,8 +115,8 @@ class _Plan:
     """Memory of one size of convolution and the sums over it, all views made beforehand.
 
     sizes: N, I, O, r, d; tiles T = (N, tiles down, d, tiles across, d), d the phases of a dilated
-    convolution. padded (N, h, w, I) -> by_columns, by_rows -> spread (P, T, I); products (P, T, O)
-    -> to_rows, to_columns -> image (N, h', w', O) of whole tiles.
+    convolution. padded (N, h, w, I) -> steps `before` -> spread (P, T, I); products (P, T, O) ->
+    steps `after` -> image (N, h', w', O) of whole tiles.
     """
 
     def __init__(
@@ -132,37 +130,36 @@ class _Plan:
         def take(name: str, *shape: int) -> Tensor:
             return workspace.take(f"winograd {name}", shape, like)
 
-        self.padded = take("image", n, h * d, w * d, in_channels)
-        places = self.padded.view(n, h * d, w, d, in_channels)
-        inputs = [places[:, :, place : place + across * m1 : m1] for place in range(n1)]
-        column_values = take("a", n1, *inputs[0].shape)
-        self.by_columns = _bound(input_program(n1), inputs, column_values, take)
+        def scratch(of: Tensor) -> Tensor:
+            return take("scratch", 4, *of.shape[1:])
 
-        places = column_values.view(n1, n, h, d, -1)
-        inputs = [places[:, :, place : place + down * m0 : m0] for place in range(n0)]
-        values = take("b", n0, *inputs[0].shape)
-        self.by_rows = _bound(input_program(n0), inputs, values, take)
+        self.padded = take("image", n, h * d, w * d, in_channels)
+        columns = _places(self.padded.view(n, h * d, w, d, in_channels), 2, n1, m1, across)
+        by_column = take("a", *columns.shape)
+        self.before: Steps = evaluation(columns, by_column, scratch(by_column))
+        rows = _places(by_column.view(n1, n, h, d, -1), 2, n0, m0, down)
+        values = take("b", *rows.shape)
+        self.before += evaluation(rows, values, scratch(values))
         self.spread = values.view(n0 * n1, -1, in_channels)
 
         self.products = take("a", n0 * n1, self.spread.shape[1], out_channels)
-        inputs = list(self.products.view(n0, n1, -1))
-        rows = take("b", m0, *inputs[0].shape)
-        self.to_rows = _bound(output_program(m0, size), inputs, rows, take)
-
+        products = self.products.view(n0, n1, -1)
+        by_row = take("b", m0, *products.shape[1:])
+        self.after: Steps = interpolation(products, by_row, scratch(by_row))
         self.image = take("image", n, down * m0 * d, across * m1 * d, out_channels)
         # Row of the image: phase + d * (m0 * tile + place in the tile); columns likewise.
-        places = self.image.view(n, down, m0, d, across, m1, d, out_channels)
-        inputs = list(rows.view(m0, n1, n, down, d, across, d, out_channels).transpose(0, 1))
-        outputs = places.permute(5, 2, 0, 1, 3, 4, 6, 7)
-        self.to_columns = _bound(output_program(m1, size), inputs, outputs, take)
+        image = self.image.view(n, down, m0, d, across, m1, d, out_channels)
+        image = image.permute(5, 2, 0, 1, 3, 4, 6, 7)
+        products = by_row.view(m0, n1, n, down, d, across, d, out_channels).transpose(0, 1)
+        self.after += interpolation(products, image, scratch(image))
 
 
-def _bound(
-    program: Program, inputs: list[Tensor], outputs: Tensor, take: Callable[..., Tensor]
-) -> Callable[[], None]:
-    """The program, to be run on these inputs and outputs."""
-    temporaries = take("c", program.temporaries, *outputs.shape[1:])
-    return program.bound(inputs, list(outputs), list(temporaries))
+def _places(x: Tensor, dim: int, count: int, step: int, tiles: int) -> Tensor:
+    """The same place of all tiles together: x with `dim` taken apart, (count, …, tiles, …).
+
+    Tiles start `step` apart and overlap where they have more places, `count`.
+    """
+    return x.unfold(dim, count, step).narrow(dim, 0, tiles).movedim(-1, 0)
 
 
 def _place(padded: Tensor, x: Tensor, pads: tuple[int, int]) -> None:
