@@ -26,6 +26,15 @@ def run_folder(config: DiaConfig) -> Path:
     return REPOSITORY / "logs" / "_".join(parts)
 
 
+def refuse_to_overwrite(folder: Path) -> None:
+    """CheckpointError where a folder holds a run, which a new one would overwrite."""
+    if (Path(folder) / STATE_NAME).is_file():
+        raise CheckpointError(
+            f"{folder} already holds a run. Go on with --resume_path {folder}, or choose another "
+            "--run_dir or --suffix, or move the folder away."
+        )
+
+
 def save_models(folder: Path, state: Mapping[str, Any]) -> None:
     """Writes last.model, last.optim and last.config, the published files."""
     save_atomic(state["model"], folder / "last.model")

@@ -34,7 +34,7 @@ from dia.draws import random_augmentation
 from dia.encoders import Encoder, load_weights
 from dia.objective import Objective, contrastive_losses, heads_for, optimise, probe_loss
 from dia.optim import learning_rate
-from dia.run_folder import load_state, run_folder, save_models, save_state
+from dia.run_folder import load_state, refuse_to_overwrite, run_folder, save_models, save_state
 from dia.selection import Selection
 from dia.settings import DiaConfig
 from dia.steps import beta_parameters
@@ -65,11 +65,13 @@ def train(
     device = resolve_device(config.device)
     with joined_processes(device) as processes:
         seed_everything(config.seed)
+        folder = run_folder(config)
+        if config.contrastive.resume_path is None:
+            refuse_to_overwrite(folder)
         images, held = normal_train_set(config), None
         if config.contrastive.select_by == "val":
             images, held = hold_out(config, images)
         trainer = Trainer(config, images, device, processes)
-        folder = run_folder(config)
         if config.contrastive.resume_path is not None:
             trainer.restore(load_state(folder))
         selection = Selection(config, images, held, device)

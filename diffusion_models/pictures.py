@@ -4,6 +4,7 @@ B images, C channels, H W pixels; pictures are (3, height, width) in [0, 1].
 """
 
 from collections.abc import Sequence
+from copy import deepcopy
 
 import torch
 import torchvision
@@ -66,6 +67,4 @@ def strip_dissolver(
     diffusion: GaussianDiffusion, side: int, dissolve_range: DissolveRange
 ) -> Dissolver:
     """A dissolver of a copy of a model, which training can go on changing."""
-    from copy import deepcopy
-
     return Dissolver(deepcopy(diffusion), image_size=side, dissolve_range=dissolve_range)

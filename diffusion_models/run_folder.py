@@ -19,16 +19,30 @@ def new_folder(config: DdpmConfig) -> Path:
     return REPOSITORY / "ddpm_models" / f"{config.data.dataset}-{settings.side}-{stamp}{ratio}"
 
 
-def newest_checkpoint(folder: Path) -> Path:
-    """The model-N.pt of the highest N; CheckpointError where there is none."""
-    found = {
+def checkpoints(folder: Path) -> dict[int, Path]:
+    """The files model-N.pt of a folder by N."""
+    return {
         int(match[1]): path
         for path in Path(folder).glob("model-*.pt")
         if (match := re.fullmatch(r"model-(\d+)\.pt", path.name))
     }
+
+
+def newest_checkpoint(folder: Path) -> Path:
+    """The model-N.pt of the highest N; CheckpointError where there is none."""
+    found = checkpoints(folder)
     if not found:
         raise CheckpointError(f"no model-N.pt in {folder} to resume from")
     return found[max(found)]
+
+
+def refuse_to_overwrite(folder: Path) -> None:
+    """CheckpointError where a folder holds a run, which a new one would overwrite."""
+    if checkpoints(folder):
+        raise CheckpointError(
+            f"{folder} already holds a run. Go on with --resume {folder}, or choose another "
+            "--output_dir, or move the folder away."
+        )
 
 
 def events_folder(config: DdpmConfig, folder: Path) -> Path:

@@ -85,6 +85,10 @@ class DiffusionConfig:
         ok = not self.dilation or self.side >= 32
         require(ok, "diffusion.dilation", self.dilation, "needs an image_size of 32 or more")
 
+        multiple = (2 * self.dilation_factor) ** (len(self.dim_mults) - 1)
+        what = f"must be a multiple of {multiple} pixels, which the U-Net halves its maps to"
+        require(self.side % multiple == 0, "diffusion.image_size", self.side, what)
+
     @property
     def side(self) -> int:
         """Image side in pixels."""

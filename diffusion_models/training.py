@@ -30,7 +30,12 @@ from common.runtime import Processes, generator_for, resolve_device, seed_everyt
 from diffusion_models.data import NormalImages, training_images
 from diffusion_models.diffusion import GaussianDiffusion, gaussian_noise
 from diffusion_models.pictures import dissolving_strip, sample_picture, strip_dissolver
-from diffusion_models.run_folder import events_folder, new_folder, newest_checkpoint
+from diffusion_models.run_folder import (
+    events_folder,
+    new_folder,
+    newest_checkpoint,
+    refuse_to_overwrite,
+)
 from diffusion_models.settings import DdpmConfig
 from diffusion_models.unet import Unet
 
@@ -63,9 +68,11 @@ def train(
     device = resolve_device(config.device)
     with joined_processes(device) as processes:
         seed_everything(config.seed)
+        folder = resume or new_folder(config)
+        if resume is None:
+            refuse_to_overwrite(folder)
         images = training_images(config)
         trainer = Trainer(config, device, processes)
-        folder = resume or new_folder(config)
         if resume is not None:
             trainer.resume(newest_checkpoint(resume))
         elif config.diffusion.state_dict_path is not None:

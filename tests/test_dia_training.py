@@ -134,6 +134,17 @@ def test_resumed_training_equals_uninterrupted_training(config, trained, tmp_pat
     assert_same_weights(trained / "last.model", tmp_path / "last.model")
 
 
+def test_new_run_does_not_overwrite_an_old_one(
+    config, trained, ddpm_config, diffusion_model
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (trained / "last.model", diffusion_model)}
+    with pytest.raises(CheckpointError, match=r"already holds a run.*--resume_path"):
+        train(config)
+    with pytest.raises(CheckpointError, match=r"already holds a run.*--resume "):
+        ddpm.train(ddpm_config)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
 def test_published_checkpoint_files_are_written(trained: Path) -> None:
     names = {path.name for path in trained.iterdir()}
     assert {"last.model", "last.optim", "last.config", "best_CSI.model", "log.jsonl"} <= names
@@ -212,6 +223,12 @@ def test_resolution_that_does_not_match_the_diffusion_model_is_refused(config, t
     wrong = changed(config, "contrastive", diff_resolution=32, run_dir=str(tmp_path))
     with pytest.raises(CheckpointError, match="trained with image size 16, but 32 is asked for"):
         train(wrong)
+
+
+def test_size_that_the_unet_cannot_halve_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"image_size.*multiple of 8 pixels.*got 30"):
+        DiffusionConfig(image_size=30)
+    assert DiffusionConfig(image_size=30, dim_mults=(1, 2)).side == 30
 
 
 @pytest.mark.parametrize("select_by", ["val", "last"])
