@@ -41,7 +41,8 @@ class FirstLayer:
         planes = torch.cat([torch.ones_like(mask), mask], dim=1)
         constant = F.conv2d(planes, weight[:, -2:], bias, padding=self.reach.padding)
         self.constant = constant[0].permute(1, 2, 0).contiguous()  # (H, W, O)
-        self.weight = weight[:, :-2].flatten(1).t().contiguous()  # (C*k*k, O)
+        # Strides of channels_last, which `contiguous` leaves out where C is 1.
+        self.weight = weight[:, :-2].permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         self.widths = [block.conv.out_channels for block in blocks]
 
     def sums(self, image: Tensor, around: Region, region: Region, added: Tensor) -> Tensor:
@@ -53,14 +54,13 @@ class FirstLayer:
         reach = self.reach.padding
         grown = Region(*(type(s)(s.lo - reach, s.hi + reach) for s in region))
         inside = grown.common(around)
-        padded = image.new_zeros(*image.shape[:2], *grown.hw, dtype=self.weight.dtype)
+        n, channels = image.shape[:2]
+        padded = image.new_zeros(n, *grown.hw, channels, dtype=self.weight.dtype)
         rows, cols = inside.within(around)
         target_rows, target_cols = inside.within(grown)
-        padded[:, :, target_rows, target_cols] = image[:, :, rows, cols]
-        patches = F.unfold(padded, self.reach.kernel)  # (N, C*k*k, h*w)
-        added = added.expand(len(image), -1, -1, -1).flatten(1, 2)
-        weight = self.weight.expand(len(image), -1, -1)
-        return torch.baddbmm(added, patches.transpose(1, 2), weight).unflatten(1, region.hw)
+        padded[:, target_rows, target_cols] = image[:, :, rows, cols].permute(0, 2, 3, 1)
+        sums = F.conv2d(padded.permute(0, 3, 1, 2), self.weight)  # (N, O, h, w), channels_last
+        return sums.permute(0, 2, 3, 1).add_(added)
 
     def constants(self, region: Region) -> Tensor:
         """What the mask planes and the bias contribute to a region, (1, h, w, O)."""
