@@ -2,8 +2,8 @@
 
 The images are photographs of clothes, of Fashion-MNIST; anomalies are other clothes, and the same
 clothes with a small change: a hole, a stain, a missing strap. With --normal tissue they are drawn
-textures that look the same from every side, where rotation is a bad shift; anomalies are a smoother
-texture, crowded cells and a blurred patch.
+textures that look the same from every side, where rotation is a bad shift; anomalies are a rougher
+and a smoother texture, crowded cells and a blurred patch.
 
 Everything is written under demo/dia. DEMO_SEEDS=3 reports mean ± standard deviation over three
 trainings. At which step t and resolution dissolving pays: run it again with, for instance,
@@ -39,6 +39,8 @@ METHODS = {
 SHOWN = {"clothes": list(METHODS)[:3], "tissue": list(METHODS)}
 """Which of them a demo trains; all four would take the clothes too long."""
 BEST_SHIFT = {"clothes": "rotation", "tissue": "cutperm"}
+OWN_SETTINGS = {"clothes": (), "tissue": ("contrastive.resize_factor=0.5",)}
+"""Small crops of a texture rarely show the seams by which cutperm is told."""
 SECTIONS = ("diffusion", "contrastive", "evaluation")
 STRIP_STEPS = (0, 50, 100, 200, 300, 400, 500)
 TINY = {
@@ -71,8 +73,6 @@ def parse_arguments() -> argparse.Namespace:
     add("--output", type=Path, default=ROOT / "demo" / "dia", metavar="DIR",
         help="folder for everything; what an earlier demo left there is removed")  # fmt: skip
     arguments = parser.parse_args()
-    if arguments.methods and not any(name.startswith("DIA") for name in arguments.methods):
-        parser.error("--methods needs one that dissolves, DIA rotation or DIA cutperm")
     if any(text.split(".")[0] not in SECTIONS for text in arguments.set):
         parser.error(f"--set takes settings of {', '.join(SECTIONS)}, such as contrastive.epochs=3")
     return arguments
@@ -86,7 +86,7 @@ def main() -> int:
         shutil.rmtree(output / part, ignore_errors=True)
     written = demo_images.write_images(images_of(arguments), output / "images")
     say(f"Normal: {normal}. Test images by folder: {written}")
-    kind = demo_images.TISSUE if normal == demo_images.TISSUE else "clothes"
+    kind = kind_of(arguments)
     methods = arguments.methods or SHOWN[kind]
     runs = [output / "runs" / f"seed{n}" for n in range(arguments.seeds)]
     jobs = [job for seed in range(len(runs)) for job in jobs_of(arguments, output, seed, methods)]
@@ -101,19 +101,25 @@ def main() -> int:
         rows += demo.compare(name, scores, normal)
     seconds["total"] = time.monotonic() - started
     found = demo.findings(rows, pairs(methods, list(baselines), BEST_SHIFT[kind]))
-    dissolving = dissolved_at(runs[0], next(name for name in methods if name.startswith("DIA")))
-    strip = demo.save_strip(output, normal, diffusion_model(runs[0]), STRIP_STEPS)
+    dissolving = dissolved_at(runs[0], methods)
     say("\n" + demo.format_table(rows))
-    say(f"\nFound with {len(runs)} seed(s), dissolving at {dissolving}"
+    say(f"\nFound with {len(runs)} seed(s), {dissolving}"
         + (", numbers without meaning:" if arguments.tiny else ":"))  # fmt: skip
     say("\n".join(found))
     record = {"command": sys.argv, "normal": normal, "dissolving": dissolving, "found": found}
     demo.save_results(output / "results.json", rows, {**record, "seconds": seconds})
     say(f"\nNumbers: {output / 'results.json'}")
-    say(f"Originals and dissolved versions at t = {STRIP_STEPS}: {strip}")
+    if diffusion_model(runs[0]).is_file():
+        strip = demo.save_strip(output, normal, diffusion_model(runs[0]), STRIP_STEPS)
+        say(f"Originals and dissolved versions at t = {STRIP_STEPS}: {strip}")
     say(f"Losses: tensorboard --logdir {output / 'runs'}")
     say("Seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
     return 0
+
+
+def kind_of(arguments: argparse.Namespace) -> str:
+    """A key of SHOWN."""
+    return demo_images.TISSUE if arguments.normal == demo_images.TISSUE else "clothes"
 
 
 def images_of(arguments: argparse.Namespace) -> demo_images.DemoImages:
@@ -128,22 +134,27 @@ def pairs(methods: list[str], baselines: list[str], best_shift: str) -> list[tup
     ours = [name for name in methods if name.startswith("DIA")]
     with_and_without = [(name, name.replace("DIA", "CSI")) for name in ours]
     wanted = [*with_and_without, ("CSI cutperm", "CSI rotation")]
-    wanted += [(f"DIA {best_shift}", name) for name in baselines]
+    best = f"DIA {best_shift}" if f"DIA {best_shift}" in methods else f"CSI {best_shift}"
+    wanted += [(best, name) for name in baselines]
     return [pair for pair in wanted if set(pair) <= {*methods, *baselines}]
 
 
-def dissolved_at(runs: Path, method: str) -> str:
-    """Resolution and steps of a DIA training, as its run folder has them."""
-    path = results_of(runs, method).parent / "config.yaml"
+def dissolved_at(runs: Path, methods: list[str]) -> str:
+    """Resolution and steps of the first DIA training, as its run folder has them."""
+    dissolving = [name for name in methods if name.startswith("DIA")]
+    if not dissolving:
+        return "without dissolving"
+    path = results_of(runs, dissolving[0]).parent / "config.yaml"
     settings = load_config(DiaConfig, path).contrastive
     steps = [100 * part for part in (settings.diffusion_offset, settings.diffusion_upper_offset)]
-    return f"{settings.diff_resolution}², t = {steps[0]:.0f} to {steps[1]:.0f}"
+    return f"dissolving at {settings.diff_resolution}², t = {steps[0]:.0f} to {steps[1]:.0f}"
 
 
 def settings(arguments: argparse.Namespace, sections: tuple[str, ...]) -> list[str]:
     """--set flags for the settings of these sections."""
     tiny = [text for section in sections for text in TINY.get(section, ()) if arguments.tiny]
-    chosen = [text for text in arguments.set if text.split(".")[0] in sections]
+    chosen = [*OWN_SETTINGS[kind_of(arguments)], *arguments.set]
+    chosen = [text for text in chosen if text.split(".")[0] in sections]
     return [part for text in [*tiny, *chosen] for part in ("--set", text)]
 
 
@@ -167,6 +178,8 @@ def jobs_of(arguments: argparse.Namespace, output: Path, seed: int, methods: lis
     ddpm = Job(f"seed{seed}_ddpm", [[*script, *flags, *settings(arguments, ("diffusion",))]])
     jobs = [contrastive_job(arguments, output, seed, name, ddpm.name) for name in methods]
     plain = [job for job in jobs if job.after is None]
+    if len(plain) == len(jobs):
+        return plain
     # What needs the diffusion model comes behind one job that does not, and before the others.
     return [ddpm, *plain[:1], *(job for job in jobs if job.after is not None), *plain[1:]]
 

@@ -11,8 +11,8 @@ from scipy.ndimage import gaussian_filter
 from common.local_changes import Change, ChangeFunction, as_change
 from common.random_fields import pixel_grid, power_law_field
 
-SLOPE, OTHER_SLOPE = 2.2, 3.2
-"""Exponents of the power spectra of normal texture and of the other one, which is smoother."""
+SLOPE, ROUGH_SLOPE, SMOOTH_SLOPE = 2.2, 1.2, 3.2
+"""Exponents of the power spectra of normal texture and of two others."""
 CONTRAST = 0.12
 CELLS = 8
 """Mean number of cells of an image."""
@@ -47,13 +47,19 @@ def smooth_patch(image: NDArray[np.float32], random: np.random.Generator) -> Cha
     return as_change(image, share * gaussian_filter(image, 2.0) + (1 - share) * image)
 
 
-def other_texture(image: NDArray[np.float32], random: np.random.Generator) -> Change | None:
+def rough_texture(image: NDArray[np.float32], random: np.random.Generator) -> Change | None:
+    """A whole image of rougher texture, with as many cells."""
+    return as_change(image, draw_tissue(random, len(image), ROUGH_SLOPE))
+
+
+def smooth_texture(image: NDArray[np.float32], random: np.random.Generator) -> Change | None:
     """A whole image of smoother texture, with as many cells."""
-    return as_change(image, draw_tissue(random, len(image), OTHER_SLOPE))
+    return as_change(image, draw_tissue(random, len(image), SMOOTH_SLOPE))
 
 
 TISSUE_CHANGES: dict[str, ChangeFunction] = {
-    "other_texture": other_texture,
+    "rough_texture": rough_texture,
+    "smooth_texture": smooth_texture,
     "clump": clump,
     "smooth_patch": smooth_patch,
 }
