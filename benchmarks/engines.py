@@ -86,17 +86,25 @@ def scores(subject: Demo, heatmaps: Path) -> dict[str, tuple[float, float]]:
     return found
 
 
-def main() -> int:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--demo", choices=("phantom", "ct"), required=True)
+    parser.add_argument("--demo", choices=("phantom", "ct"), required=True, help="which demo")
     parser.add_argument("--output", type=Path, metavar="DIR", help="the demo's, if not the default")
-    arguments = parser.parse_args()
+    parser.add_argument("--rows", nargs="+", choices=tuple(ROWS), default=tuple(ROWS),
+        metavar="ROW", help="which of: " + ", ".join(ROWS) + " (default: all)")  # fmt: skip
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+        help="a setting that differs from the config's, as in predict_heatmap.py")  # fmt: skip
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
     os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TQDM_DISABLE": "1"}
     subject = demo_of(arguments.demo, arguments.output and arguments.output.resolve())
     lines = []
-    for name, overrides in ROWS.items():
+    for name in arguments.rows:
         output = subject.checkpoints.parent / "engines" / name.replace(" ", "_")
-        seconds, windows = complete(subject, overrides, output)
+        seconds, windows = complete(subject, (*arguments.set, *ROWS[name]), output)
         cells = [
             f"{metric} {auroc:.4f} / {ap:.4f}"
             for metric, (auroc, ap) in scores(subject, output).items()
