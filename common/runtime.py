@@ -1,6 +1,7 @@
 """Where and how a program runs: device, random numbers, processes and evaluation mode."""
 
 import contextlib
+import datetime
 import hashlib
 import operator
 import os
@@ -12,6 +13,10 @@ import numpy as np
 import torch
 import torch.distributed
 from torch import nn
+
+
+PATIENCE = datetime.timedelta(hours=6)
+"""How long processes wait for the main one, which evaluates alone; NCCL's default is 10 minutes."""
 
 
 class RuntimeSetupError(RuntimeError):
@@ -154,7 +159,9 @@ def start_processes(device: torch.device) -> Processes:
         torch.cuda.set_device(device)
     if not torch.distributed.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
-        torch.distributed.init_process_group(backend, rank=rank, world_size=world_size)
+        torch.distributed.init_process_group(
+            backend, rank=rank, world_size=world_size, timeout=PATIENCE
+        )
     return Processes(rank, world_size, local_rank)
 
 
