@@ -14,7 +14,6 @@ import torch
 import torch.distributed
 from torch import nn
 
-
 PATIENCE = datetime.timedelta(hours=6)
 """How long processes wait for the main one, which evaluates alone; NCCL's default is 10 minutes."""
 
