@@ -102,7 +102,11 @@ class FastLayer:
 
     def tiling(self, kernel: Kernel, out_hw: tuple[int, int], x: Tensor) -> Tiling | None:
         """How to tile the output for minimal filtering; none = convolve directly."""
-        suits = self.arithmetic.minimal_filtering and x.dtype == torch.float32 and not x.is_cuda
+        suits = (
+            self.arithmetic.minimal_filtering
+            and x.dtype == torch.float32
+            and x.device.type == "cpu"
+        )
         if not suits or self.reach.stride > 1:
             return None
         out_channels, in_channels, size, _ = kernel.weight.shape
