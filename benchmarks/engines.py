@@ -44,7 +44,7 @@ class Demo(NamedTuple):
     body_counts: bool
 
 
-def demo_of(name: str, output: Path) -> Demo:
+def demo_of(name: str, output: Path | None) -> Demo:
     """The phantoms, or the direction lung 1 -> lung 2 of the CT demo."""
     if name == "phantom":
         folder = output or demo.ROOT / "demo" / "phantom"
