@@ -3,35 +3,27 @@
 Writes results.json, one line per image as CSV and plots, and prints a table.
 """
 
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below: no traceback
+
 import argparse
-import logging
 import sys
 from pathlib import Path
 
-from common.checkpoint import CheckpointError
+from common.cli import run_script
 from common.config import (
-    ConfigError,
     add_common_arguments,
     config_to_dict,
     config_to_yaml,
     load_from_arguments,
     resolve_path,
 )
-from common.datasets import DatasetError
-from common.image_names import AnnotationError
-from common.images import ImageError
-from common.runtime import RuntimeSetupError
 from dia.evaluate import EVAL_MODES, add_evaluation_flags, evaluate, evaluation_config
 from inpainter.evaluation import EvaluationSettings, evaluate_heatmaps
 from inpainter.evaluation_plots import write_plots
 from inpainter.evaluation_report import result_table, write_report
-from inpainter.heatmap_files import EvaluationError
 from inpainter.settings import PicardConfig
-
-EXPECTED = (
-    *(AnnotationError, CheckpointError, ConfigError, DatasetError, EvaluationError, ImageError),
-    *(RuntimeSetupError, OSError, ValueError),
-)
 
 
 def heatmap_parser() -> argparse.ArgumentParser:
@@ -127,16 +119,10 @@ def add_mode(parser: argparse.ArgumentParser) -> None:
 
 
 def main() -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     add_mode(first)
-    mode = first.parse_known_args()[0].mode
-    try:
-        return MODES[mode]()
-    except EXPECTED as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        return 1
+    return MODES[first.parse_known_args()[0].mode]()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main, interrupted="Interrupted; nothing of this evaluation was kept.")

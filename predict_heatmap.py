@@ -1,21 +1,18 @@
 """Command line: anomaly heatmaps of a folder of images, from a trained inpainter."""
 
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below: no traceback
+
 import argparse
-import logging
 import sys
 from pathlib import Path
 
-from common.checkpoint import CheckpointError
-from common.config import ConfigError, add_common_arguments, config_to_yaml, load_from_arguments
-from common.image_names import AnnotationError
-from common.images import ImageError
-from common.interrupts import exit_on_sigterm
-from common.runtime import RuntimeSetupError
+from common.cli import run_script
+from common.config import add_common_arguments, config_to_yaml, load_from_arguments
 from inpainter.prediction import PredictionOptions, predict
 from inpainter.settings import PicardConfig
 from inpainter.training import run_folder
-
-EXPECTED = (AnnotationError, CheckpointError, ConfigError, ImageError, RuntimeSetupError, OSError)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -62,30 +59,21 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     arguments = parse_arguments()
-    exit_on_sigterm()
-    try:
-        config = load_from_arguments(PicardConfig, arguments)
-        if arguments.dry_run:
-            print(config_to_yaml(config), end="")
-            return 0
-        options = PredictionOptions(
-            checkpoint_dir=arguments.checkpoint_dir or run_folder(config),
-            checkpoint_iter=arguments.checkpoint_iter,
-            image_dir=arguments.image_dir,
-            output_dir=arguments.output_dir,
-            annotations=arguments.annotations,
-            overwrite=arguments.overwrite,
-            command=sys.argv,
-        )
-        result = predict(config, options)
-    except EXPECTED as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Interrupted; run the same command again to go on.", file=sys.stderr)
-        return 130
+    config = load_from_arguments(PicardConfig, arguments)
+    if arguments.dry_run:
+        print(config_to_yaml(config), end="")
+        return 0
+    options = PredictionOptions(
+        checkpoint_dir=arguments.checkpoint_dir or run_folder(config),
+        checkpoint_iter=arguments.checkpoint_iter,
+        image_dir=arguments.image_dir,
+        output_dir=arguments.output_dir,
+        annotations=arguments.annotations,
+        overwrite=arguments.overwrite,
+        command=sys.argv,
+    )
+    result = predict(config, options)
     print(
         f"{len(result.finished)} images scored, {len(result.already_there)} were finished before, "
         f"{len(result.bad)} left out. Heatmaps: {result.folder}"
@@ -96,4 +84,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main, interrupted="Interrupted; run the same command again to go on.")

@@ -19,6 +19,8 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 import torch
 
+from common.errors import UserError
+
 LOG_NAME = "log.jsonl"
 SELECTION_KEY = "select_l1"
 
@@ -39,7 +41,7 @@ LOAD_ERRORS = (
 """What torch.load raises for a file that is truncated, corrupt or no checkpoint."""
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError):
     """A checkpoint is missing or cannot be read."""
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from common.errors import UserError
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 """Root of the repository, which paths in settings files are relative to."""
 
@@ -23,7 +25,7 @@ PathText = Annotated[str, "path"]
 SCALAR_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A setting that cannot be used; the message names where, the key, its value and the remedy."""
 
     def __init__(self, message: str, *, key: str | None = None) -> None:

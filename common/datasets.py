@@ -8,12 +8,14 @@ images are fitted to the size at which they are dissolved. Class numbers follow 
 from dataclasses import dataclass
 from typing import Literal
 
+from common.errors import UserError
+
 Source = Literal["folders", "cifar", "medmnist"]
 Fit = Literal["resize", "pad", "none"]
 """resize: bilinearly; pad: by a rim of zeros; none: images have that size already."""
 
 
-class DatasetError(ValueError):
+class DatasetError(UserError):
     """A dataset is unknown, or its files are not as they should be; the message has the remedy."""
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from common.errors import UserError
+
 READ_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -29,7 +31,7 @@ READ_ERRORS = (
 """What the decoders raise for files that are truncated, corrupt or of no known kind."""
 
 
-class ImageError(ValueError):
+class ImageError(UserError):
     """An image, or a folder of them, cannot be read; the message names it."""
 
 

@@ -5,10 +5,12 @@ from difflib import get_close_matches
 from pathlib import PurePosixPath
 from typing import Literal
 
+from common.errors import UserError
+
 OnUnknown = Literal["error", "skip"]
 
 
-class AnnotationError(ValueError):
+class AnnotationError(UserError):
     """An annotation cannot be read or does not fit its image."""
 
 

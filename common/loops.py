@@ -9,12 +9,13 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from common.errors import UserError
 from common.interrupts import StopRequest
 from common.run_log import RunLog
 from common.runtime import Processes, start_processes, stop_processes
 
 
-class TrainingError(RuntimeError):
+class TrainingError(UserError):
     """A training that cannot go on: a loss is not finite, or the network collapsed."""
 
 

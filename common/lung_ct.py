@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch.nn import functional as F
 
+from common.errors import UserError
 from common.images import write_image, write_image16
 
 PACKAGE = "pyradiomics==3.0.1"
@@ -31,7 +32,7 @@ VOLUMES = ("lung1", "lung2")
 FILES = tuple(f"{name}_{kind}.nrrd" for name in VOLUMES for kind in ("image", "label"))
 
 
-class LungCTError(RuntimeError):
+class LungCTError(UserError):
     """The volumes cannot be fetched or are not what they should be."""
 
 

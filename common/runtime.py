@@ -14,11 +14,13 @@ import torch
 import torch.distributed
 from torch import nn
 
+from common.errors import UserError
+
 PATIENCE = datetime.timedelta(hours=6)
 """How long processes wait for the main one, which evaluates alone; NCCL's default is 10 minutes."""
 
 
-class RuntimeSetupError(RuntimeError):
+class RuntimeSetupError(UserError):
     """The wanted device or process group cannot be had on this machine."""
 
 

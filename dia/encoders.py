@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from common.checkpoint import CheckpointError
 from dia.resnets import imagenet_trunk, pool_small, small_image_trunk
 
 EncoderName = Literal[
@@ -176,7 +177,7 @@ def build_encoder(
 def load_weights(
     encoder: Encoder, state: Mapping[str, Any], *, source: str, strict: bool = True
 ) -> None:
-    """Loads a `*.model` state dict, ours or published; ValueError for another architecture."""
+    """Loads a `*.model` state dict, ours or published; CheckpointError for another architecture."""
     own = encoder.state_dict()
     problems = [f"{name} is missing" for name in own if name not in state]
     problems += [f"{name} is not part of this model" for name in state if name not in own]
@@ -186,7 +187,7 @@ def load_weights(
         if name in own and own[name].shape != values.shape
     ]
     if problems and (strict or any(" there, " in problem for problem in problems)):
-        raise ValueError(
+        raise CheckpointError(
             f"{source} holds another architecture ({len(problems)} differences): "
             f"{'; '.join(problems[:4])}. Check --model, --shift_trans_type (K) and the number of "
             "classes of --dataset."

@@ -1,27 +1,22 @@
 """Command line: train a diffusion model, dissolve images with one, or draw samples from it."""
 
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below: no traceback
+
 import argparse
-import logging
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, uninstalled
 
-from common.checkpoint import CheckpointError
-from common.config import ConfigError, add_common_arguments, config_to_yaml
-from common.datasets import DatasetError
+from common.cli import run_script
+from common.config import add_common_arguments, config_to_yaml
 from common.flags import add_flags, load_from_flags
-from common.images import ImageError
-from common.loops import TrainingError
-from common.runtime import RuntimeSetupError
 from diffusion_models.drawing import draw_dissolved, draw_samples
 from diffusion_models.settings import DdpmConfig
 from diffusion_models.training import train
 
-EXPECTED = (
-    *(CheckpointError, ConfigError, DatasetError, ImageError, RuntimeSetupError),
-    *(TrainingError, OSError, ValueError),
-)
 OTHER_SECTIONS = ("contrastive", "evaluation")
 """Sections of configs/dia.yaml that are train_dia.py's and eval.py's."""
 
@@ -36,28 +31,20 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     arguments = parse_arguments()
-    try:
-        config = load_from_flags(DdpmConfig, arguments, other_sections=OTHER_SECTIONS)
-        if arguments.dry_run:
-            print(config_to_yaml(config), end="")
-            return 0
-        if arguments.mode == "train":
-            trained = train(config, command=sys.argv, resume=arguments.resume)
-            print(f"Checkpoints up to step {trained.step} are in {trained.folder}")
-            return trained.exit_status
-        draw = draw_dissolved if arguments.mode == "eval" else draw_samples
-        for path in draw(config):
-            print(path)
-    except EXPECTED as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Interrupted; go on from the last checkpoint with --resume FOLDER.", file=sys.stderr)
-        return 130
+    config = load_from_flags(DdpmConfig, arguments, other_sections=OTHER_SECTIONS)
+    if arguments.dry_run:
+        print(config_to_yaml(config), end="")
+        return 0
+    if arguments.mode == "train":
+        trained = train(config, command=sys.argv, resume=arguments.resume)
+        print(f"Checkpoints up to step {trained.step} are in {trained.folder}")
+        return trained.exit_status
+    draw = draw_dissolved if arguments.mode == "eval" else draw_samples
+    for path in draw(config):
+        print(path)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main, interrupted="Interrupted; a training goes on with --resume FOLDER.")

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.baselines import BASELINES
+from common.errors import UserError
 from inpainter.demo_report import Case
 from inpainter.heatmap_files import list_heatmaps, read_heatmap
 
@@ -28,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 Say = Callable[[str], None]
 
 
-class DemoError(RuntimeError):
+class DemoError(UserError):
     """A command of a demo failed; the message names it."""
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.annotations import Annotations, MaskAnnotations, find_masks, read_annotations
-from common.checkpoint import CheckpointError
+from common.errors import UserError
 from common.image_names import OnUnknown
 from common.images import read_image
 from common.metrics import (
@@ -28,7 +28,7 @@ from common.pooling import PooledMetrics, pool_pixels, pooled_intervals
 from inpainter.heatmap_files import EvaluationError, HeatmapEntry, list_heatmaps, read_heatmap
 
 LOG = logging.getLogger(__name__)
-UNUSABLE = (CheckpointError, OSError, ValueError)  # what one bad image raises
+UNUSABLE = (UserError, OSError, ValueError)  # what one bad image raises
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import roc_curve
 
+from common.errors import UserError
 from common.figures import (
     SheetRow,
     contact_sheet,
@@ -34,7 +35,7 @@ def write_plots(evaluation: Evaluation, folder: Path) -> None:
     if evaluation.settings.image_dir is not None:
         try:
             draw_examples(evaluation, folder / "contact_sheet.png")
-        except (OSError, ValueError) as error:  # ImageError is a ValueError
+        except (UserError, OSError, ValueError) as error:
             LOG.warning("no contact sheet: %s", error)
 
 

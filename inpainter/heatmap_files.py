@@ -8,12 +8,13 @@ import numpy as np
 from torch import Tensor
 
 from common.checkpoint import load_tensors
+from common.errors import UserError
 
 HEATMAP_LIST = "heatmaps.csv"
 LIST_COLUMNS = ("image", "metric", "file")
 
 
-class EvaluationError(ValueError):
+class EvaluationError(UserError):
     """Heatmaps, or what they are compared with, cannot be used."""
 
 

@@ -1,7 +1,10 @@
 """Command line: train the inpainter on a folder of normal images."""
 
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below: no traceback
+
 import argparse
-import logging
 import sys
 from pathlib import Path
 
@@ -9,21 +12,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, 
 
 import torch
 
-from common.checkpoint import CheckpointError
-from common.config import (
-    ConfigError,
-    add_common_arguments,
-    config_to_yaml,
-    load_from_arguments,
-)
-from common.images import ImageError
-from common.loops import TrainingError
-from common.runtime import RuntimeSetupError
+from common.cli import run_script
+from common.config import add_common_arguments, config_to_yaml, load_from_arguments
 from inpainter.networks import build_networks
 from inpainter.settings import PicardConfig
 from inpainter.training import train
-
-EXPECTED = (CheckpointError, ConfigError, ImageError, RuntimeSetupError, TrainingError, OSError)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -41,25 +34,17 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     arguments = parse_arguments()
-    try:
-        config = load_from_arguments(PicardConfig, arguments)
-        if arguments.dry_run:
-            print(config_to_yaml(config), end="")
-            return 0
-        if arguments.print_net:
-            print(*build_networks(config, torch.device("cpu")), sep="\n")
-        result = train(config, resume=arguments.resume, command=sys.argv)
-    except EXPECTED as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Interrupted; go on from the last snapshot with --resume.", file=sys.stderr)
-        return 130
+    config = load_from_arguments(PicardConfig, arguments)
+    if arguments.dry_run:
+        print(config_to_yaml(config), end="")
+        return 0
+    if arguments.print_net:
+        print(*build_networks(config, torch.device("cpu")), sep="\n")
+    result = train(config, resume=arguments.resume, command=sys.argv)
     print(f"Checkpoints of step {result.step} and before are in {result.folder}")
     return result.exit_status
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main, interrupted="Interrupted; go on from the last snapshot with --resume.")

@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.errors import UserError
+
 Alignment = Literal["stretched", "centred"]
 
 
-class WindowError(ValueError):
+class WindowError(UserError):
     """An image has no place for a single window."""
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from inpainter.demo import run_command
+from inpainter.demo import DemoError, run_command
 from inpainter.demo_report import Case, compare, format_table, save_results
 
 TRUTH = np.array([[True, False], [False, False]])
@@ -65,6 +65,6 @@ def test_results_and_contact_sheet_are_written(tmp_path):
 
 def test_failed_command_is_named():
     said = []
-    with pytest.raises(RuntimeError, match=r"no_such_script\.py.*status 2"):
+    with pytest.raises(DemoError, match=r"no_such_script\.py.*status 2"):
         run_command(["no_such_script.py"], said.append)
     assert "no_such_script.py" in said[0]

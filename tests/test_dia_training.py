@@ -215,7 +215,7 @@ def test_other_modes_run_and_scores_of_the_wrong_mode_are_refused(
 def test_checkpoint_of_another_architecture_is_refused(config, trained, tmp_path: Path) -> None:
     settings = evaluation(config, trained, tmp_path)
     wrong = changed(settings, "contrastive", shift_trans_type="none", mode="simclr")
-    with pytest.raises(ValueError, match="another architecture"):
+    with pytest.raises(CheckpointError, match="another architecture"):
         evaluate(wrong, "ood_pre", [])
 
 
