@@ -56,3 +56,12 @@ class StopRequest:
 def exit_on_sigterm() -> None:
     """Lets SIGTERM end the program as sys.exit does: open files are dealt with, status 143."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+
+def leave_signals_to_main(_: int = 0) -> None:
+    """In a DataLoader's worker: the main process alone answers Ctrl-C and SIGTERM.
+
+    Both reach the whole process group. A worker ends with the main process, by itself.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -182,3 +182,17 @@ def evaluating(module: nn.Module) -> Iterator[nn.Module]:
     finally:
         for submodule, training in flags:
             submodule.training = training
+
+
+@contextlib.contextmanager
+def tf32_products(allowed: bool) -> Iterator[None]:
+    """Lets convolutions and matrix products on CUDA round their inputs to TF32, or forbids it.
+
+    torch allows it for convolutions if nobody says otherwise; the setting before is restored.
+    """
+    before = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before

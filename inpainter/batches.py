@@ -3,7 +3,6 @@
 B batch, C H W crop, in pixels.
 """
 
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from common.images import ImageError
+from common.interrupts import leave_signals_to_main
 from common.runtime import RuntimeSetupError, generator_for
 from inpainter.patches import NormalPatches
 
@@ -52,7 +52,7 @@ def batches(
         sampler=steps,
         num_workers=num_workers,
         pin_memory=pin_memory,
-        worker_init_fn=_start_worker,
+        worker_init_fn=leave_signals_to_main,
         generator=generator_for(dataset.seed, "workers"),  # else it draws from the global one
     )
     for batch, skipped, error in loader:
@@ -83,12 +83,3 @@ class _Batches(Dataset):
         except ImageError as error:
             # handed over, not raised: a DataLoader would put its traceback into the message
             return None, self.patches.skipped, str(error)
-
-
-def _start_worker(_: int) -> None:
-    """Lets the main process alone answer Ctrl-C and SIGTERM, which reach the whole group.
-
-    This process ends with that one, by itself.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)

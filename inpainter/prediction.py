@@ -19,9 +19,8 @@ from common.config import REPOSITORY, config_to_yaml, resolve_path
 from common.images import ImageError, list_images, read_image
 from common.prefetch import prefetched
 from common.run_log import write_run_record
-from common.runtime import resolve_device
+from common.runtime import resolve_device, tf32_products
 from inpainter.completion import WindowScorer, dropout_of
-from inpainter.fast.precision import tf32_products
 from inpainter.fast.scorer import FastScorer
 from inpainter.heatmap import score_image, stitch
 from inpainter.heatmap_output import HeatmapFolder, plot_heatmap, remove_partial_files
