@@ -2,10 +2,14 @@
 
 import io
 import math
+import os
+import re
+import stat
 import struct
 import warnings
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -33,6 +37,61 @@ READ_ERRORS = (
 
 class ImageError(UserError):
     """An image, or a folder of them, cannot be read; the message names it."""
+
+
+HEAD_BYTES = 512
+"""Bytes at a file's beginning that show its format."""
+MAGIC = {
+    "dicom": rb".{128}DICM"
+    # without preamble: group 2 or 8, its first elements, with a value type or a short length
+    rb"|[\x02\x08]\0[\0-\x20]\0(CS|DA|IS|LO|OB|SH|TM|UI|UL)"
+    rb"|\x08\0[\0-\x20]\0[\0-\x40]\0\0\0"
+    rb"|\0\x08\0[\0-\x20](CS|DA|IS|LO|SH|TM|UI|UL)",
+    "png": rb"\x89PNG\r\n\x1a\n",
+    "jpeg": rb"\xff\xd8\xff",
+    "bmp": rb"BM.{4}.{8}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0",
+    "pnm": rb"P[1-6f]\s+(#|[0-9])",
+    "tiff": rb"II[*+]\0|MM\0[*+]",
+    "gif": rb"GIF8[79]a",
+    "webp": rb"RIFF.{4}WEBP",
+    "jpeg2000": rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
+    "avif": rb".{4}ftypavi[fs]",
+}
+"""How files of each format begin."""
+DICOM_DIRECTORY = b"1.2.840.10008.1.3.10\0"
+"""Class of a DICOMDIR, the index of a medium: DICOM, but no image."""
+
+
+def looks_like_image(path: Path) -> bool:
+    """True for a regular file that begins as one of the formats read here; never blocks."""
+    try:
+        return file_format(path) is not None
+    except OSError:
+        return False
+
+
+def file_format(path: Path) -> str | None:
+    """The format (a key of MAGIC) that a file's first bytes show; None where they show none."""
+    with open_regular(path) as file:
+        head = file.read(HEAD_BYTES)
+    if DICOM_DIRECTORY in head:
+        return None
+    for name, pattern in MAGIC.items():
+        if re.match(pattern, head, re.DOTALL):
+            return name
+    return None
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a file for reading. OSError where it is a folder, a pipe or a device."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError("it is no regular file")
+    except OSError:
+        os.close(descriptor)
+        raise
+    return os.fdopen(descriptor, "rb")
 
 
 def read_pixels(path: Path) -> np.ndarray:
