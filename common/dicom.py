@@ -38,8 +38,9 @@ def read_dicom(file: BinaryIO, path: Path, *, force: bool = False) -> np.ndarray
     except ImageError:
         raise
     except (*READ_ERRORS, ImportError, InvalidDicomError, BytesLengthException) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__  # pydicom's has many lines
         raise ImageError(
-            f"Cannot read the DICOM file {path}: {error or type(error).__name__}. Remove or "
+            f"Cannot read the DICOM file {path}: {reason}. Remove or "
             "replace it; for compressed pixel data install pydicom's decoders: "
             "pip install pylibjpeg[all]"
         ) from error
@@ -51,9 +52,10 @@ def _check_size(dataset: Any, path: Path) -> None:
     if frames > 1:
         raise ImageError(f"{path} has {frames} frames; expected 1: save one file per frame.")
     if "Rows" not in dataset or "Columns" not in dataset:
-        kind = getattr(dataset.get("SOPClassUID", None), "name", "unknown")
-        raise ImageError(f"{path} holds no image (its kind is {kind}); remove it.")
-    check_samples(dataset.Rows, dataset.Columns, int(dataset.get("SamplesPerPixel", None) or 1))
+        kind = str(getattr(dataset.get("SOPClassUID", None), "name", "unknown"))[:64]
+        raise ImageError(f"{path} holds no image (its kind is {kind!r}). Remove it.")
+    samples = int(dataset.get("SamplesPerPixel", None) or 1)
+    check_samples(int(dataset.Rows), int(dataset.Columns), samples)
 
 
 def _name_transfer_syntax(dataset: Any) -> None:

@@ -61,14 +61,16 @@ def read_deep_tiff(file: BinaryIO, path: Path) -> tuple[np.ndarray, int] | None:
 def _check_size(page: tifffile.TiffPage, file_bytes: int) -> None:
     """ValueError where the image is too large, or the file has not all parts that it needs."""
     height, width, samples = page.imagelength, page.imagewidth, page.samplesperpixel
+    part = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip,)
+    sizes = (height, width, samples, page.bitspersample, page.imagedepth, *part)
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise ValueError(f"its sizes are damaged: {sizes}"[:200])
     check_samples(height, width, samples)
     planes = samples if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE else 1
     if page.is_tiled:
-        if not (page.tilelength and page.tilewidth):
-            raise ValueError(f"its tiles are {page.tilelength} x {page.tilewidth} pixels")
         expected = -(-height // page.tilelength) * -(-width // page.tilewidth)
     else:
-        expected = -(-height // max(1, min(page.rowsperstrip, height)))
+        expected = -(-height // min(page.rowsperstrip, height))
     expected *= planes * page.imagedepth
     parts = list(zip(page.dataoffsets, page.databytecounts, strict=True))
     present = sum(n > 0 and 0 < start <= start + n <= file_bytes for start, n in parts)
@@ -79,6 +81,7 @@ def _check_size(page: tifffile.TiffPage, file_bytes: int) -> None:
         )
     decoded = height * planes * -(-width * (samples // planes) * page.bitspersample // 8)
     stored = sum(page.databytecounts)
-    plain = page.compression == tifffile.COMPRESSION.NONE
-    if decoded > stored * (1 if plain else LARGEST_COMPRESSION) and page.photometric != 6:
+    # YCbCr stores fewer samples of its colours
+    plain = page.compression == 1 and page.photometric != tifffile.PHOTOMETRIC.YCBCR
+    if decoded > stored * (1 if plain else LARGEST_COMPRESSION):
         raise ValueError(f"{height} x {width} pixels are {decoded} bytes, but it holds {stored}")
