@@ -99,14 +99,13 @@ def _decode(image: Image.Image, path: Path) -> np.ndarray:
     """Decodes what Pillow opens."""
     _check_frames(image, path)
     check_samples(image.height, image.width, len(image.getbands()))
-    orientation = _orientation(image, path)
     if image.format == "TIFF":
         if image.tag_v2.get(262) == 0:
             notice("TIFF with white as zero inverted", f"{path} stores white as 0: inverted")
-        pixels = _values(image)
-        # Pillow turns TIFF files itself
-        _note_turned(orientation, path)
-        return pixels
+        _note_turned(image.tag_v2.get(ExifTags.Base.Orientation, 1), path)
+        return _values(image)  # Pillow turns TIFF files itself, and inverts them
+    image.load()  # before a search for EXIF data behind the pixels, which would hide its errors
+    orientation = _orientation(image, path)
     if image.format == "PNG" and _is_deep_colour_png(path):
         return turned(imagecodecs.png_decode(path.read_bytes()), orientation, path)
     return turned(_values(image), orientation, path)
@@ -135,7 +134,7 @@ def _values(image: Image.Image) -> np.ndarray:
 
 
 def _orientation(image: Image.Image, path: Path) -> int:
-    """The orientation tag, 1 to 8, of the file's EXIF or XMP data or of a TIFF; 1 without."""
+    """The orientation tag, 1 to 8, of the file's EXIF or XMP data; 1 without."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except READ_ERRORS as error:

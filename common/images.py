@@ -154,11 +154,12 @@ def _note_small_values(pixels: np.ndarray, white_value: int | None, path: Path) 
     largest, white = int(_split_alpha(pixels)[0].max()), np.iinfo(pixels.dtype).max
     _LARGEST[white] = max(_LARGEST.get(white, 0), largest)
     if 0 < largest == _LARGEST[white] <= white // 4:
+        share = f"{100 * largest / white:.2g}%"
         bits = next(bits for bits in (10, 12, 14, 16, 24, 30) if largest < 2**bits)
         notice(
             "small values in a wide type",
-            f"{path}: its largest value is {largest}, {largest / white:.1%} of the range to {white}"
-            f", so it is dark. If these images hold {bits} bits, set white_value: {2**bits - 1}",
+            f"{path}: its largest value is {largest}, {share} of the range to {white}, so it is "
+            f"dark. If these images hold {bits} bits, set white_value: {2**bits - 1}",
         )
 
 
