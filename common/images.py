@@ -15,7 +15,7 @@ from torch import Tensor
 from common.decoders import file_format, open_regular, read_pixels
 from common.dicom import read_dicom
 from common.image_errors import ImageError
-from common.notices import notice
+from common.notices import is_largest, notice
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -152,8 +152,7 @@ def _note_small_values(pixels: np.ndarray, white_value: int | None, path: Path) 
     if white_value is not None or pixels.dtype.kind != "u" or pixels.dtype.itemsize < 2:
         return
     largest, white = int(_split_alpha(pixels)[0].max()), np.iinfo(pixels.dtype).max
-    _LARGEST[white] = max(_LARGEST.get(white, 0), largest)
-    if 0 < largest == _LARGEST[white] <= white // 4:
+    if is_largest(8 * pixels.dtype.itemsize, largest) and 0 < largest <= white // 4:
         share = f"{100 * largest / white:.2g}%"
         bits = next(bits for bits in (10, 12, 14, 16, 24, 30) if largest < 2**bits)
         notice(
@@ -161,10 +160,6 @@ def _note_small_values(pixels: np.ndarray, white_value: int | None, path: Path) 
             f"{path}: its largest value is {largest}, {share} of the range to {white}, so it is "
             f"dark. If these images hold {bits} bits, set white_value: {2**bits - 1}",
         )
-
-
-_LARGEST: dict[int, int] = {}
-"""Largest value read so far in this process, by the largest value of the type."""
 
 
 def _white(dtype: np.dtype, white_value: int | None) -> int:

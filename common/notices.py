@@ -1,7 +1,7 @@
 """What reading had to guess or to change: said once per kind, then only counted.
 
 The counts are shared with processes that are forked later, such as those that read training images,
-so that each kind is said once for all of them.
+so that each kind is said once for all of them. (Processes that are spawned say it once each.)
 """
 
 import ctypes
@@ -27,6 +27,7 @@ Kind = Literal[
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _COUNTS = RawArray(ctypes.c_int64, len(KINDS))
+_LARGEST = RawArray(ctypes.c_uint64, 65)  # by bits of the type
 
 
 def notice(kind: Kind, message: str) -> None:
@@ -42,7 +43,20 @@ def counts() -> dict[Kind, int]:
     return {kind: n for kind, n in zip(KINDS, _COUNTS, strict=True) if n}
 
 
+def sum_up() -> None:
+    """Logs the counts of what was met more than once; for a program's end."""
+    for kind, n in counts().items():
+        if n > 1:
+            LOG.warning("%d times: %s", n, kind)
+
+
+def is_largest(bits: int, value: int) -> bool:
+    """Whether no file of this many bits per value had a larger one so far; remembers it."""
+    _LARGEST[bits] = max(_LARGEST[bits], value)
+    return _LARGEST[bits] == value
+
+
 def forget() -> None:
-    """Starts counting anew, so that each kind is said again."""
-    for number in range(len(KINDS)):
-        _COUNTS[number] = 0
+    """Starts anew, so that each kind is said again; for a program's start."""
+    for shared in (_COUNTS, _LARGEST):
+        ctypes.memset(shared, 0, ctypes.sizeof(shared))

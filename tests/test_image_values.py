@@ -11,14 +11,14 @@ import tifffile
 import torch
 from PIL import Image
 
-from common import image_errors, images
+from common import image_errors
 from common.config import load_config
 from common.data_settings import DataConfig
 from common.decoders import looks_like_image
 from common.image_sets import ImageSet
 from common.image_store import ImageStore
 from common.images import ImageError, read_image, read_mask, write_image
-from common.notices import counts, forget
+from common.notices import counts, forget, sum_up
 from inpainter.settings import PicardConfig
 from tests.image_files import unit, values, write_png16
 from tests.test_dicom import STORED, write_dicom
@@ -26,9 +26,8 @@ from tests.tiny_runs import tiny_config
 
 
 @pytest.fixture(autouse=True)
-def _anew(monkeypatch):
+def _anew():
     forget()
-    monkeypatch.setattr(images, "_LARGEST", {})
 
 
 def twelve_bits(path: Path) -> Path:
@@ -228,3 +227,14 @@ def test_transparent_colour_of_a_grey_png_is_not_lost_from_a_mask(tmp_path):
     Image.fromarray(np.array([[9, 200], [9, 9]], np.uint8)).save(buffer, "PNG", transparency=9)
     (tmp_path / "a.png").write_bytes(buffer.getvalue())
     assert read_mask(tmp_path / "a.png").tolist() == [[False, True], [False, False]]
+
+
+def test_what_was_counted_is_summed_up_at_a_programs_end(tmp_path, caplog):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(values("u1", 4, 4)).save(tmp_path / "a.png", exif=exif)
+    for _ in range(3):
+        read_image(tmp_path / "a.png")
+    caplog.clear()
+    sum_up()
+    assert caplog.messages == ["3 times: image turned as its orientation tag says"]
