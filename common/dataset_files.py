@@ -14,7 +14,10 @@ import torchvision
 
 from common.datasets import DatasetError, DatasetRow
 
-NPZ_ERRORS = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
+NPZ_ERRORS = (
+    *(OSError, ValueError, EOFError, KeyError, RuntimeError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 """What numpy raises for a file that is no npz, is damaged or holds pickled objects."""
 
 

@@ -32,7 +32,9 @@ class Sample(NamedTuple):
     label: int
     """Class number."""
     name: str
-    """File relative to the dataset's folder, or a number: the same on every disk."""
+    """File relative to the dataset's folder, or a number: the same on every disk.
+
+    "/" between folders; bytes that are not UTF-8 are written as escapes (caf\\xe9.png)."""
 
 
 class ImageSet(Dataset[Sample]):
@@ -49,7 +51,8 @@ class ImageSet(Dataset[Sample]):
         refuse_grey: bool = False,
     ) -> None:
         """items: files, or (N, H, W[, 3]) uint8. size: side in pixels, None = as stored."""
-        self.items, self.labels, self.names = items, np.asarray(labels), list(names)
+        self.items, self.labels = items, np.asarray(labels)
+        self.names = [_in_utf8(name) for name in names]
         self.classes, self.size, self.refuse_grey = tuple(classes), size, refuse_grey
 
     def __len__(self) -> int:
@@ -101,6 +104,11 @@ class ImageSet(Dataset[Sample]):
                 "--one_class_idx and the class folders."
             )
         return self.subset(indices)
+
+
+def _in_utf8(name: str) -> str:
+    """The name with escapes for bytes that are not UTF-8, so that it can be written anywhere."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def load_set(
