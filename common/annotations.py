@@ -15,10 +15,11 @@ import numpy as np
 from scipy import ndimage
 
 from common.box_files import Box, read_box_rows
-from common.decoders import ImageError, file_format
+from common.decoders import file_format
+from common.image_errors import ImageError
 from common.image_folders import find_images, shown_names
 from common.image_names import AnnotationError, ImageNames, OnUnknown
-from common.images import read_image
+from common.images import read_mask
 
 LOG = logging.getLogger(__name__)
 LOSSY_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
@@ -99,7 +100,7 @@ class BoxAnnotations:
 
 @dataclass(frozen=True)
 class MaskAnnotations:
-    """Mask images in a folder, one per annotated image; a pixel above 0 is marked."""
+    """Mask images in a folder, one per annotated image; see common.images.read_mask."""
 
     path: Path
     of_image: dict[str, Path] = field(default_factory=dict)
@@ -121,7 +122,7 @@ class MaskAnnotations:
             raise ImageError(
                 f"Cannot read the mask {path}: {error.strerror or error}. Replace it."
             ) from error
-        labels = read_image(path, channels=1)[0].numpy() > 0
+        labels = read_mask(path)
         if labels.shape != tuple(size):
             raise AnnotationError(
                 f"{path} is {labels.shape} pixels (height, width), {image} is {tuple(size)}; "

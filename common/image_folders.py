@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from common.decoders import ImageError, looks_like_image
+from common.decoders import looks_like_image
+from common.image_errors import ImageError
 from common.images import IMAGE_SUFFIXES
 
 LOG = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from torchvision.transforms.v2.functional import resize
 
 from common.dataset_files import read_cifar, read_medmnist
 from common.datasets import DatasetError, DatasetRow, dataset_row
-from common.decoders import ImageError
+from common.image_errors import ImageError
 from common.image_folders import ImageFolder, find_images, subfolder_names
 from common.images import IMAGE_SUFFIXES, read_image
 
@@ -49,11 +49,16 @@ class ImageSet(Dataset[Sample]):
         classes: Sequence[str],
         size: int | None,
         refuse_grey: bool = False,
+        white_value: int | None = None,
     ) -> None:
-        """items: files, or (N, H, W[, 3]) uint8. size: side in pixels, None = as stored."""
+        """items: files, or (N, H, W[, 3]) uint8. size: side in pixels, None = as stored.
+
+        white_value: the stored value that means white in files, as read_image takes it.
+        """
         self.items, self.labels = items, np.asarray(labels)
         self.names = [_in_utf8(name) for name in names]
         self.classes, self.size, self.refuse_grey = tuple(classes), size, refuse_grey
+        self.white_value = white_value
 
     def __len__(self) -> int:
         return len(self.names)
@@ -69,7 +74,7 @@ class ImageSet(Dataset[Sample]):
         if isinstance(item, np.ndarray):
             pixels = item if item.ndim == 3 else np.repeat(item[:, :, None], 3, axis=2)
             return torch.from_numpy(pixels.transpose(2, 0, 1).copy()).float() / 255
-        image = read_image(item)
+        image = read_image(item, white_value=self.white_value)
         if image.shape[0] == 3:
             return image
         if self.refuse_grey:
@@ -118,18 +123,22 @@ def load_set(
     *,
     size: int | None = None,
     refuse_grey: bool = False,
+    white_value: int | None = None,
 ) -> ImageSet:
     """The train or test split of a dataset below data_root.
 
-    size: side in pixels; None = the table's. Raises DatasetError where files or class folders are
-    missing, saying what to download and what tree is expected.
+    size: side in pixels; None = the table's. white_value: of files, as read_image takes it.
+    Raises DatasetError where files or class folders are missing, saying what to download and what
+    tree is expected.
     """
     if split not in ("train", "test"):
         raise DatasetError(f"a split is train or test, got {split!r}")
     row = dataset_row(name)
     match row.source:
         case "folders":
-            return _from_folders(row, Path(data_root), split, size or row.size, refuse_grey)
+            images = _from_folders(row, Path(data_root), split, size or row.size, refuse_grey)
+            images.white_value = white_value
+            return images
         case "cifar":
             pixels, labels = read_cifar(row, Path(data_root), split)
         case "medmnist":
@@ -168,6 +177,7 @@ def contaminate(normals: ImageSet, anomalies: ImageSet, ratio: float) -> ImageSe
         classes=normals.classes,
         size=normals.size,
         refuse_grey=normals.refuse_grey,
+        white_value=normals.white_value,
     )
 
 

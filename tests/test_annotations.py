@@ -10,8 +10,9 @@ from PIL import Image
 
 from common.annotations import boxes_to_labels, labels_to_boxes, read_annotations
 from common.box_files import MAX_BYTES, Box
+from common.image_errors import ImageError
 from common.image_names import AnnotationError, ImageNames
-from common.images import ImageError, write_image
+from common.images import write_image
 
 IMAGES = ["a.png", "sub/b.png", "c.png"]
 HEADER = "image,top,left,height,width,label\n"
