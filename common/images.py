@@ -4,7 +4,6 @@ C channels (1 grey, 3 RGB), H W in pixels. Values are divided by the largest val
 type (255 for 8 bits, 65535 for 16), never by the largest value in the image.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -26,50 +25,6 @@ IMAGE_SUFFIXES = (
 )
 GREY_WEIGHTS = (0.299, 0.587, 0.114)
 """ITU-R BT.601 luma of R, G, B."""
-
-
-def list_images(folder: Path, recursive: bool) -> list[Path]:
-    """The image files of a folder, sorted; with recursive also those of its subfolders.
-
-    Hidden files (a leading dot) are left out. Raises ImageError where the folder is missing or has
-    no image in it.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        what = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise ImageError(f"The image folder {folder} {what}. Absolute path: {folder.absolute()}.")
-    found = _images_below(folder) if recursive else _images_in(folder)
-    if found:
-        return sorted(found)
-    hint = ""
-    if not recursive and _images_below(folder):
-        hint = " Its subfolders have some: set data_with_subfolder: true to take those."
-    raise ImageError(
-        f"No image in {folder}. Expected files that end in {', '.join(IMAGE_SUFFIXES)}.{hint}"
-    )
-
-
-def _images_in(folder: Path) -> list[Path]:
-    """The image files directly in a folder."""
-    return [path for path in folder.iterdir() if _is_image_name(path.name) and path.is_file()]
-
-
-def _images_below(folder: Path) -> list[Path]:
-    """The image files in a folder and its subfolders, linked ones too, each folder once."""
-    found: list[Path] = []
-    seen: set[str] = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in seen:
-            folders.clear()  # a link that leads back
-            continue
-        seen.add(real)
-        found += [Path(parent, name) for name in names if _is_image_name(name)]
-    return found
-
-
-def _is_image_name(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
 def read_image(

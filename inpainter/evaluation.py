@@ -162,16 +162,13 @@ def find_sources(settings: EvaluationSettings, images: Sequence[str]) -> Sources
     Raises AnnotationError where they do not match, EvaluationError for a missing folder of images.
     """
     unknown = settings.on_unknown_image
-    annotations = read_annotations(settings.annotations, images, on_unknown=unknown)
+    remedy = "skip such annotations with --on_unknown_image skip"
+    annotations = read_annotations(settings.annotations, images, on_unknown=unknown, remedy=remedy)
     ignore_masks = None
     if settings.ignore_masks is not None:
-        ignore_masks = find_masks(settings.ignore_masks, images, on_unknown=unknown)
+        ignore_masks = find_masks(settings.ignore_masks, images, on_unknown=unknown, remedy=remedy)
     if settings.image_dir is not None and not settings.image_dir.is_dir():
         raise EvaluationError(f"No folder of images {settings.image_dir}. Correct --image_dir.")
-    for kind in (annotations, ignore_masks):
-        if kind is not None and kind.skipped:
-            LOG.warning("%s: %d of unknown images: %s", kind.path, len(kind.skipped),
-                        ", ".join(kind.skipped))  # fmt: skip
     return Sources(annotations, ignore_masks, settings.image_dir, settings.inside_tissue)
 
 

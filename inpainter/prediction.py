@@ -16,7 +16,8 @@ from tqdm import tqdm
 from common.annotations import Annotations, read_annotations
 from common.checkpoint import CheckpointError, resolve_step, save_text_atomic
 from common.config import REPOSITORY, config_to_yaml, resolve_path
-from common.images import ImageError, list_images, read_image
+from common.image_folders import list_images
+from common.images import ImageError, read_image
 from common.prefetch import prefetched
 from common.run_log import write_run_record
 from common.runtime import resolve_device, tf32_products
@@ -83,7 +84,12 @@ def predict(config: PicardConfig, options: PredictionOptions) -> PredictionResul
     device = resolve_device(config.device, allow_gpu=config.cuda)
     scorer, step = load_scorer(config, options, device)
     image_dir = image_folder(config, options)
-    paths = list_images(image_dir, recursive=config.data_with_subfolder)
+    paths = list_images(
+        image_dir,
+        recursive=config.data_with_subfolder,
+        on_bad=config.test.on_bad_image,
+        remedy="set data_with_subfolder: true",
+    )
     names = {path.relative_to(image_dir).as_posix(): path for path in paths}
     annotations = None
     if options.annotations is not None:
