@@ -89,7 +89,7 @@ PositiveShare = Annotated[float, Range(0, 1, "(]")]
 Weight = Annotated[float, AtLeast(0, 10**6)]
 """Weight of a term of a loss."""
 LearningRate = Annotated[float, Range(1e-12, 1000)]
-GradientNorm = Annotated[float, Range(1e-8, 1e8)]
+GradientNorm = Annotated[float, Range(1e-8, 10**8)]
 Steps = Annotated[int, AtLeast(1, 10**9)]
 """A number of steps, epochs or batches, or how many lie between two events."""
 BatchSize = Annotated[int, AtLeast(1, 2**16)]

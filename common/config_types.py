@@ -249,9 +249,9 @@ def describe_type(annotation: Any) -> str:
 def remedy(value: Any, annotation: Any) -> str:
     """Returns what to write instead of a value of the wrong type, "" where nothing is obvious."""
     if get_origin(annotation) is Literal:
-        choices = [str(choice) for choice in get_args(annotation)]
-        close = get_close_matches(str(value)[:100], choices, 1)
-        return f". Did you mean {close[0]!r}?" if close else ""
+        choices = {str(choice).lower(): str(choice) for choice in get_args(annotation)}
+        close = get_close_matches(str(value)[:100].lower(), choices, 1)
+        return f". Did you mean {choices[close[0]]!r}?" if close else ""
     if get_origin(annotation) is tuple:
         return f". Write [{shorten(str(value))}]" if isinstance(value, str | int | float) else ""
     if annotation is str and isinstance(value, Plain | int | float) and value != "":

@@ -4,6 +4,7 @@ What is read is a part of YAML without surprises: one mapping, no tags, no alias
 few and shallow values. Files come from strangers, too, beside their checkpoints and heatmaps.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import yaml
 from common.config_text import Plain, meaning, read_otherwise, shorten
 from common.config_types import REPOSITORY, ConfigError
 
-MOST_BYTES = 256 * 1024
-MOST_VALUES = 10_000
+MOST_BYTES = 128 * 1024
+MOST_VALUES = 2000
 MOST_LEVELS = 20
+DEEP = re.compile(r"([\[{]\s*){40}")
+"""Brackets that PyYAML would look through slowly before it comes to the first."""
 
 
 class SettingsLoader(yaml.SafeLoader):
@@ -55,6 +58,8 @@ def parse_text(text: str) -> Any:
     """
     if len(text) > MOST_BYTES:
         raise yaml.YAMLError(f"{len(text)} characters; settings have at most {MOST_BYTES}")
+    if DEEP.search(text):
+        raise yaml.YAMLError(f"values are nested more than {MOST_LEVELS} deep")
     loader = SettingsLoader(text)
     try:
         node = loader.get_single_node()
@@ -145,7 +150,8 @@ def explain(error: yaml.YAMLError) -> str:
     if isinstance(error, yaml.reader.ReaderError):
         return f"character {error.character:#x} at position {error.position} is not allowed"
     mark = getattr(error, "problem_mark", None)
-    problem = " ".join(str(getattr(error, "problem", None) or error).split())
+    parts = (getattr(error, "context", None), getattr(error, "problem", None))
+    problem = " ".join(", ".join(filter(None, parts)).split() or str(error).split())
     if "'\\t'" in problem:
         problem += "; indent with blanks, not tabs"
     where = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
