@@ -98,6 +98,9 @@ class DiffusionConfig:
         strip = self.strip_steps
         require(len(strip) > 0, "diffusion.strip_steps", strip, "needs one step or more")
         require(max(strip) < self.timesteps, "diffusion.strip_steps", strip, below)
+        sampling = self.sampling_timesteps
+        expected = f"must not be more than diffusion.timesteps = {self.timesteps}"
+        require(sampling <= self.timesteps, "diffusion.sampling_timesteps", sampling, expected)
         ok = not self.dilation or self.side >= 32
         require(ok, "diffusion.dilation", self.dilation, "needs an image_size of 32 or more")
 
@@ -131,6 +134,13 @@ class DdpmConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    def warnings(self) -> list[str]:
+        """What is allowed and probably not meant."""
+        label, index = self.diffusion.on_label, self.data.one_class_idx
+        if None in (label, index) or label == index:
+            return []
+        return [f"on_label is {label} and one_class_idx {index}: class {label} is trained on"]
 
     @property
     def normal_class(self) -> int:

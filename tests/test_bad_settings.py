@@ -394,7 +394,7 @@ def test_numbers_are_refused_without_a_file_too(cls: type, name: str) -> None:
             "dim=8000000", "dim=12", "dim_mults=[0]", "dim_mults=[-1, 2]", "dim_mults=[]",
             "timesteps=1000000000000", "timesteps=50", "num_samples=1000000000",
             "gradient_accumulate_every=1000000000000000", "strip_steps=[]", "strip_steps=[1000]",
-            "steps=1000", "adam_betas=[0.9, 1.0]", "ema_decay=1.0", "ratio=0",
+            "steps=1000", "sampling_timesteps=1001", "adam_betas=[0.9, 1.0]", "ema_decay=1.0", "ratio=0",
         )),
     ],
 )  # fmt: skip
@@ -412,6 +412,13 @@ def test_warm_up_longer_than_the_run_is_refused_or_said() -> None:
         ContrastiveConfig(epochs=20, warmup=21)
     (warning,) = DiaConfig(contrastive=ContrastiveConfig(epochs=1)).warnings()
     assert "the learning rate never reaches its peak" in warning
+
+
+def test_two_names_of_one_setting_that_differ_are_said() -> None:
+    file_and_flag = ["data.one_class_idx=0", "diffusion.on_label=1"]
+    config = load_config(DdpmConfig, None, file_and_flag)
+    assert config.warnings() == ["on_label is 1 and one_class_idx 0: class 1 is trained on"]
+    assert load_config(DdpmConfig, None, ["data.one_class_idx=0"]).warnings() == []
 
 
 # --- Devices and folders ---
