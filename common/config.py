@@ -10,35 +10,39 @@ import logging
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from common.config_help import describe_settings
+from common.config_rules import PathText
+from common.config_text import Plain, meaning, shorten, show
 from common.config_types import (
     REPOSITORY,
     ConfigError,
-    PathText,
+    check_fields,
     convert,
     is_path,
     leaf_types,
+    may_be_none,
     require,
-    require_at_least,
     section_types,
     takes_text,
 )
-from common.config_yaml import parse_value, read_yaml, write_yaml
+from common.config_yaml import parse_value, read_settings, read_yaml, unquoted, write_yaml
 
 __all__ = [
     "REPOSITORY",
     "ConfigError",
     "PathText",
     "add_common_arguments",
+    "check_fields",
     "config_from_dict",
     "config_to_dict",
     "config_to_yaml",
     "load_config",
     "load_from_arguments",
+    "read_yaml",
     "require",
-    "require_at_least",
     "resolve_path",
 ]
 
@@ -53,11 +57,13 @@ def load_config(cls: type[Settings], path: Path | None, overrides: Sequence[str]
     overrides: "train.lr=1.0e-4", the value as it would stand in YAML; later ones win.
     Raises ConfigError.
     """
-    values = {} if path is None else flat_values(cls, read_yaml(path), str(path))
+    values = {} if path is None else flat_values(cls, read_settings(path), str(path))
+    origins: dict[str, str] = {}
     for text in overrides:
-        values |= parse_override(cls, text)
-    source = " ".join([str(path or "default settings"), *(f"--set {text}" for text in overrides)])
-    return build(cls, values, source)
+        value = parse_override(cls, text)
+        values |= value
+        origins |= dict.fromkeys(value, f"--set {shorten(text)}")
+    return build(cls, values, str(path or "default settings"), origins)
 
 
 def config_from_dict(cls: type[Settings], data: Mapping[str, Any], source: str) -> Settings:
@@ -84,17 +90,18 @@ def config_to_yaml(config: Any) -> str:
 def resolve_path(value: str | None, key: str, *, root: Path = REPOSITORY) -> Path:
     """Returns the absolute path that a setting names; it need not exist.
 
-    Relative paths start at root, the repository's. The published files write train_data_path
-    relative to inpainter/: a path that exists only there is taken, with a warning.
+    ~ is the home folder. Relative paths start at root, the repository's. The published files write
+    train_data_path relative to inpainter/: data that exist only there are taken, with a warning.
     Raises ConfigError if the setting is none. key: the setting's dotted key, for messages.
     """
     if value is None:
         raise ConfigError(
             f"{key} is not set. Put it in the settings file or pass --set {key}=PATH.", key=key
         )
-    path = Path(value).expanduser()
+    path = without_tilde(value, key)
     there, published = root / path, root / "inpainter" / path
-    if path.is_absolute() or there.exists() or not published.exists():
+    is_input = key.endswith("data_path") or key == "train.resume"
+    if path.is_absolute() or not is_input or there.exists() or not published.exists():
         return path if path.is_absolute() else there.resolve()
     LOG.warning(
         "%s: %s is not in the repository's root but in inpainter/; that one is used. "
@@ -103,6 +110,14 @@ def resolve_path(value: str | None, key: str, *, root: Path = REPOSITORY) -> Pat
         value,
     )
     return published.resolve()
+
+
+def without_tilde(value: str, key: str) -> Path:
+    """Returns a path with ~ or ~user expanded; raises ConfigError where there is no such home."""
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{key}: no home folder is known for {show(value)}.", key=key) from None
 
 
 def add_common_arguments(
@@ -126,7 +141,7 @@ def add_common_arguments(
     if "device" in leaf_types(cls):
         parser.add_argument("--device", help="auto, cpu, cuda, cuda:1 or mps")
     if "seed" in leaf_types(cls):
-        parser.add_argument("--seed", type=int, help="seed of everything random")
+        parser.add_argument("--seed", metavar="N", help="seed of everything random")
     parser.add_argument(
         "--dry_run", action="store_true", help="print the resolved settings and stop"
     )
@@ -159,11 +174,19 @@ def flat_values(
         key = f"{prefix}{name}"
         if key in section_types(cls):
             if not isinstance(value, Mapping):
-                shown = "is empty" if value is None else f"is a section, got {value!r}"
+                empty = value is None or (isinstance(value, Plain) and meaning(value) is None)
+                shown = "is empty" if empty else f"is a section, got {show(value)}"
                 raise ConfigError(f"{source}: {key} {shown}; indent its keys below it.", key=key)
-            values |= flat_values(cls, value, source, f"{key}.")
+            found = flat_values(cls, value, source, f"{key}.")
         else:
-            values[key] = typed(cls, key, value, source)
+            found = {key: typed(cls, key, value, source)}
+        for twice in found.keys() & values.keys():
+            section, _, last = twice.rpartition(".")
+            raise ConfigError(
+                f"{source}: {twice} is given twice: as {twice}, and as {last} below {section}.",
+                key=twice,
+            )
+        values |= found
     return values
 
 
@@ -171,7 +194,8 @@ def typed(cls: type, key: str, value: Any, source: str) -> Any:
     """Returns one setting's value as its type; raises a ConfigError that starts with the source."""
     leaves = leaf_types(cls)
     if key not in leaves:
-        raise ConfigError(f"{source}: unknown key {key!r}. {suggestion(cls, key)}", key=key)
+        shown = shorten(repr(key))
+        raise ConfigError(f"{source}: unknown key {shown}. {suggestion(cls, key[:100])}", key=key)
     try:
         return convert(value, leaves[key], key)
     except ConfigError as error:
@@ -198,20 +222,49 @@ def parse_override(cls: type, text: str) -> dict[str, Any]:
     """
     key, equals, written = (part.strip() for part in text.partition("="))
     if not equals:
-        raise ConfigError(f"--set {text}: expected KEY=VALUE, for instance train.lr=1.0e-4.")
+        shown = shorten(text)
+        raise ConfigError(f"--set {shown}: expected KEY=VALUE, for instance train.lr=1.0e-4.")
     if key in section_types(cls):
-        raise ConfigError(f"--set {text}: {key} is a section; set a key in it, {key}.NAME=VALUE.")
+        shown = shorten(text)
+        raise ConfigError(f"--set {shown}: {key} is a section; set a key in it, {key}.NAME=VALUE.")
     kind = leaf_types(cls).get(key)
-    value = typed(cls, key, parse_value(written, literal=takes_text(kind)), "--set")
-    if is_path(kind) and value is not None:
-        value = str(Path(value).expanduser().absolute())
+    value = command_line_text(written, kind) if takes_text(kind) else parse_value(written)
+    value = typed(cls, key, value, "--set")
+    if is_path(kind) and value:
+        value = str(without_tilde(value, key).absolute())
     return {key: value}
 
 
+def command_line_text(written: str, kind: Any) -> str | None:
+    """Returns what was typed for a setting that is text: itself, whatever YAML would read in it.
+
+    Where none is a value of the setting, null, none, ~ and nothing at all say so.
+    """
+    if written == "" or (may_be_none(kind) and written.lower() in ("~", "null", "none")):
+        return None
+    return unquoted(written)
+
+
 def build(
-    cls: type[Settings], values: Mapping[str, Any], source: str, prefix: str = ""
+    cls: type[Settings],
+    values: Mapping[str, Any],
+    source: str,
+    origins: Mapping[str, str] = MappingProxyType({}),
 ) -> Settings:
-    """Returns the dataclass with these values by dotted key; raises its ConfigError with source."""
+    """Returns the dataclass with these values by dotted key; raises ConfigError.
+
+    source: where they come from. origins: dotted key -> what on the command line set it instead.
+    """
+    try:
+        return construct(cls, values)
+    except ConfigError as error:
+        key = (error.key or "").partition("[")[0]
+        others = f"{source} with the command line's settings" if origins else source
+        raise ConfigError(f"{origins.get(key, others)}: {error}", key=error.key) from None
+
+
+def construct(cls: type[Settings], values: Mapping[str, Any], prefix: str = "") -> Settings:
+    """Returns the dataclass with these values by dotted key; raises its own ConfigError."""
     arguments: dict[str, Any] = {}
     sections = section_types(cls)
     for field in dataclasses.fields(cls):
@@ -219,8 +272,5 @@ def build(
         if key in values:
             arguments[field.name] = values[key]
         elif field.name in sections:
-            arguments[field.name] = build(sections[field.name], values, source, f"{key}.")
-    try:
-        return cls(**arguments)
-    except ConfigError as error:
-        raise ConfigError(f"{source}: {error}", key=error.key) from None
+            arguments[field.name] = construct(sections[field.name], values, f"{key}.")
+    return cls(**arguments)

@@ -7,8 +7,8 @@ For programs whose published flags are flat (`--lr_init 0.1`) while their settin
 import argparse
 import logging
 from collections.abc import Collection, Mapping
-from types import MappingProxyType, NoneType
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from types import MappingProxyType
+from typing import Any, TypeVar, get_args, get_origin
 
 from common.config import (
     ConfigError,
@@ -17,8 +17,16 @@ from common.config import (
     parse_override,
     typed,
 )
-from common.config_types import leaf_types
-from common.config_yaml import parse_value, read_yaml
+from common.config_text import NUMBER, Plain, shorten
+from common.config_types import (
+    kinds_of,
+    leaf_types,
+    literal_choices,
+    may_be_none,
+    takes_text,
+    without_rules,
+)
+from common.config_yaml import read_settings
 
 LOG = logging.getLogger(__name__)
 Settings = TypeVar("Settings")
@@ -47,7 +55,7 @@ def add_flags(parser: argparse.ArgumentParser, cls: type, *, without: Collection
             continue
         annotation = leaf_types(cls)[key]
         options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": f"= {key}"}
-        choices = _choices(annotation)
+        choices = [c for kind in kinds_of(annotation) for c in literal_choices(kind)]
         if annotation is bool:
             options["action"] = argparse.BooleanOptionalAction
         elif _is_list(annotation):
@@ -71,58 +79,60 @@ def load_from_flags(
     the settings' own warnings() says, where the class has such a method.
     """
     values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
     source = str(args.config or "default settings")
     if args.config is not None:
-        data = {k: v for k, v in read_yaml(args.config).items() if k not in other_sections}
+        data = {k: v for k, v in read_settings(args.config).items() if k not in other_sections}
         values |= flat_values(cls, data, source)
     for text in args.overrides:
-        values |= parse_override(cls, text)
+        value = parse_override(cls, text)
+        values |= value
+        origins |= dict.fromkeys(value, f"--set {shorten(text)}")
     for name, key in (flag_keys(cls) | redirect).items():
         given = getattr(args, name, None)
         if given is not None:
             values |= _flag_value(cls, name, key, given)
-    config = build(cls, values, source)
+            origins[key] = f"--{name}"
+    config = build(cls, values, source, origins)
     for warning in getattr(config, "warnings", list)():
         LOG.warning("%s: %s", source, warning)
     return config
 
 
-def _flag_value(cls: type, name: str, key: str, given: Any) -> dict[str, Any]:
+def _flag_value(cls: type, name: str, key: str, given: str | bool | list[str]) -> dict[str, Any]:
+    annotation = leaf_types(cls)[key]
     try:
-        if isinstance(given, list) and _is_number_list(leaf_types(cls)[key]):
-            given = [parse_value(_as_float_text(text)) for text in given]
-        if isinstance(given, list | bool | int):
-            return {key: typed(cls, key, given, "the command line")}
-        if float in (leaf_types(cls)[key], *get_args(leaf_types(cls)[key])):
-            given = _as_float_text(given)
-        return parse_override(cls, f"{key}={given}")
+        if isinstance(given, list):
+            return {key: typed(cls, key, _list_value(given, annotation), f"--{name}")}
+        if isinstance(given, bool):
+            return {key: given}
+        if takes_text(annotation):
+            return parse_override(cls, f"{key}={given}")
+        value = Plain(_as_float_text(given) if float in kinds_of(annotation) else given)
+        return {key: typed(cls, key, value, f"--{name}")}
     except ConfigError as error:
-        message = str(error).removeprefix(f"--set {key}={given}: ").removeprefix("--set: ")
+        message = str(error).removeprefix("--set: ").removeprefix(f"--{name}: ")
         raise ConfigError(f"--{name}: {message}", key=key) from None
 
 
+def _list_value(given: list[str], annotation: Any) -> list[str] | None:
+    """The words behind a flag as a list of what the setting holds, for typed."""
+    if may_be_none(annotation) and [word.lower() for word in given] == ["none"]:
+        return None
+    (kind,) = kinds_of(annotation)
+    elements = {without_rules(element) for element in get_args(kind)} - {Ellipsis}
+    if float in elements:
+        return [Plain(_as_float_text(word)) for word in given]
+    return [Plain(word) for word in given] if int in elements else list(given)
+
+
 def _is_list(annotation: Any) -> bool:
-    members = [annotation, *get_args(annotation)]
-    return any(get_origin(member) is tuple for member in members)
-
-
-def _is_number_list(annotation: Any) -> bool:
-    members = [annotation, *get_args(annotation)]
-    elements = [get_args(member) for member in members if get_origin(member) is tuple]
-    return any(element in (int, float) for inner in elements for element in inner)
-
-
-def _choices(annotation: Any) -> tuple[Any, ...]:
-    members = [m for m in (annotation, *get_args(annotation)) if m is not NoneType]
-    return next((get_args(m) for m in members if get_origin(m) is Literal), ())
+    return any(get_origin(kind) is tuple for kind in kinds_of(annotation))
 
 
 def _as_float_text(text: str) -> str:
     """The number as YAML writes it: 1e-6, which YAML takes for text, becomes 1.0e-06."""
-    if text.lstrip("+-").isdigit():
+    if text.lstrip("+-").isdigit() or not NUMBER.fullmatch(text):
         return text
-    try:
-        number = repr(float(text))
-    except ValueError:
-        return text
+    number = repr(float(text))
     return number if "." in number or "e" not in number else number.replace("e", ".0e")

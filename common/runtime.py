@@ -24,13 +24,13 @@ class RuntimeSetupError(UserError):
     """The wanted device or process group cannot be had on this machine."""
 
 
-def resolve_device(name: str, allow_gpu: bool = True) -> torch.device:
+def resolve_device(name: str, allow_gpu: bool = True, *, gpu: int = 0) -> torch.device:
     """Turns a device setting into a device that this machine has.
 
     name: auto, cpu, cuda, cuda:<number> or mps. auto is CUDA where there is one and allow_gpu,
-    else the CPU; mps only where it is asked for. Under torchrun auto and cuda are the GPU of this
-    process's local rank. allow_gpu restrains auto alone: a device that is named is taken.
-    Raises RuntimeSetupError where the name is unknown or the device is not there.
+    else the CPU; mps only where it is asked for. auto and cuda are the GPU of the number `gpu`, and
+    under torchrun that of this process's local rank. allow_gpu restrains auto alone: a device that
+    is named is taken. Raises RuntimeSetupError where the name is unknown or the device not there.
     """
     kind, _, number = name.partition(":")
     if kind not in ("auto", "cpu", "cuda", "mps") or (
@@ -53,7 +53,7 @@ def resolve_device(name: str, allow_gpu: bool = True) -> torch.device:
             f"Device '{name}' was asked for, but this PyTorch ({torch.__version__}) sees no GPU. "
             "Use auto or cpu, or install a PyTorch built for CUDA and its driver."
         )
-    index = int(number or os.environ.get("LOCAL_RANK", "0"))
+    index = int(number or os.environ.get("LOCAL_RANK", gpu))
     there = torch.cuda.device_count()
     if index >= there:
         raise RuntimeSetupError(

@@ -4,9 +4,25 @@
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from common.config import PathText, require, require_at_least
+from common.config import PathText, check_fields, require
+from common.config_rules import (
+    AtLeast,
+    BatchSize,
+    Channels,
+    DeviceText,
+    LearningRate,
+    NameText,
+    PositiveShare,
+    Processes,
+    Range,
+    Samples,
+    Seed,
+    Share,
+    Steps,
+    Weight,
+)
 from common.data_settings import DataConfig
 from dia.encoders import EncoderName
 from dia.features import Seeding
@@ -20,6 +36,10 @@ from diffusion_models.settings import DiffusionConfig
 
 OodScore = Literal["CSI", "simclr", "clean_norm", "similar", "baseline", "baseline_marginalized"]
 BANK_SCORES = ("CSI", "simclr")
+Hundreds = Annotated[float, AtLeast(0, 1000)]
+"""A number of diffusion steps, in hundreds."""
+PUBLISHED_WARMUP = 10
+"""In a run of fewer epochs it is warned about, not refused."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +48,11 @@ class ContrastiveConfig:
 
     model: EncoderName = "resnet18_imagenet"
     """Encoder; the small-image ones (resnet18, 34, 50) suit images of about 32²."""
-    width: int = 64
+    width: Channels = 64
     """Channels of the first stage of a small-image encoder."""
     mode: Mode = "simclr"
     """simclr, simclr_CSI (shifted views) or simclr_DIA (and dissolved negatives)."""
-    simclr_dim: int = 128
+    simclr_dim: Annotated[int, AtLeast(1, 2**16)] = 128
     """Width of the contrastive head."""
     shift_trans_type: str = "none"
     """Shift transform; see dia/shifts.py."""
@@ -46,55 +66,55 @@ class ContrastiveConfig:
     """Whether an image's own dissolved copies count among its negatives (naive)."""
     diffusion_scheduler: DiffusionScheduler = "uniform"
     """Distribution of the dissolving steps."""
-    diff_resolution: int = 32
+    diff_resolution: Annotated[int, AtLeast(1, 2**12)] = 32
     """Side in pixels at which images are dissolved."""
-    diffusion_offset: float = 0.3
+    diffusion_offset: Hundreds = 0.3
     """Least dissolving, in hundreds of steps."""
-    diffusion_upper_offset: float = 1.0
+    diffusion_upper_offset: Hundreds = 1.0
     """Most dissolving, in hundreds of steps."""
-    contamination_ratio: float = 0.0
+    contamination_ratio: Share = 0.0
     """Share of anomalies among the training images."""
-    kernel_size: int = 7
+    kernel_size: Annotated[int, AtLeast(1, 1023)] = 7
     """Side of the blurs' kernel in pixels, odd."""
     resize_to_constant: bool = False
     """Blur at diff_resolution."""
     blur_all_views: bool = True
     """Blur the positive views too, as published; false blurs the negatives alone."""
-    resize_factor: float = 0.08
+    resize_factor: PositiveShare = 0.08
     """Least area of the random crop, as a fraction of the image's."""
     resize_fix: bool = False
     """Crop to exactly resize_factor."""
-    sim_lambda: float = 1.0
+    sim_lambda: Weight = 1.0
     """Weight of the contrastive loss."""
-    simsiam_lambda: float = 1.0
+    simsiam_lambda: Weight = 1.0
     """Weight of the SimSiam loss of the *_simsiam models."""
-    temperature: float = 0.5
+    temperature: Annotated[float, Range(1e-6, 1e6)] = 0.5
     """Temperature of the similarities."""
-    epochs: int = 1000
+    epochs: Steps = 1000
     """Passes over the training images."""
-    max_batches: int | None = 201
+    max_batches: Steps | None = 201
     """Batches of a pass at most; none = all of them."""
-    batch_size: int = 128
+    batch_size: BatchSize = 128
     """Images per batch and process; the published runs with 4 shifts use 32."""
     optimizer: Literal["lars", "sgd"] = "lars"
     """Both with momentum 0.9."""
     lr_scheduler: LrScheduler = "cosine"
     """Decay after the warm-up."""
-    warmup: int = 10
+    warmup: Annotated[int, AtLeast(0, 10**9)] = 10
     """Epochs over which the rate climbs from lr_init to ten times that."""
-    lr_init: float = 0.1
+    lr_init: LearningRate = 0.1
     """Learning rate at the start."""
-    weight_decay: float = 1.0e-6
+    weight_decay: Annotated[float, Range(0, 1000)] = 1.0e-6
     """Weight decay of the encoder and of the linear probe."""
     select_by: Literal["test", "val", "last"] = "test"
     """What chooses best_*.model: test AUROC, as published, held-out training images, or nothing."""
-    val_fraction: float = 0.1
+    val_fraction: Annotated[float, Range(0, 1, "()")] = 0.1
     """Share of the training images that select_by val holds out."""
-    error_step: int = 5
+    error_step: Steps = 5
     """Accepted and unused, as in the published code."""
-    save_step: int = 10
+    save_step: Steps = 10
     """Epochs between checkpoints last.model."""
-    eval_step: int | None = None
+    eval_step: Steps | None = None
     """Epochs between evaluations for select_by; none = save_step."""
     resume_path: PathText | None = None
     """Run folder to go on with."""
@@ -102,14 +122,15 @@ class ContrastiveConfig:
     """Weights (*.model) to start from, or to evaluate."""
     no_strict: bool = False
     """Take what fits of load_path."""
-    suffix: str | None = None
+    suffix: NameText | None = None
     """Ending of the run folder's name."""
-    local_rank: int = 0
+    local_rank: Processes = 0
     """Accepted and unused: torchrun says the rank."""
     run_dir: PathText | None = None
     """Run folder; none = logs/<dataset>_<model>_…."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "contrastive")
         names = shift_names()
         shown = ", ".join(names)
         ok = self.shift_trans_type in names
@@ -118,27 +139,15 @@ class ContrastiveConfig:
         kind = parse_shift(self.shift_trans_type)
         ok = self.mode == "simclr" or kind.count > 1
         require(ok, key, self.shift_trans_type, f"mode {self.mode} needs a shift transform")
-        counts = (
-            "epochs",
-            "batch_size",
-            "save_step",
-            "eval_step",
-            "max_batches",
-            "diff_resolution",
-        )
-        require_at_least(1, self, "contrastive", counts)
-        require_at_least(0, self, "contrastive", ("warmup", "lr_init", "weight_decay"))
-        shares = ("resize_factor", "val_fraction")
-        for name in shares:
-            value = getattr(self, name)
-            require(0 < value <= 1, f"contrastive.{name}", value, "must be in (0, 1]")
         low, high = self.diffusion_offset, self.diffusion_upper_offset
-        ok = 0 <= low <= high or (low, high) == (0.3, 0.0)
-        require(ok, "contrastive.diffusion_offset", (low, high), "must be 0 <= offset <= upper")
-        require(self.temperature > 0, "contrastive.temperature", self.temperature, "must be > 0")
-        ok = 0 <= self.contamination_ratio < 1
-        key = "contrastive.contamination_ratio"
-        require(ok, key, self.contamination_ratio, "must be in [0, 1)")
+        ok = low <= high or (low, high) == (0.3, 0.0)
+        expected = f"must be <= contrastive.diffusion_upper_offset = {high}"
+        require(ok, "contrastive.diffusion_offset", low, expected)
+        odd = self.kernel_size % 2 == 1
+        require(odd, "contrastive.kernel_size", self.kernel_size, "must be odd")
+        ok = self.warmup <= max(self.epochs, PUBLISHED_WARMUP)
+        expected = f"must not be more than contrastive.epochs = {self.epochs}"
+        require(ok, "contrastive.warmup", self.warmup, expected)
 
     @property
     def crop_scale(self) -> tuple[float, float]:
@@ -156,21 +165,21 @@ class EvaluationConfig:
     """Scores: CSI or simclr for ood_pre, the others for ood."""
     ood_layer: tuple[Literal["simclr", "shift", "penultimate"], ...] = ("simclr", "shift")
     """Features: what clean_norm and similar use (the first), what ood_pre caches."""
-    ood_samples: int = 1
+    ood_samples: Samples = 1
     """Augmented samples of each image and shift."""
-    ood_batch_size: int = 100
+    ood_batch_size: BatchSize = 100
     """Accepted and unused, as in the published code."""
-    test_batch_size: int = 100
+    test_batch_size: BatchSize = 100
     """Images per forward pass."""
-    eval_resize_factor: float | None = None
+    eval_resize_factor: PositiveShare | None = None
     """Least area of the evaluation's crops; none = resize_factor."""
     eval_resize_fix: bool | None = None
     """Crop to exactly that; none = resize_fix."""
     seeding: Seeding = "per_image"
     """Augment by image (scores independent of batches), or by place in the batch (published)."""
-    select_ood_samples: int = 10
+    select_ood_samples: Samples = 10
     """Samples of the evaluations during training; their crops take 0.54 of the area or more."""
-    bootstrap_samples: int = 1000
+    bootstrap_samples: Annotated[int, AtLeast(0, 10**6)] = 1000
     """Draws of the bootstrap intervals."""
     cache_features: bool = True
     """Keep features beside the checkpoint and use them again while nothing has changed."""
@@ -182,41 +191,49 @@ class EvaluationConfig:
     """Where results go; none = eval_<mode> beside the checkpoint."""
 
     def __post_init__(self) -> None:
-        counts = ("ood_samples", "test_batch_size", "select_ood_samples")
-        require_at_least(1, self, "evaluation", counts)
-        require(bool(self.ood_score), "evaluation.ood_score", self.ood_score, "names no score")
-        factor = self.eval_resize_factor
-        ok = factor is None or 0 < factor <= 1
-        require(ok, "evaluation.eval_resize_factor", factor, "must be in (0, 1]")
+        check_fields(self, "evaluation")
+        for name in ("ood_score", "ood_layer", "ood_dataset"):
+            chosen = getattr(self, name)
+            distinct = chosen is None or 0 < len(chosen) == len(set(chosen))
+            require(distinct, f"evaluation.{name}", chosen, "needs one or more, each once")
 
 
 @dataclass(frozen=True)
 class DiaConfig:
     """Everything train_dia.py and the DIA modes of eval.py need."""
 
-    device: str = "auto"
+    device: DeviceText = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of weights, order, views and augmentation."""
+    precision: Literal["fp32", "tf32"] = "fp32"
+    """tf32 lets a GPU round products, as torch by itself does in convolutions; fp32 does not."""
     data: DataConfig = field(default_factory=DataConfig)
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def warnings(self) -> list[str]:
         """What is allowed and probably not meant."""
-        kind = parse_shift(self.contrastive.shift_trans_type)
+        settings = self.contrastive
+        if settings.load_path is not None:  # for an evaluation, or to go on from weights
+            return []
+        messages = []
+        kind = parse_shift(settings.shift_trans_type)
         published = 128 // kind.count
-        training = self.contrastive.load_path is None
-        if (
-            training
-            and self.contrastive.mode != "simclr"
-            and self.contrastive.batch_size != published
-        ):
-            return [
-                f"batch_size is {self.contrastive.batch_size}; the published runs with "
-                f"{kind.count} shifts use {published}"
-            ]
-        return []
+        if settings.mode != "simclr" and settings.batch_size != published:
+            messages.append(
+                f"batch_size is {settings.batch_size}; the published runs with {kind.count} shifts "
+                f"use {published}"
+            )
+        if settings.warmup > settings.epochs:
+            messages.append(
+                f"warmup is {settings.warmup} epochs, epochs {settings.epochs}: the learning rate "
+                "never reaches its peak. Lower warmup or raise epochs."
+            )
+        return messages
 
     @property
     def eval_crop_scale(self) -> tuple[float, float]:

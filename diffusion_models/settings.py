@@ -4,63 +4,80 @@
 """
 
 from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
-from common.config import PathText, require, require_at_least
+from common.config import PathText, check_fields, require
+from common.config_rules import (
+    AtLeast,
+    BatchSize,
+    ClassNumber,
+    DeviceText,
+    GradientNorm,
+    LearningRate,
+    PositiveShare,
+    Samples,
+    Seed,
+    Share,
+    Steps,
+)
 from common.data_settings import DataConfig
 from common.datasets import dataset_row
 from diffusion_models.diffusion import Schedule
 from diffusion_models.dissolve import DissolveRange, Weights
+
+DiffusionSteps = Annotated[int, AtLeast(1, 10**5)]
+DiffusionStep = Annotated[int, AtLeast(0, 10**5)]
 
 
 @dataclass(frozen=True)
 class DiffusionConfig:
     """`diffusion:` the network, its training and what is drawn with it."""
 
-    on_label: int | None = None
+    on_label: ClassNumber | None = None
     """Class to train on, by number; the same as one_class_idx (CIFAR's published flag)."""
-    image_size: int | None = None
+    image_size: Annotated[int, AtLeast(1, 2**12)] | None = None
     """Side in pixels at which the model works; none = 32."""
     dilation: bool = False
     """Dilate every convolution by image_size // 32."""
     local_randn: bool = False
     """Draw the noise at 32² pixels and enlarge it."""
-    ratio: float = 1.0
+    ratio: PositiveShare = 1.0
     """Fraction of the training images to use, in (0, 1]."""
-    dim: int = 64
+    dim: Annotated[int, AtLeast(8, 2**12)] = 64
     """Base width of the U-Net, a multiple of 8."""
-    dim_mults: tuple[int, ...] = (1, 2, 4, 8)
+    dim_mults: tuple[Annotated[int, AtLeast(1, 64)], ...] = (1, 2, 4, 8)
     """Widths of its levels, in base widths."""
-    timesteps: int = 1000
+    timesteps: DiffusionSteps = 1000
     """Steps of the diffusion, T."""
     beta_schedule: Schedule = "cosine"
     """Noise schedule."""
-    ddpm_batch_size: int = 256
+    ddpm_batch_size: BatchSize = 256
     """Images per backward pass, of each process."""
-    gradient_accumulate_every: int = 2
+    gradient_accumulate_every: Samples = 2
     """Backward passes per optimiser step."""
-    train_num_steps: int = 3125
+    train_num_steps: Steps = 3125
     """Optimiser steps."""
-    train_lr: float = 8.0e-5
+    train_lr: LearningRate = 8.0e-5
     """Adam's learning rate."""
-    adam_betas: tuple[float, float] = (0.9, 0.99)
+    adam_betas: tuple[Share, Share] = (0.9, 0.99)
     """Adam's decays."""
-    clip_norm: float = 1.0
+    clip_norm: GradientNorm = 1.0
     """Largest gradient norm."""
-    ema_decay: float = 0.995
+    ema_decay: Share = 0.995
     """Decay of the averaged weights."""
-    ema_update_every: int = 10
+    ema_update_every: Steps = 10
     """Steps between updates of the averaged weights."""
-    save_every: int = 312
+    save_every: Steps = 312
     """Steps between checkpoints model-1.pt, model-2.pt, … and pictures."""
-    log_every: int = 10
+    log_every: Steps = 10
     """Steps between lines of log.jsonl."""
-    sampling_timesteps: int = 250
+    sampling_timesteps: DiffusionSteps = 250
     """DDIM steps of a sample."""
-    num_samples: int = 25
+    num_samples: Samples = 25
     """Images in a picture of samples."""
-    steps: int = 100
+    steps: DiffusionStep = 100
     """Step t at which --mode eval dissolves."""
-    strip_steps: tuple[int, ...] = (0, 25, 50, 100, 200, 400)
+    strip_steps: tuple[DiffusionStep, ...] = (0, 25, 50, 100, 200, 400)
     """Steps t of the dissolving strip."""
     state_dict_path: PathText | None = None
     """Checkpoint: starting weights of --mode train, the model of eval and sample."""
@@ -72,16 +89,18 @@ class DiffusionConfig:
     """Run folder; none = ddpm_models/<dataset>-<size>-<time>."""
 
     def __post_init__(self) -> None:
-        names = ("image_size", "timesteps", "ddpm_batch_size", "gradient_accumulate_every")
-        names += ("save_every", "log_every", "sampling_timesteps", "num_samples", "train_num_steps")
-        names += ("ema_update_every",)
-        require_at_least(1, self, "diffusion", names)
-        require_at_least(0, self, "diffusion", ("on_label", "steps"))
-        require(0 < self.ratio <= 1, "diffusion.ratio", self.ratio, "must be in (0, 1]")
-        require(0 <= self.ema_decay < 1, "diffusion.ema_decay", self.ema_decay, "must be in [0, 1)")
-        steps = (self.steps, *self.strip_steps)
-        ok = all(0 <= t < self.timesteps for t in steps)
-        require(ok, "diffusion.strip_steps", steps, f"must be in 0 … {self.timesteps - 1}")
+        check_fields(self, "diffusion")
+        require(self.dim % 8 == 0, "diffusion.dim", self.dim, "must be a multiple of 8")
+        levels = len(self.dim_mults)
+        require(1 <= levels <= 8, "diffusion.dim_mults", self.dim_mults, "must be 1 to 8 levels")
+        below = f"must be below diffusion.timesteps = {self.timesteps}"
+        require(self.steps < self.timesteps, "diffusion.steps", self.steps, below)
+        strip = self.strip_steps
+        require(len(strip) > 0, "diffusion.strip_steps", strip, "needs one step or more")
+        require(max(strip) < self.timesteps, "diffusion.strip_steps", strip, below)
+        sampling = self.sampling_timesteps
+        expected = f"must not be more than diffusion.timesteps = {self.timesteps}"
+        require(sampling <= self.timesteps, "diffusion.sampling_timesteps", sampling, expected)
         ok = not self.dilation or self.side >= 32
         require(ok, "diffusion.dilation", self.dilation, "needs an image_size of 32 or more")
 
@@ -104,12 +123,24 @@ class DiffusionConfig:
 class DdpmConfig:
     """Everything train_eval_ddpm.py needs."""
 
-    device: str = "auto"
+    device: DeviceText = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of weights, order, noise and steps."""
+    precision: Literal["fp32", "tf32"] = "fp32"
+    """tf32 lets a GPU round products, as torch by itself does in convolutions; fp32 does not."""
     data: DataConfig = field(default_factory=DataConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def warnings(self) -> list[str]:
+        """What is allowed and probably not meant."""
+        label, index = self.diffusion.on_label, self.data.one_class_idx
+        if None in (label, index) or label == index:
+            return []
+        return [f"on_label is {label} and one_class_idx {index}: class {label} is trained on"]
 
     @property
     def normal_class(self) -> int:

@@ -81,7 +81,7 @@ def predict(config: PicardConfig, options: PredictionOptions) -> PredictionResul
     Raises ConfigError, CheckpointError, ImageError (with test.on_bad_image: error; else a bad image
     is noted and left out) and AnnotationError, all with their remedy.
     """
-    device = resolve_device(config.device, allow_gpu=config.cuda)
+    device = resolve_device(config.device, allow_gpu=config.cuda, gpu=config.gpu_ids[0])
     scorer, step = load_scorer(config, options, device)
     image_dir = image_folder(config, options)
     paths = list_images(

@@ -6,9 +6,19 @@ that `configs/default.yaml` sets. Shapes are (height, width[, channels]) in pixe
 
 import os
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from common.config import PathText, require, require_at_least
+from common.config import PathText, check_fields, require
+from common.config_rules import (
+    AtLeast,
+    Channels,
+    DeviceText,
+    NameText,
+    Processes,
+    Seed,
+    Share,
+    Weight,
+)
 from inpainter.run_settings import Metric, TestConfig, TrainConfig
 
 __all__ = [
@@ -44,6 +54,7 @@ ATTENTION_BRANCH = (
 JOINT_DECODER = tuple(f"allconv{i}" for i in range(11, 17))
 COARSE_DROPPABLE = (*COARSE_TRUNK, *(f"conv{i}" for i in range(11, 17)))
 FINE_DROPPABLE = (*COARSE_TRUNK, *ATTENTION_BRANCH, *JOINT_DECODER)
+Dilation = Annotated[int, AtLeast(1, 1024)]
 
 
 @dataclass(frozen=True)
@@ -52,9 +63,9 @@ class GeneratorConfig:
 
     input_dim: int = 1
     """Image channels: 1 (grey) or 3 (RGB)."""
-    ngf: int = 32
+    ngf: Annotated[int, AtLeast(2, 2**12)] = 32
     """Base width: channels of the first layer; an even number."""
-    droprate: float | None = None
+    droprate: Share | None = None
     """Dropout while training, in [0, 1); none = no dropout."""
     dropout_type: Literal["2D", "1D"] = "2D"
     """2D drops whole channels, 1D single elements."""
@@ -72,7 +83,7 @@ class GeneratorConfig:
     """gated: ELU(feature) * sigmoid(gate), Yu et al. 2019, arXiv 1806.03589."""
     stages: Literal["coarse_fine", "coarse"] = "coarse_fine"
     """coarse leaves the fine stage with its attention out: small models, small windows."""
-    dilations: tuple[int, int, int, int] = (2, 4, 8, 16)
+    dilations: tuple[Dilation, Dilation, Dilation, Dilation] = (2, 4, 8, 16)
     """Dilations of conv7_atrous … conv10_atrous, in pixels at 1/4 resolution."""
     output_clamp: Literal["hard", "leaky"] = "hard"
     """hard: no gradient where the output leaves [-1, 1]; leaky: the one that leads back."""
@@ -82,12 +93,9 @@ class GeneratorConfig:
     """Hole that the attention avoids: the first sample's for all (quirk P4), or each its own."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "netG")
         require(self.input_dim in (1, 3), "netG.input_dim", self.input_dim, "must be 1 or 3")
-        even = self.ngf >= 2 and self.ngf % 2 == 0
-        require(even, "netG.ngf", self.ngf, "must be even and >= 2")
-        p = self.droprate
-        require(p is None or 0 <= p < 1, "netG.droprate", p, "must be in [0, 1) or none")
-        require(min(self.dilations) >= 1, "netG.dilations", self.dilations, "must be >= 1")
+        require(self.ngf % 2 == 0, "netG.ngf", self.ngf, "must be even")
 
     def dead_entries(self) -> dict[str, list[str]]:
         """Entries of the custom lists that match no layer of this generator, by key."""
@@ -111,19 +119,19 @@ class CriticConfig:
 
     input_dim: int = 1
     """Image channels; 1 with a colour generator means: completions are turned grey first."""
-    ndf: int = 32
+    ndf: Channels = 32
     """Base width: channels of the first layer."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "netD")
         require(self.input_dim in (1, 3), "netD.input_dim", self.input_dim, "must be 1 or 3")
-        require(self.ndf >= 1, "netD.ndf", self.ndf, "must be >= 1")
 
 
 @dataclass(frozen=True)
 class PicardConfig:
     """A whole PICARD settings file."""
 
-    dataset_name: str | None = None
+    dataset_name: NameText | None = None
     """Name used in output folders."""
     data_with_subfolder: bool = False
     """Also take images from the data folder's subfolders."""
@@ -131,9 +139,9 @@ class PicardConfig:
     """Folder of normal training images."""
     test_data_path: PathText | None = None
     """Folder of images to score."""
-    white_value: int | None = None
+    white_value: Annotated[int, AtLeast(1, 2**32 - 1)] | None = None
     """Stored value that means white in files of more bits, e.g. 4095; none = the type's largest."""
-    expname: str = "PICARD-train"
+    expname: NameText = "PICARD-train"
     """Name of the experiment, used in output folders."""
     checkpoints_dir: PathText = "checkpoints"
     """Folder for run folders: <checkpoints_dir>/<dataset_name>/<mask_type>_<expname>/."""
@@ -143,25 +151,25 @@ class PicardConfig:
     """Folder for heatmaps: <heatmaps_dir>/<dataset_name>/dropout/<time>/."""
     cuda: bool = True
     """Use a GPU if there is one (the published key; device decides where given)."""
-    gpu_ids: tuple[int, ...] = (0,)
+    gpu_ids: tuple[Annotated[int, AtLeast(0, 999)], ...] = (0,)
     """Published key: the first is used; for several start with torchrun."""
-    device: str = "auto"
+    device: DeviceText = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
-    num_workers: int = 4
+    num_workers: Processes = 4
     """Processes that read training images; 0 = read in the training process."""
-    seed: int = 1337
+    seed: Seed = 1337
     """Seed of everything random."""
-    coarse_l1_alpha: float = 1.2
+    coarse_l1_alpha: Weight = 1.2
     """Weight of the coarse stage within both L1 terms."""
-    l1_loss_alpha: float = 1.2
+    l1_loss_alpha: Weight = 1.2
     """Weight of the L1 inside the box."""
-    ae_loss_alpha: float = 1.2
+    ae_loss_alpha: Weight = 1.2
     """Weight of the L1 outside the hole."""
-    global_wgan_loss_alpha: float = 1.0
+    global_wgan_loss_alpha: Weight = 1.0
     """Weight of the global critic beside the local one."""
-    gan_loss_alpha: float = 0.001
+    gan_loss_alpha: Weight = 0.001
     """Weight of the adversarial term in the generator's loss."""
-    wgan_gp_lambda: float = 10.0
+    wgan_gp_lambda: Weight = 10.0
     """Weight of the gradient penalty in the critics' loss."""
     train: TrainConfig = field(default_factory=TrainConfig)
     test: TestConfig = field(default_factory=TestConfig)
@@ -169,8 +177,7 @@ class PicardConfig:
     netD: CriticConfig = field(default_factory=CriticConfig)
 
     def __post_init__(self) -> None:
-        require_at_least(0, self, "", ("num_workers",))
-        require_at_least(1, self, "", ("white_value",))
+        check_fields(self)
         channels = self.netG.input_dim
         for key, shape in (
             ("train.image_shape", self.train.image_shape),

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from common.checkpoint import CheckpointError, steps_in
-from common.config import REPOSITORY, config_to_yaml, resolve_path
+from common.config import config_to_yaml, resolve_path
 from common.image_folders import list_images
 from common.interrupts import StopRequest
 from common.run_log import RunLog
@@ -55,7 +55,7 @@ def run_name(config: PicardConfig) -> Path:
 
 def run_folder(config: PicardConfig) -> Path:
     """Folder of the run's checkpoints."""
-    return REPOSITORY / config.checkpoints_dir / run_name(config)
+    return resolve_path(config.checkpoints_dir, "checkpoints_dir") / run_name(config)
 
 
 def train(
@@ -67,7 +67,7 @@ def train(
     from the folder train.resume. command: what the user typed, for the record. Raises ConfigError,
     ImageError, CheckpointError and TrainingError, all with their remedy.
     """
-    device = resolve_device(config.device, allow_gpu=config.cuda)
+    device = resolve_device(config.device, allow_gpu=config.cuda, gpu=config.gpu_ids[0])
     processes = start_processes(device)
     try:
         return _train(config, device, processes, resume, command)
@@ -186,7 +186,7 @@ def start_record(
     tidy_snapshots(folder, start)
     log = RunLog(
         folder,
-        REPOSITORY / config.logs_dir / run_name(config),
+        resolve_path(config.logs_dir, "logs_dir") / run_name(config),
         config_yaml=config_to_yaml(config),
         command=command,
         resume_step=start,
