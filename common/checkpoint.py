@@ -6,22 +6,24 @@ is always whole, and a step counts only when the files of all its roles are ther
 
 import hashlib
 import json
+import logging
 import math
-import os
 import pickle
-import random
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
-import numpy as np
 import torch
+from torch import Tensor, nn
 
 from common.errors import UserError
+from common.files import write_atomic
+
+LOG = logging.getLogger(__name__)
 
 LOG_NAME = "log.jsonl"
 SELECTION_KEY = "select_l1"
@@ -43,39 +45,35 @@ LOAD_ERRORS = (
 """What torch.load raises for a file that is truncated, corrupt or no checkpoint."""
 
 
+OPTIONAL = {
+    *("foreach", "maximize", "capturable", "differentiable", "fused", "decoupled_weight_decay"),
+    *("amsgrad", "nesterov"),
+}
+"""Options of torch's optimisers that came or went between versions; no kind is told by them."""
+REAL = (
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+)
+LARGE = 2**28
+"""Bytes of a tensor that may be made from a smaller stored one."""
+
+
 class CheckpointError(UserError):
     """A checkpoint is missing or cannot be read."""
 
 
 def save_atomic(obj: Any, path: Path) -> None:
     """Saves tensors and plain values with torch.save; the file appears whole or not at all."""
-    _write_atomic(lambda file: torch.save(obj, file), path)
+    write_atomic(path, lambda file: torch.save(obj, file))
 
 
 def save_text_atomic(text: str, path: Path) -> None:
-    """Writes UTF-8 text; the file appears whole or not at all."""
-    _write_atomic(lambda file: file.write(text.encode()), path)
+    """Writes UTF-8 text; the file appears whole or not at all.
 
-
-def _write_atomic(write: Callable[[BinaryIO], object], path: Path) -> None:
-    """Writes to path.tmp, flushes it to disk, renames it, flushes the rename."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    Names of files that are no UTF-8, which Python holds as surrogates, become the bytes they were.
+    """
+    data = text.encode(errors="surrogateescape")
+    write_atomic(path, lambda file: file.write(data))
 
 
 def load_tensors(path: Path) -> Any:
@@ -223,28 +221,166 @@ def strip_module_prefix(state_dict: dict[str, Any]) -> dict[str, Any]:
     return {name.removeprefix("module."): value for name, value in state_dict.items()}
 
 
-def random_state() -> dict[str, Any]:
-    """State of Python's, NumPy's and PyTorch's generators, in types that load_tensors reads."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
-    return {
-        "python": random.getstate(),
-        "numpy": (kind, keys.tolist(), position, has_gauss, gauss),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all(),
+def require_mapping(value: Any, source: str, entries: Collection[str] = ()) -> dict[str, Any]:
+    """The value, a dict that has these entries. Raises CheckpointError, naming the source."""
+    if not isinstance(value, Mapping):
+        raise CheckpointError(f"{source}: expected {_wanted(entries)}, found {_found(value)}.")
+    missing = [name for name in entries if name not in value]
+    if missing:
+        raise CheckpointError(
+            f"{source}: no entry {', '.join(missing)}, found {_found(value)}. It is a file of "
+            "another kind or version; pass another one."
+        )
+    return dict(value)
+
+
+def require_state_dict(value: Any, source: str) -> dict[str, Tensor]:
+    """A network's weights by name, without the `module.` of DataParallel.
+
+    source: the file, and where in it, for messages. Raises CheckpointError for anything but names
+    with dense tensors of real numbers. What a network wants of them, load_module looks at.
+    """
+    expected = "expected the weights of a network (names and tensors)"
+    if not isinstance(value, Mapping) or not value:
+        raise CheckpointError(f"{source}: {expected}, found {_found(value)}. Pass another file.")
+    for name, tensor in value.items():
+        if not isinstance(name, str):
+            raise CheckpointError(f"{source}: {expected}, found the name {str(name)[:40]!r}.")
+        if not (isinstance(tensor, Tensor) and _is_plain(tensor)):
+            raise CheckpointError(f"{source}: {expected}, found {name} = {_found(tensor)}.")
+    return strip_module_prefix({name: tensor.detach() for name, tensor in value.items()})
+
+
+def require_finite_weights(state: Mapping[str, Tensor], source: str) -> None:
+    """Raises CheckpointError where a weight is NaN or infinite, naming the first few."""
+    names = [name for name, tensor in state.items() if not _is_finite(tensor)]
+    if names:
+        raise CheckpointError(
+            f"{source}: {len(names)} of {len(state)} weights are not finite (NaN or infinite): "
+            f"{_few(names)}. The training that made it had failed; use an earlier step."
+        )
+
+
+def load_module(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Copies a state dict into a module whose weights have the same names, shapes and kinds.
+
+    Raises CheckpointError, in one line with the first few differences.
+    """
+    wanted = module.state_dict()
+    kinds = {
+        "missing": [name for name in wanted if name not in state],
+        "unknown": [name for name in state if name not in wanted],
+        "of another shape": [
+            f"{name}: {tuple(state[name].shape)} for {tuple(tensor.shape)}"
+            for name, tensor in wanted.items()
+            if name in state and state[name].shape != tensor.shape
+        ],
+        "of another type": [
+            f"{name}: {state[name].dtype} for {tensor.dtype}"
+            for name, tensor in wanted.items()
+            if name in state and state[name].is_floating_point() != tensor.is_floating_point()
+        ],
     }
+    differences = [f"{len(found)} {kind} ({_few(found)})" for kind, found in kinds.items() if found]
+    if differences:
+        raise CheckpointError(
+            f"{source} does not fit the network of the settings; weights {'; '.join(differences)}. "
+            "Give the settings it was trained with, or another file."
+        )
+    module.load_state_dict(state)
 
 
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Puts back what random_state returned; GPUs only where their number is the same."""
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    kind, keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state(  # noqa: NPY002
-        (kind, np.array(keys, dtype=np.uint32), position, has_gauss, gauss)
-    )
-    torch.set_rng_state(state["torch"])
-    if len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+def load_optimiser(
+    optimiser: torch.optim.Optimizer, value: Any, source: str, *, entries: Collection[str]
+) -> None:
+    """Puts back what optimiser.state_dict() was.
+
+    entries: names of what this kind keeps of each parameter. Raises CheckpointError, naming the
+    source, where the value is something else or of another kind of optimiser.
+    """
+    value = require_mapping(value, source, ("state", "param_groups"))
+    found = f"{source}: not the state of this optimiser ({type(optimiser).__name__})"
+    remedy = "Give the settings the run was started with, or go on from another step."
+    groups, wanted = value["param_groups"], optimiser.state_dict()["param_groups"]
+    same = isinstance(groups, list) and len(groups) == len(wanted)
+    for group, ours in zip(groups, wanted, strict=True) if same else ():
+        same &= isinstance(group, Mapping) and group.get("params") == ours["params"]
+        same = same and set(group) - OPTIONAL == set(ours) - OPTIONAL
+    if not same:
+        raise CheckpointError(f"{found}: its groups of parameters differ. {remedy}")
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    kept = require_mapping(value["state"], source)
+    for number, record in kept.items():
+        known = isinstance(number, int) and 0 <= number < len(parameters)
+        if not (known and isinstance(record, Mapping) and set(record) == set(entries)):
+            raise CheckpointError(f"{found}: it keeps other numbers of a parameter. {remedy}")
+        shape = parameters[number].shape
+        for name, entry in record.items():
+            fits = entry is None or (isinstance(entry, int | float) and math.isfinite(entry))
+            if isinstance(entry, Tensor):
+                fits = _is_plain(entry) and entry.shape in (shape, ()) and _is_finite(entry)
+            if not fits:
+                raise CheckpointError(
+                    f"{found}: {name} of parameter {number} is {_found(entry)}, expected finite "
+                    f"numbers of shape {tuple(shape)}. {remedy}"
+                )
+    optimiser.load_state_dict(value)
+
+
+def require_dense(value: Any, source: str) -> Tensor:
+    """The value, a tensor of real numbers, as an ordinary one: detached, on the CPU, all there.
+
+    Raises CheckpointError for anything else, and where the whole tensor would be large although
+    little of it is stored (a broadcast or sparse one).
+    """
+    if not isinstance(value, Tensor) or value.is_complex() or value.is_quantized:
+        raise CheckpointError(
+            f"{source}: expected a tensor of real numbers, found {_found(value)}."
+        )
+    if value.is_meta:
+        raise CheckpointError(f"{source}: a tensor without contents (device meta).")
+    size = value.numel() * value.element_size()
+    stored = value.untyped_storage().nbytes() if value.layout == torch.strided else 0
+    if size > max(stored, LARGE):
+        raise CheckpointError(
+            f"{source}: a tensor {tuple(value.shape)} of {size / 2**30:.0f} GiB, of which almost "
+            "nothing is stored. It is damaged or no file of this project."
+        )
+    dense = value.detach().cpu()
+    return (dense if dense.layout == torch.strided else dense.to_dense()).contiguous()
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether the tensor holds real numbers, one after the other."""
+    return tensor.dtype in REAL and tensor.layout == torch.strided and not tensor.is_meta
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are; asks for no second copy of a large tensor."""
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return True
+    low, high = torch.aminmax(tensor)
+    return bool(torch.isfinite(low) and torch.isfinite(high))
+
+
+def _found(value: Any) -> str:
+    """A value in a few words."""
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)} ({value.dtype}, {value.layout}, {value.device})"
+    if isinstance(value, Mapping):
+        return f"a dict of {_few([str(key)[:40] for key in value])}" if value else "an empty dict"
+    text = repr(value) if isinstance(value, int | float | str | None) else ""
+    return f"{type(value).__name__} {text[:40]}".strip() if value is not None else "nothing (None)"
+
+
+def _wanted(entries: Collection[str]) -> str:
+    return f"a dict with {', '.join(entries)}" if entries else "a dict"
+
+
+def _few(names: Sequence[str]) -> str:
+    """The first three of a list."""
+    more = f", … ({len(names)} in all)" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def _missing(path: Path) -> str:

@@ -15,15 +15,14 @@ from common.checkpoint import (
     CheckpointError,
     checkpoint_path,
     load_tensors,
-    random_state,
     resolve_step,
-    restore_random_state,
     save_atomic,
     selection_errors,
     steps_in,
     strip_module_prefix,
 )
 from common.config import config_to_dict
+from common.random_state import random_state, restore_random_state
 from common.runtime import evaluating
 from inpainter.generator import Generator
 from inpainter.masks import centre_crop, centre_mask
@@ -79,7 +78,7 @@ def restore_snapshot(
     networks.global_critic.load_state_dict(strip_module_prefix(critics["globalD"]))
     optimisers.gen.load_state_dict(state["optimizer_gen"])
     optimisers.dis.load_state_dict(state["optimizer_dis"])
-    restore_random_state(state["random"])
+    restore_random_state(state["random"], str(path))
     return step
 
 

@@ -17,9 +17,7 @@ from common.checkpoint import (
     CheckpointError,
     checkpoint_path,
     load_tensors,
-    random_state,
     resolve_step,
-    restore_random_state,
     save_atomic,
     save_text_atomic,
     selection_errors,
@@ -27,6 +25,7 @@ from common.checkpoint import (
     strip_module_prefix,
 )
 from common.config import REPOSITORY
+from common.random_state import random_state, restore_random_state
 
 
 def save_steps(folder: Path, *steps: int, role: str = "gen") -> None:
@@ -235,5 +234,5 @@ def test_random_state_survives_a_file(tmp_path):
     save_atomic(random_state(), tmp_path / "state.pt")
     expected = draw()
     draw()
-    restore_random_state(load_tensors(tmp_path / "state.pt"))
+    restore_random_state(load_tensors(tmp_path / "state.pt"), "state.pt")
     assert draw() == expected
