@@ -5,28 +5,28 @@ is always whole, and a step counts only when the files of all its roles are ther
 """
 
 import hashlib
-import json
-import logging
 import math
 import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Collection, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
 from common.files import write_atomic
+from common.log_lines import LOG_NAME, read_log
 
-LOG = logging.getLogger(__name__)
-
-LOG_NAME = "log.jsonl"
 SELECTION_KEY = "select_l1"
+WORDS = ("latest", "best")
+TRIES = 20
+Loaded = TypeVar("Loaded")
 
 LOAD_ERRORS = (
     AssertionError,
@@ -41,6 +41,7 @@ LOAD_ERRORS = (
     pickle.UnpicklingError,
     struct.error,
     zipfile.BadZipFile,
+    zlib.error,
 )
 """What torch.load raises for a file that is truncated, corrupt or no checkpoint."""
 
@@ -76,15 +77,20 @@ def save_text_atomic(text: str, path: Path) -> None:
     write_atomic(path, lambda file: file.write(data))
 
 
+class MissingCheckpointError(CheckpointError):
+    """The file is not there."""
+
+
 def load_tensors(path: Path) -> Any:
     """Loads a file of tensors and plain values onto the CPU, without running code from it.
 
     Raises CheckpointError where the file is missing (listing the steps that are there), truncated,
-    corrupt, or holds Python objects of other kinds.
+    corrupt, or holds Python objects of other kinds. A file in torch's older format, which is no
+    zip, has no checksums: what a flipped bit made of a weight cannot be told from the weight.
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(_missing(path))
+        raise MissingCheckpointError(_missing(path))
     try:
         damaged = damaged_record(path)
         if damaged is not None:
@@ -93,6 +99,12 @@ def load_tensors(path: Path) -> Any:
                 f"{_other_steps(path)}"
             )
         return torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise CheckpointError(
+            f"{path}: {error.strerror}. Give yourself the right to read."
+        ) from error
+    except FileNotFoundError as error:
+        raise MissingCheckpointError(_missing(path)) from error
     except LOAD_ERRORS as error:
         forbidden = re.search(r"Unsupported (?:global|class).*?([\w]+(?:\.\w+)+)", str(error))
         if forbidden:
@@ -110,8 +122,12 @@ def damaged_record(path: Path) -> str | None:
     """The first record of a zip file whose CRC-32 does not fit; none for a whole one or no zip.
 
     torch.load does not compare checksums: one flipped bit would pass for a weight.
+    Raises zipfile.BadZipFile for a zip that has lost its end.
     """
     if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            if file.read(2) == b"PK":
+                raise zipfile.BadZipFile("the list of contents is missing")
         return None  # torch.load's older format, or nothing that it knows
     with zipfile.ZipFile(path) as file:
         return file.testzip()
@@ -139,7 +155,7 @@ def steps_in(folder: Path, role: str = "gen") -> list[int]:
     folder = Path(folder)
     if not folder.is_dir():
         return []
-    pattern = re.compile(rf"{re.escape(role)}_(\d{{8,}})\.pt")
+    pattern = re.compile(rf"{re.escape(role)}_([0-9]{{8}}|[1-9][0-9]{{8,17}})\.pt")
     matches = (pattern.fullmatch(entry.name) for entry in folder.iterdir())
     return sorted(int(match[1]) for match in matches if match)
 
@@ -148,22 +164,26 @@ def resolve_step(
     folder: Path,
     wanted: int | str | Literal["latest", "best"],
     roles: Sequence[str] = ("gen",),
+    *,
+    option: str | None = None,
 ) -> int:
     """The step that is meant: a number, `latest`, or `best`.
 
     Counts only steps whose files of all roles are there. best is the lowest selection error
     (`select_l1`) that log.jsonl in the folder records for one of them; the earliest on a tie.
-    Raises CheckpointError, listing the steps there, where none is meant.
+    option: the flag that takes another step, for messages. Raises CheckpointError, listing the
+    steps there, where none is meant.
     """
     folder = Path(folder)
     steps = sorted(set.intersection(*(set(steps_in(folder, role)) for role in roles)))
     if not steps:
         what = " + ".join(f"{role}_<step>.pt" for role in roles)
-        state = "" if folder.is_dir() else " The folder does not exist."
-        raise CheckpointError(
-            f"No checkpoint ({what}) in {folder}.{state} Train first, or pass another folder."
+        raise MissingCheckpointError(
+            f"No checkpoint ({what}) in {folder}.{_state_of(folder)} Train first, or pass another "
+            "folder."
         )
     listing = f"Steps there: {_listing(steps)}."
+    remedy = f" Pass one with {option}." if option else " Ask for one of these."
     if wanted == "latest":
         return steps[-1]
     if wanted == "best":
@@ -174,9 +194,10 @@ def resolve_step(
                 f"that is still there, so there is no best one. {listing} Pass one, or latest."
             )
         return min(errors, key=lambda step: (errors[step], step))
-    if isinstance(wanted, str) and not wanted.isdigit():
+    if re.fullmatch(r"[0-9]{1,18}", str(wanted)) is None:
+        shown = str(wanted) if len(str(wanted)) <= 40 else f"{str(wanted)[:40]}…"
         raise CheckpointError(
-            f"'{wanted}' is no step. Expected a number, latest or best. {listing}"
+            f"'{shown}' is no step. Expected a number, latest or best. {listing}{remedy}"
         )
     step = int(wanted)
     if step not in steps:
@@ -185,10 +206,34 @@ def resolve_step(
             for role in roles
             if not checkpoint_path(folder, role, step).is_file()
         ]
-        raise CheckpointError(
-            f"No {', '.join(missing)} in {folder}. {listing} Pass one with --checkpoint_iter."
-        )
+        raise MissingCheckpointError(f"No {', '.join(missing)} in {folder}. {listing}{remedy}")
     return step
+
+
+def load_step(
+    folder: Path,
+    wanted: int | str | Literal["latest", "best"],
+    load: Callable[[int], Loaded],
+    roles: Sequence[str] = ("gen",),
+    *,
+    option: str | None = None,
+) -> tuple[int, Loaded]:
+    """The step that is meant, and what load(step) makes of its files. See resolve_step.
+
+    A training that runs beside may delete the files of `latest` or `best` between the two, when it
+    has written newer ones (keep_snapshots): then the step is looked up anew.
+    """
+    for _ in range(TRIES):
+        step = resolve_step(folder, wanted, roles, option=option)
+        try:
+            return step, load(step)
+        except (MissingCheckpointError, FileNotFoundError):
+            if checkpoint_path(folder, roles[0], step).is_file() or wanted not in WORDS:
+                raise
+    raise CheckpointError(
+        f"{folder}: the training that runs there deletes its snapshots faster than they are read. "
+        "Raise train.keep_snapshots, or wait for its end."
+    )
 
 
 def selection_errors(folder: Path) -> dict[int, float]:
@@ -196,24 +241,11 @@ def selection_errors(folder: Path) -> dict[int, float]:
     errors: dict[int, float] = {}
     for record in read_log(Path(folder) / LOG_NAME):
         value = record.get(SELECTION_KEY)
-        if isinstance(value, int | float) and math.isfinite(value):
-            errors[int(record["step"])] = float(value)
+        if isinstance(value, float) and math.isfinite(value):
+            errors[record["step"]] = value
+        elif isinstance(value, int) and abs(value) < 2**53:
+            errors[record["step"]] = float(value)
     return errors
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of a log.jsonl that have a step; a line cut short by a kill is left out."""
-    if not path.is_file():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            records.append(record)
-    return records
 
 
 def strip_module_prefix(state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -253,12 +285,27 @@ def require_state_dict(value: Any, source: str) -> dict[str, Tensor]:
 
 def require_finite_weights(state: Mapping[str, Tensor], source: str) -> None:
     """Raises CheckpointError where a weight is NaN or infinite, naming the first few."""
-    names = [name for name, tensor in state.items() if not _is_finite(tensor)]
-    if names:
+    found = non_finite(state)
+    if found:
         raise CheckpointError(
-            f"{source}: {len(names)} of {len(state)} weights are not finite (NaN or infinite): "
-            f"{_few(names)}. The training that made it had failed; use an earlier step."
+            f"{source}: weights that are not finite (NaN or infinite): {found}. The training that "
+            "made them had failed, or the file was changed; use another step."
         )
+
+
+def non_finite(state: Mapping[str, Tensor]) -> str:
+    """Names of the tensors that are NaN or infinite somewhere, the first three; "" for none."""
+    return _few([name for name, tensor in state.items() if not _is_finite(tensor)])
+
+
+def weights_hash(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the names, types, shapes and bytes of a state dict."""
+    digest = hashlib.sha256()
+    for name, tensor in state.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def load_module(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -291,11 +338,17 @@ def load_module(module: nn.Module, state: Mapping[str, Tensor], source: str) -> 
 
 
 def load_optimiser(
-    optimiser: torch.optim.Optimizer, value: Any, source: str, *, entries: Collection[str]
+    optimiser: torch.optim.Optimizer,
+    value: Any,
+    source: str,
+    *,
+    entries: Collection[str],
+    has_stepped: bool | None = None,
 ) -> None:
     """Puts back what optimiser.state_dict() was.
 
-    entries: names of what this kind keeps of each parameter. Raises CheckpointError, naming the
+    entries: names of what this kind keeps of each parameter. has_stepped: whether it must have
+    made a step, and so keep anything; none = not known. Raises CheckpointError, naming the
     source, where the value is something else or of another kind of optimiser.
     """
     value = require_mapping(value, source, ("state", "param_groups"))
@@ -310,6 +363,8 @@ def load_optimiser(
         raise CheckpointError(f"{found}: its groups of parameters differ. {remedy}")
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     kept = require_mapping(value["state"], source)
+    if has_stepped and not kept:
+        raise CheckpointError(f"{found}: it keeps nothing, as before the first step. {remedy}")
     for number, record in kept.items():
         known = isinstance(number, int) and 0 <= number < len(parameters)
         if not (known and isinstance(record, Mapping) and set(record) == set(entries)):
@@ -385,19 +440,25 @@ def _few(names: Sequence[str]) -> str:
 
 def _missing(path: Path) -> str:
     """Message for a file that is not there."""
-    state = "" if path.parent.is_dir() else " The folder does not exist."
-    return f"No {path.name} in {path.parent}.{state} {_other_steps(path)}"
+    return f"No {path.name} in {path.parent}.{_state_of(path.parent)} {_other_steps(path)}"
+
+
+def _state_of(folder: Path) -> str:
+    """A sentence, with a space before it, where the folder is none."""
+    if folder.is_dir():
+        return ""
+    return " That is a file, not a folder." if folder.exists() else " The folder does not exist."
 
 
 def _other_steps(path: Path) -> str:
     """What to use instead of a file that is missing or broken."""
-    match = re.fullmatch(r"([A-Za-z]+)_(\d+)\.pt", path.name)
+    match = re.fullmatch(r"([A-Za-z]+)_([0-9]{1,18})\.pt", path.name)
     if not match:
         return "Copy it again, or pass another file."
     steps = [step for step in steps_in(path.parent, match[1]) if step != int(match[2])]
     if not steps:
         return "There are no other steps there."
-    return f"Other steps there: {_listing(steps)}. Pass one with --checkpoint_iter."
+    return f"Other steps there: {_listing(steps)}. Ask for one of these."
 
 
 def _listing(steps: Sequence[int]) -> str:

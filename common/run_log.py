@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.checkpoint import LOG_NAME, save_text_atomic
+from common.checkpoint import save_text_atomic
 from common.config import REPOSITORY
+from common.log_lines import LOG_NAME, numbered_lines
 
 
 class RunLog:
@@ -92,14 +93,7 @@ def drop_later_lines(path: Path, last_step: int) -> None:
     """
     if not path.is_file():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            step = int(json.loads(line)["step"])
-        except (KeyError, TypeError, ValueError):
-            continue
-        if last_step > 0 and step <= last_step:
-            kept.append(line + "\n")
+    kept = [line + "\n" for record, line in numbered_lines(path) if 0 < record["step"] <= last_step]
     save_text_atomic("".join(kept), path)
 
 

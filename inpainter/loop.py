@@ -13,6 +13,7 @@ from inpainter.batches import batches
 from inpainter.patches import NormalPatches
 from inpainter.recorder import Recorder, StepResult
 from inpainter.settings import PicardConfig
+from inpainter.snapshots import LOWER_RATE
 from inpainter.step import Networks, step_losses
 from inpainter.step_inputs import InputMaker
 from inpainter.updates import Optimisers, learning_rate, update
@@ -86,6 +87,6 @@ def one_step(trainee: Trainee, step: int, real: Tensor) -> StepResult:
     named = losses.named()
     values = torch.stack([value.detach() for value in named.values()]).tolist()  # one transfer
     terms = dict(zip(named, values, strict=True))
-    require_finite(step + 1, terms)
+    require_finite(step + 1, terms, LOWER_RATE)
     update(trainee.networks, trainee.optimisers, losses, config, trainee.processes)
     return StepResult(terms, rate, inputs, losses.composite.detach())
