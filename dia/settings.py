@@ -198,6 +198,8 @@ class DiaConfig:
     """auto, cpu, cuda, cuda:1 or mps."""
     seed: int = 0
     """Seed of weights, order, views and augmentation."""
+    precision: Literal["fp32", "tf32"] = "fp32"
+    """tf32 lets a GPU round products, as torch by itself does in convolutions; fp32 does not."""
     data: DataConfig = field(default_factory=DataConfig)
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from common.config import PathText, require, require_at_least
 from common.data_settings import DataConfig
@@ -108,6 +109,8 @@ class DdpmConfig:
     """auto, cpu, cuda, cuda:1 or mps."""
     seed: int = 0
     """Seed of weights, order, noise and steps."""
+    precision: Literal["fp32", "tf32"] = "fp32"
+    """tf32 lets a GPU round products, as torch by itself does in convolutions; fp32 does not."""
     data: DataConfig = field(default_factory=DataConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
 

@@ -133,8 +133,9 @@ class TrainConfig:
     """Fixed training crops on which every checkpoint's completion error is measured; 0 = none."""
     channels_last: bool = False
     """NHWC tensors: faster on CPU and tensor cores, same arithmetic."""
-    precision: Literal["fp32", "bf16", "auto"] = "fp32"
-    """bf16: the generator's passes in bfloat16 (critics, losses and weights stay fp32); auto: bf16
+    precision: Literal["fp32", "tf32", "bf16", "auto"] = "fp32"
+    """fp32 rounds nothing; tf32 lets a GPU round products, as torch by itself does in convolutions;
+    bf16: the generator's passes in bfloat16 (critics, losses and weights stay fp32); auto: bf16
     where the hardware multiplies it, else fp32."""
 
     def __post_init__(self) -> None:
