@@ -100,9 +100,7 @@ def load_tensors(path: Path) -> Any:
             )
         return torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError as error:
-        raise CheckpointError(
-            f"{path}: {error.strerror}. Give yourself the right to read."
-        ) from error
+        raise CheckpointError(f"{path}: {error.strerror}. Allow reading it.") from error
     except FileNotFoundError as error:
         raise MissingCheckpointError(_missing(path)) from error
     except LOAD_ERRORS as error:

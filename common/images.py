@@ -14,6 +14,7 @@ from torch import Tensor
 
 from common.decoders import ImageError, read_pixels
 from common.dicom import read_dicom
+from common.files import write_atomic
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -168,9 +169,5 @@ def _to_levels(image: Tensor, levels: int) -> np.ndarray:
 
 
 def _save_png(image: Image.Image, path: Path) -> None:
-    """Saves under a temporary name first, so that no half-written picture is left."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    image.save(temporary, format="PNG")
-    temporary.replace(path)
+    """Saves a picture that appears whole or not at all."""
+    write_atomic(path, lambda file: image.save(file, format="PNG"))

@@ -74,8 +74,8 @@ change all of it but NETWORKS.
 NETWORKS = ("netG.", "netD.", "train.image_shape", "train.mask_shape")
 """What a checkpoint's weights are made for: never changed."""
 FINE_TUNE = (
-    "Give the settings it was made with; to train on with others, start a new run (another expname) "
-    "with train.resume: FOLDER."
+    "Give the settings it was made with; to train on with others, start a new run "
+    "(another expname) with train.resume: FOLDER."
 )
 
 
@@ -159,9 +159,9 @@ def restore_snapshot(
 ) -> Progress:
     """Loads a step (a number, `latest` or `best`) into networks and optimisers.
 
-    same_run: the run goes on in its folder, where only MAY_CHANGE may differ and the training images
-    must be the same; else a new run starts from it, where only NETWORKS must not. Raises
-    CheckpointError for a missing or broken file, for files of different steps and for other
+    same_run: the run goes on in its folder, where only MAY_CHANGE may differ and the training
+    images must be the same; else a new run starts from it, where only NETWORKS must be the same.
+    Raises CheckpointError for a missing or broken file, for files of different steps and for other
     settings.
     """
     step = resolve_step(folder, wanted, ROLES, option="--resume STEP")
@@ -191,6 +191,8 @@ def restore_snapshot(
         load_optimiser(
             optimiser, value, source, entries=KEPT_BY_ADAM, has_stepped=has_stepped[name]
         )
+        for group in optimiser.param_groups:
+            group["betas"] = (train.beta1, train.beta2)  # a new run may have others
     restore_random_state(state["random"], str(path))
     return Progress(step, *_log_state(state, path))
 
@@ -229,8 +231,8 @@ def _check_hashes(folder: Path, step: int, saved: object, found: Mapping[str, st
             role = "gen" if name == "gen" else "dis"
             raise CheckpointError(
                 f"{checkpoint_path(folder, role, step)} holds other weights than were saved with "
-                f"{checkpoint_path(folder, 'state', step).name}: it is of another step or run. Copy "
-                "it again, or go on from another step."
+                f"{checkpoint_path(folder, 'state', step).name}: it is of another step or run. "
+                "Copy it again, or go on from another step."
             )
 
 

@@ -14,16 +14,17 @@ from common.config import REPOSITORY, config_to_yaml, resolve_path
 from common.data_identity import data_identity
 from common.images import list_images
 from common.interrupts import StopRequest
+from common.loops import joined_processes
 from common.run_log import RunLog
 from common.runtime import (
     Processes,
     multiplies_bf16,
     resolve_device,
     seed_everything,
-    start_processes,
-    stop_processes,
+    tf32_products,
 )
 from inpainter.loop import Trainee, train_steps
+from inpainter.memory import require_training_memory
 from inpainter.networks import build_networks
 from inpainter.patches import NormalPatches, fixed_crops
 from inpainter.recorder import Recorder
@@ -70,11 +71,10 @@ def train(
     ImageError, CheckpointError and TrainingError, all with their remedy.
     """
     device = resolve_device(config.device, allow_gpu=config.cuda)
-    processes = start_processes(device)
-    try:
-        return _train(config, device, processes, resume, command)
-    finally:
-        stop_processes()
+    with joined_processes(device) as processes:
+        require_training_memory(config, device, processes.world_size)
+        with tf32_products(config.train.precision == "tf32"):
+            return _train(config, device, processes, resume, command)
 
 
 def _train(
@@ -183,8 +183,8 @@ def warn_of_lengths(config: PicardConfig, start: int, n_steps: int) -> None:
         LOG.warning("Step %d of %d is done: nothing to train.", start, n_steps)
     if config.train.warmup_steps > n_steps:
         LOG.warning(
-            "train.warmup_steps: %d is more than the %d steps of the run, so the rate never reaches "
-            "train.lr. Lower train.warmup_steps, or raise train.n_steps or train.n_epochs.",
+            "train.warmup_steps: %d is more than the %d steps of the run, so the rate never "
+            "reaches train.lr. Lower train.warmup_steps, or raise train.n_steps or train.n_epochs.",
             config.train.warmup_steps,
             n_steps,
         )

@@ -179,7 +179,7 @@ def test_wanted_step_that_is_not_there_is_refused_with_those_that_are(tmp_path):
         r"No gen_00005000.pt in .*\. Steps there: 1000, 2000\. Pass one with --checkpoint_iter"
     )
     with pytest.raises(CheckpointError, match=message):
-        resolve_step(tmp_path, 5000)
+        resolve_step(tmp_path, 5000, option="--checkpoint_iter")
 
 
 def test_step_without_its_state_is_refused_by_the_missing_files_name(tmp_path):
