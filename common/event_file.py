@@ -1,8 +1,8 @@
 """TensorBoard's events, written where they are made: without the library's thread.
 
-SummaryWriter hands events to a thread, where a full disk or a folder that is gone ends in a traceback
-and, later, in an error of the next call. Here each event is on disk when `scalar` or `picture`
-returns, or the call raises OSError.
+SummaryWriter hands events to a thread, where a full disk or a folder that is gone ends in a
+traceback and, later, in an error of the next call. Here each event is on disk when `scalar` or
+`picture` returns, or the call raises OSError.
 """
 
 import os
@@ -42,7 +42,7 @@ class EventFile:
 
     def picture(self, step: int, tag: str, image: Tensor) -> None:
         """A picture (1 or 3, H, W) in [0, 1]."""
-        self._add(step, self._summary.image(tag, image))
+        self._add(step, self._summary.image(tag, image, dataformats="CHW"))
 
     def close(self) -> None:
         """Closes the file."""

@@ -60,9 +60,9 @@ def reading(stream: Generator[Item, None, None]) -> Iterator[Iterator[Item]]:
             raise
         reason = found[1].split(". ")[0].rstrip(". ")
         raise ReaderError(
-            f"A process that reads images ended unexpectedly ({reason}). If the system ended it for "
-            "lack of memory, set a lower num_workers; 0 reads in the training process. Then go on "
-            "from the last checkpoint."
+            f"A process that reads images ended unexpectedly ({reason}). If the system ended it "
+            "for lack of memory, set a lower num_workers; 0 reads in the training process. Then go "
+            "on from the last checkpoint."
         ) from error
 
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from common.runtime import require_memory
+from common.runtime import memory_of, require_memory
 from inpainter.critic import Critic
 from inpainter.generator import Generator
 from inpainter.settings import PicardConfig
@@ -14,6 +14,8 @@ BYTES = 4
 """Of a number in fp32."""
 COPIES = 4
 """Of each weight: itself, its gradient and Adam's two moments."""
+LAYERS = 40
+"""Layers of full size and width whose outputs amount to at least the generator's; it has 34."""
 CPU = torch.device("cpu")
 
 
@@ -39,6 +41,9 @@ def require_training_memory(config: PicardConfig, device: torch.device, world_si
     layers = (4 * config.netG.ngf) ** 2 * 9 + (4 * config.netD.ndf) ** 2 * 25
     narrower = "Lower netG.ngf or netD.ndf."
     require_memory(layers * COPIES * BYTES, f"The networks ({widths})", device, narrower)
+    step = share * math.prod(train.image_shape[:2]) * config.netG.ngf * LAYERS
+    if (layers * COPIES + step) * BYTES < memory_of(device) / 16:
+        return  # nowhere near; what follows costs the import of torch's shape functions
     with torch.device("meta"):  # shapes without contents
         generator = Generator(config.netG)
         critic = (config.netD.input_dim, config.netD.ndf)
