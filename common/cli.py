@@ -66,7 +66,9 @@ def describe_os_error(error: OSError) -> str:
     reason = error.strerror or str(error) or type(error).__name__
     where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
     remedy = REMEDIES.get(error.errno, "")
-    if error.errno in NO_ROOM and where:
+    if error.errno == errno.EFBIG:
+        remedy = "Raise the limit on the size of files (ulimit -f); what was saved before is whole."
+    elif error.errno in NO_ROOM and where:
         free = free_space(Path(os.fsdecode(error.filename)))
         known = "" if free is None else f" ({free / 2**20:.0f} MiB are free there)"
         remedy = f"Make room{known}; what was saved before is whole."
