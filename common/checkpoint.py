@@ -5,26 +5,28 @@ is always whole, and a step counts only when the files of all its roles are ther
 """
 
 import hashlib
-import json
 import math
-import os
 import pickle
-import random
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal, TypeVar
 
-import numpy as np
 import torch
+from torch import Tensor, nn
 
 from common.errors import UserError
+from common.files import write_atomic
+from common.log_lines import LOG_NAME, read_log
 
-LOG_NAME = "log.jsonl"
 SELECTION_KEY = "select_l1"
+WORDS = ("latest", "best")
+TRIES = 20
+Loaded = TypeVar("Loaded")
 
 LOAD_ERRORS = (
     AssertionError,
@@ -39,8 +41,22 @@ LOAD_ERRORS = (
     pickle.UnpicklingError,
     struct.error,
     zipfile.BadZipFile,
+    zlib.error,
 )
 """What torch.load raises for a file that is truncated, corrupt or no checkpoint."""
+
+
+OPTIONAL = {
+    *("foreach", "maximize", "capturable", "differentiable", "fused", "decoupled_weight_decay"),
+    *("amsgrad", "nesterov"),
+}
+"""Options of torch's optimisers that came or went between versions; no kind is told by them."""
+REAL = (
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+)
+LARGE = 2**28
+"""Bytes of a tensor that may be made from a smaller stored one."""
 
 
 class CheckpointError(UserError):
@@ -49,44 +65,32 @@ class CheckpointError(UserError):
 
 def save_atomic(obj: Any, path: Path) -> None:
     """Saves tensors and plain values with torch.save; the file appears whole or not at all."""
-    _write_atomic(lambda file: torch.save(obj, file), path)
+    write_atomic(path, lambda file: torch.save(obj, file))
 
 
 def save_text_atomic(text: str, path: Path) -> None:
-    """Writes UTF-8 text; the file appears whole or not at all."""
-    _write_atomic(lambda file: file.write(text.encode()), path)
+    """Writes UTF-8 text; the file appears whole or not at all.
+
+    Names of files that are no UTF-8, which Python holds as surrogates, become the bytes they were.
+    """
+    data = text.encode(errors="surrogateescape")
+    write_atomic(path, lambda file: file.write(data))
 
 
-def _write_atomic(write: Callable[[BinaryIO], object], path: Path) -> None:
-    """Writes to path.tmp, flushes it to disk, renames it, flushes the rename."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+class MissingCheckpointError(CheckpointError):
+    """The file is not there."""
 
 
 def load_tensors(path: Path) -> Any:
     """Loads a file of tensors and plain values onto the CPU, without running code from it.
 
     Raises CheckpointError where the file is missing (listing the steps that are there), truncated,
-    corrupt, or holds Python objects of other kinds.
+    corrupt, or holds Python objects of other kinds. A file in torch's older format, which is no
+    zip, has no checksums: what a flipped bit made of a weight cannot be told from the weight.
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(_missing(path))
+        raise MissingCheckpointError(_missing(path))
     try:
         damaged = damaged_record(path)
         if damaged is not None:
@@ -95,6 +99,10 @@ def load_tensors(path: Path) -> Any:
                 f"{_other_steps(path)}"
             )
         return torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise CheckpointError(f"{path}: {error.strerror}. Allow reading it.") from error
+    except FileNotFoundError as error:
+        raise MissingCheckpointError(_missing(path)) from error
     except LOAD_ERRORS as error:
         forbidden = re.search(r"Unsupported (?:global|class).*?([\w]+(?:\.\w+)+)", str(error))
         if forbidden:
@@ -112,8 +120,12 @@ def damaged_record(path: Path) -> str | None:
     """The first record of a zip file whose CRC-32 does not fit; none for a whole one or no zip.
 
     torch.load does not compare checksums: one flipped bit would pass for a weight.
+    Raises zipfile.BadZipFile for a zip that has lost its end.
     """
     if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            if file.read(2) == b"PK":
+                raise zipfile.BadZipFile("the list of contents is missing")
         return None  # torch.load's older format, or nothing that it knows
     with zipfile.ZipFile(path) as file:
         return file.testzip()
@@ -141,7 +153,7 @@ def steps_in(folder: Path, role: str = "gen") -> list[int]:
     folder = Path(folder)
     if not folder.is_dir():
         return []
-    pattern = re.compile(rf"{re.escape(role)}_(\d{{8,}})\.pt")
+    pattern = re.compile(rf"{re.escape(role)}_([0-9]{{8}}|[1-9][0-9]{{8,17}})\.pt")
     matches = (pattern.fullmatch(entry.name) for entry in folder.iterdir())
     return sorted(int(match[1]) for match in matches if match)
 
@@ -150,22 +162,26 @@ def resolve_step(
     folder: Path,
     wanted: int | str | Literal["latest", "best"],
     roles: Sequence[str] = ("gen",),
+    *,
+    option: str | None = None,
 ) -> int:
     """The step that is meant: a number, `latest`, or `best`.
 
     Counts only steps whose files of all roles are there. best is the lowest selection error
     (`select_l1`) that log.jsonl in the folder records for one of them; the earliest on a tie.
-    Raises CheckpointError, listing the steps there, where none is meant.
+    option: the flag that takes another step, for messages. Raises CheckpointError, listing the
+    steps there, where none is meant.
     """
     folder = Path(folder)
     steps = sorted(set.intersection(*(set(steps_in(folder, role)) for role in roles)))
     if not steps:
         what = " + ".join(f"{role}_<step>.pt" for role in roles)
-        state = "" if folder.is_dir() else " The folder does not exist."
-        raise CheckpointError(
-            f"No checkpoint ({what}) in {folder}.{state} Train first, or pass another folder."
+        raise MissingCheckpointError(
+            f"No checkpoint ({what}) in {folder}.{_state_of(folder)} Train first, or pass another "
+            "folder."
         )
     listing = f"Steps there: {_listing(steps)}."
+    remedy = f" Pass one with {option}." if option else " Ask for one of these."
     if wanted == "latest":
         return steps[-1]
     if wanted == "best":
@@ -176,9 +192,10 @@ def resolve_step(
                 f"that is still there, so there is no best one. {listing} Pass one, or latest."
             )
         return min(errors, key=lambda step: (errors[step], step))
-    if isinstance(wanted, str) and not wanted.isdigit():
+    if re.fullmatch(r"[0-9]{1,18}", str(wanted)) is None:
+        shown = str(wanted) if len(str(wanted)) <= 40 else f"{str(wanted)[:40]}…"
         raise CheckpointError(
-            f"'{wanted}' is no step. Expected a number, latest or best. {listing}"
+            f"'{shown}' is no step. Expected a number, latest or best. {listing}{remedy}"
         )
     step = int(wanted)
     if step not in steps:
@@ -187,10 +204,34 @@ def resolve_step(
             for role in roles
             if not checkpoint_path(folder, role, step).is_file()
         ]
-        raise CheckpointError(
-            f"No {', '.join(missing)} in {folder}. {listing} Pass one with --checkpoint_iter."
-        )
+        raise MissingCheckpointError(f"No {', '.join(missing)} in {folder}. {listing}{remedy}")
     return step
+
+
+def load_step(
+    folder: Path,
+    wanted: int | str | Literal["latest", "best"],
+    load: Callable[[int], Loaded],
+    roles: Sequence[str] = ("gen",),
+    *,
+    option: str | None = None,
+) -> tuple[int, Loaded]:
+    """The step that is meant, and what load(step) makes of its files. See resolve_step.
+
+    A training that runs beside may delete the files of `latest` or `best` between the two, when it
+    has written newer ones (keep_snapshots): then the step is looked up anew.
+    """
+    for _ in range(TRIES):
+        step = resolve_step(folder, wanted, roles, option=option)
+        try:
+            return step, load(step)
+        except (MissingCheckpointError, FileNotFoundError):
+            if checkpoint_path(folder, roles[0], step).is_file() or wanted not in WORDS:
+                raise
+    raise CheckpointError(
+        f"{folder}: the training that runs there deletes its snapshots faster than they are read. "
+        "Raise train.keep_snapshots, or wait for its end."
+    )
 
 
 def selection_errors(folder: Path) -> dict[int, float]:
@@ -198,24 +239,11 @@ def selection_errors(folder: Path) -> dict[int, float]:
     errors: dict[int, float] = {}
     for record in read_log(Path(folder) / LOG_NAME):
         value = record.get(SELECTION_KEY)
-        if isinstance(value, int | float) and math.isfinite(value):
-            errors[int(record["step"])] = float(value)
+        if isinstance(value, float) and math.isfinite(value):
+            errors[record["step"]] = value
+        elif isinstance(value, int) and abs(value) < 2**53:
+            errors[record["step"]] = float(value)
     return errors
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of a log.jsonl that have a step; a line cut short by a kill is left out."""
-    if not path.is_file():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            records.append(record)
-    return records
 
 
 def strip_module_prefix(state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -223,45 +251,212 @@ def strip_module_prefix(state_dict: dict[str, Any]) -> dict[str, Any]:
     return {name.removeprefix("module."): value for name, value in state_dict.items()}
 
 
-def random_state() -> dict[str, Any]:
-    """State of Python's, NumPy's and PyTorch's generators, in types that load_tensors reads."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
-    return {
-        "python": random.getstate(),
-        "numpy": (kind, keys.tolist(), position, has_gauss, gauss),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all(),
+def require_mapping(value: Any, source: str, entries: Collection[str] = ()) -> dict[str, Any]:
+    """The value, a dict that has these entries. Raises CheckpointError, naming the source."""
+    if not isinstance(value, Mapping):
+        raise CheckpointError(f"{source}: expected {_wanted(entries)}, found {_found(value)}.")
+    missing = [name for name in entries if name not in value]
+    if missing:
+        raise CheckpointError(
+            f"{source}: no entry {', '.join(missing)}, found {_found(value)}. It is a file of "
+            "another kind or version; pass another one."
+        )
+    return dict(value)
+
+
+def require_state_dict(value: Any, source: str) -> dict[str, Tensor]:
+    """A network's weights by name, without the `module.` of DataParallel.
+
+    source: the file, and where in it, for messages. Raises CheckpointError for anything but names
+    with dense tensors of real numbers. What a network wants of them, load_module looks at.
+    """
+    expected = "expected the weights of a network (names and tensors)"
+    if not isinstance(value, Mapping) or not value:
+        raise CheckpointError(f"{source}: {expected}, found {_found(value)}. Pass another file.")
+    for name, tensor in value.items():
+        if not isinstance(name, str):
+            raise CheckpointError(f"{source}: {expected}, found the name {str(name)[:40]!r}.")
+        if not (isinstance(tensor, Tensor) and _is_plain(tensor)):
+            raise CheckpointError(f"{source}: {expected}, found {name} = {_found(tensor)}.")
+    return strip_module_prefix({name: tensor.detach() for name, tensor in value.items()})
+
+
+def require_finite_weights(state: Mapping[str, Tensor], source: str) -> None:
+    """Raises CheckpointError where a weight is NaN or infinite, naming the first few."""
+    found = non_finite(state)
+    if found:
+        raise CheckpointError(
+            f"{source}: weights that are not finite (NaN or infinite): {found}. The training that "
+            "made them had failed, or the file was changed; use another step."
+        )
+
+
+def non_finite(state: Mapping[str, Tensor]) -> str:
+    """Names of the tensors that are NaN or infinite somewhere, the first three; "" for none."""
+    return _few([name for name, tensor in state.items() if not _is_finite(tensor)])
+
+
+def weights_hash(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the names, types, shapes and bytes of a state dict."""
+    digest = hashlib.sha256()
+    for name, tensor in state.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def load_module(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Copies a state dict into a module whose weights have the same names, shapes and kinds.
+
+    Raises CheckpointError, in one line with the first few differences.
+    """
+    wanted = module.state_dict()
+    kinds = {
+        "missing": [name for name in wanted if name not in state],
+        "unknown": [name for name in state if name not in wanted],
+        "of another shape": [
+            f"{name}: {tuple(state[name].shape)} for {tuple(tensor.shape)}"
+            for name, tensor in wanted.items()
+            if name in state and state[name].shape != tensor.shape
+        ],
+        "of another type": [
+            f"{name}: {state[name].dtype} for {tensor.dtype}"
+            for name, tensor in wanted.items()
+            if name in state and state[name].is_floating_point() != tensor.is_floating_point()
+        ],
     }
+    differences = [f"{len(found)} {kind} ({_few(found)})" for kind, found in kinds.items() if found]
+    if differences:
+        raise CheckpointError(
+            f"{source} does not fit the network of the settings; weights {'; '.join(differences)}. "
+            "Give the settings it was trained with, or another file."
+        )
+    module.load_state_dict(state)
 
 
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Puts back what random_state returned; GPUs only where their number is the same."""
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    kind, keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state(  # noqa: NPY002
-        (kind, np.array(keys, dtype=np.uint32), position, has_gauss, gauss)
-    )
-    torch.set_rng_state(state["torch"])
-    if len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+def load_optimiser(
+    optimiser: torch.optim.Optimizer,
+    value: Any,
+    source: str,
+    *,
+    entries: Collection[str],
+    has_stepped: bool | None = None,
+) -> None:
+    """Puts back what optimiser.state_dict() was.
+
+    entries: names of what this kind keeps of each parameter. has_stepped: whether it must have
+    made a step, and so keep anything; none = not known. Raises CheckpointError, naming the
+    source, where the value is something else or of another kind of optimiser.
+    """
+    value = require_mapping(value, source, ("state", "param_groups"))
+    found = f"{source}: not the state of this optimiser ({type(optimiser).__name__})"
+    remedy = "Give the settings the run was started with, or go on from another step."
+    groups, wanted = value["param_groups"], optimiser.state_dict()["param_groups"]
+    same = isinstance(groups, list) and len(groups) == len(wanted)
+    for group, ours in zip(groups, wanted, strict=True) if same else ():
+        same &= isinstance(group, Mapping) and group.get("params") == ours["params"]
+        same = same and set(group) - OPTIONAL == set(ours) - OPTIONAL
+    if not same:
+        raise CheckpointError(f"{found}: its groups of parameters differ. {remedy}")
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    kept = require_mapping(value["state"], source)
+    if has_stepped and not kept:
+        raise CheckpointError(f"{found}: it keeps nothing, as before the first step. {remedy}")
+    for number, record in kept.items():
+        known = isinstance(number, int) and 0 <= number < len(parameters)
+        if not (known and isinstance(record, Mapping) and set(record) == set(entries)):
+            raise CheckpointError(f"{found}: it keeps other numbers of a parameter. {remedy}")
+        shape = parameters[number].shape
+        for name, entry in record.items():
+            fits = entry is None or (isinstance(entry, int | float) and math.isfinite(entry))
+            if isinstance(entry, Tensor):
+                fits = _is_plain(entry) and entry.shape in (shape, ()) and _is_finite(entry)
+            if not fits:
+                raise CheckpointError(
+                    f"{found}: {name} of parameter {number} is {_found(entry)}, expected finite "
+                    f"numbers of shape {tuple(shape)}. {remedy}"
+                )
+    optimiser.load_state_dict(value)
+
+
+def require_dense(value: Any, source: str) -> Tensor:
+    """The value, a tensor of real numbers, as an ordinary one: detached, on the CPU, all there.
+
+    Raises CheckpointError for anything else, and where the whole tensor would be large although
+    little of it is stored (a broadcast or sparse one).
+    """
+    if not isinstance(value, Tensor) or value.is_complex() or value.is_quantized:
+        raise CheckpointError(
+            f"{source}: expected a tensor of real numbers, found {_found(value)}."
+        )
+    if value.is_meta:
+        raise CheckpointError(f"{source}: a tensor without contents (device meta).")
+    size = value.numel() * value.element_size()
+    stored = value.untyped_storage().nbytes() if value.layout == torch.strided else 0
+    if size > max(stored, LARGE):
+        raise CheckpointError(
+            f"{source}: a tensor {tuple(value.shape)} of {size / 2**30:.0f} GiB, of which almost "
+            "nothing is stored. It is damaged or no file of this project."
+        )
+    dense = value.detach().cpu()
+    return (dense if dense.layout == torch.strided else dense.to_dense()).contiguous()
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether the tensor holds real numbers, one after the other."""
+    return tensor.dtype in REAL and tensor.layout == torch.strided and not tensor.is_meta
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are; asks for no second copy of a large tensor."""
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return True
+    low, high = torch.aminmax(tensor)
+    return bool(torch.isfinite(low) and torch.isfinite(high))
+
+
+def _found(value: Any) -> str:
+    """A value in a few words."""
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)} ({value.dtype}, {value.layout}, {value.device})"
+    if isinstance(value, Mapping):
+        return f"a dict of {_few([str(key)[:40] for key in value])}" if value else "an empty dict"
+    text = repr(value) if isinstance(value, int | float | str | None) else ""
+    return f"{type(value).__name__} {text[:40]}".strip() if value is not None else "nothing (None)"
+
+
+def _wanted(entries: Collection[str]) -> str:
+    return f"a dict with {', '.join(entries)}" if entries else "a dict"
+
+
+def _few(names: Sequence[str]) -> str:
+    """The first three of a list."""
+    more = f", … ({len(names)} in all)" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def _missing(path: Path) -> str:
     """Message for a file that is not there."""
-    state = "" if path.parent.is_dir() else " The folder does not exist."
-    return f"No {path.name} in {path.parent}.{state} {_other_steps(path)}"
+    return f"No {path.name} in {path.parent}.{_state_of(path.parent)} {_other_steps(path)}"
+
+
+def _state_of(folder: Path) -> str:
+    """A sentence, with a space before it, where the folder is none."""
+    if folder.is_dir():
+        return ""
+    return " That is a file, not a folder." if folder.exists() else " The folder does not exist."
 
 
 def _other_steps(path: Path) -> str:
     """What to use instead of a file that is missing or broken."""
-    match = re.fullmatch(r"([A-Za-z]+)_(\d+)\.pt", path.name)
+    match = re.fullmatch(r"([A-Za-z]+)_([0-9]{1,18})\.pt", path.name)
     if not match:
         return "Copy it again, or pass another file."
     steps = [step for step in steps_in(path.parent, match[1]) if step != int(match[2])]
     if not steps:
         return "There are no other steps there."
-    return f"Other steps there: {_listing(steps)}. Pass one with --checkpoint_iter."
+    return f"Other steps there: {_listing(steps)}. Ask for one of these."
 
 
 def _listing(steps: Sequence[int]) -> str:

@@ -1,6 +1,8 @@
 """How every program starts and ends: logging, signals, and one boundary for errors."""
 
+import errno
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -9,13 +11,28 @@ from typing import NoReturn
 
 from common import notices
 from common.errors import UserError
+from common.files import NO_ROOM, free_space
 from common.interrupts import exit_on_sigterm
 
 INTERRUPTED = 128 + signal.SIGINT
+REMEDIES = {
+    errno.EEXIST: "A file of that name is where a folder is needed. Name another, or move it away.",
+    errno.ENOTDIR: "A part of the path is a file, not a folder. Name another path.",
+    errno.EISDIR: "A folder is where a file is needed. Name another path.",
+    errno.EACCES: "Allow it, or name another path.",
+    errno.EPERM: "Allow it, or name another path.",
+    errno.EROFS: "That place cannot be written to; name another path.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.EMFILE: "Raise the limit (ulimit -n), or lower the number of reading processes.",
+}
 
 
-def run_script(main: Callable[[], int], *, interrupted: str = "Interrupted.") -> NoReturn:
+def run_script(
+    main: Callable[[], int], *, interrupted: str = "Interrupted.", unfinished: str = ""
+) -> NoReturn:
     """Runs a program's main function and exits with the status that it returns.
+
+    unfinished: how to go on after the system's refusals are mended, for the message.
 
     A UserError, an error of the operating system and a lack of memory end the program with one line
     and status 1, Ctrl-C with the line `interrupted` and status 130, SIGTERM with status 143. Any
@@ -37,7 +54,7 @@ def run_script(main: Callable[[], int], *, interrupted: str = "Interrupted.") ->
         _say(str(error))
         status = 1
     except OSError as error:
-        _say(describe_os_error(error))
+        _say(f"{describe_os_error(error)} {unfinished}".rstrip())
         status = 1
     except (MemoryError, RuntimeError) as error:
         if not is_lack_of_memory(error):
@@ -49,8 +66,16 @@ def run_script(main: Callable[[], int], *, interrupted: str = "Interrupted.") ->
 
 def describe_os_error(error: OSError) -> str:
     """The system's reason, the file and, where there is an obvious one, the remedy."""
-    reason = error.strerror or str(error)
-    return f"{error.filename}: {reason}." if error.filename else f"{reason}."
+    reason = error.strerror or str(error) or type(error).__name__
+    where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    remedy = REMEDIES.get(error.errno, "")
+    if error.errno == errno.EFBIG:
+        remedy = "Raise the limit on the size of files (ulimit -f); what was saved before is whole."
+    elif error.errno in NO_ROOM and where:
+        free = free_space(Path(os.fsdecode(error.filename)))
+        known = "" if free is None else f" ({free / 2**20:.0f} MiB are free there)"
+        remedy = f"Make room{known}; what was saved before is whole."
+    return f"{where}{reason}. {remedy}".rstrip()
 
 
 def is_lack_of_memory(error: BaseException) -> bool:
@@ -58,7 +83,8 @@ def is_lack_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError):
         return True
     text = str(error).lower()
-    return "out of memory" in text or "can't allocate memory" in text
+    signs = ("out of memory", "can't allocate memory", "not enough memory", "unable to allocate")
+    return any(sign in text for sign in signs)
 
 
 def first_line(error: BaseException) -> str:

@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
+from common.files import write_atomic
+
 DPI = 130
 HEAT = "magma"
 BOX_COLOUR = "#35e0ff"  # stands out on grey and on magma
@@ -243,8 +245,5 @@ def as_map(values: np.ndarray, picture: np.ndarray, name: str) -> np.ndarray:
 
 def save(figure: Figure, path: Path) -> None:
     """Writes a PNG; the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
     FigureCanvasAgg(figure)
-    figure.savefig(temporary, format="png", dpi=DPI)
-    temporary.replace(path)
+    write_atomic(path, lambda file: figure.savefig(file, format="png", dpi=DPI))

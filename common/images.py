@@ -13,6 +13,7 @@ from torch import Tensor
 
 from common.decoders import file_format, open_regular, read_pixels
 from common.dicom import read_dicom
+from common.files import write_atomic
 from common.image_errors import ImageError
 from common.notices import is_largest, notice
 
@@ -227,9 +228,5 @@ def _to_levels(image: Tensor, levels: int) -> np.ndarray:
 
 
 def _save_png(image: Image.Image, path: Path) -> None:
-    """Saves under a temporary name first, so that no half-written picture is left."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    image.save(temporary, format="PNG")
-    temporary.replace(path)
+    """Saves a picture that appears whole or not at all."""
+    write_atomic(path, lambda file: image.save(file, format="PNG"))

@@ -1,8 +1,11 @@
 """Stopping cleanly: Ctrl-C and SIGTERM ask a loop to end after the step at hand."""
 
+import contextlib
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from types import FrameType, TracebackType
 
 IMPATIENCE_SECONDS = 1.0
@@ -65,3 +68,22 @@ def leave_signals_to_main(_: int = 0) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def deaf_children() -> Iterator[None]:
+    """Processes started meanwhile never hear Ctrl-C or SIGTERM, from their first moment on.
+
+    For reading processes, whose start takes seconds under spawn: leave_signals_to_main comes too
+    late for those. A signal to this process is answered at the end. Does nothing on Windows, which
+    cannot hold signals back.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # its start would let the signals through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -60,15 +60,15 @@ def any_asked_to_stop(stop: StopRequest, processes: Processes, device: torch.dev
     return bool(asked.item())
 
 
-def require_finite(step: int, losses: Mapping[str, float]) -> None:
-    """Raises TrainingError, with the step and all losses, unless all are numbers."""
+def require_finite(
+    step: int,
+    losses: Mapping[str, float],
+    remedy: str = "Go on from the last checkpoint with a lower learning rate.",
+) -> None:
+    """Raises TrainingError, with the step, all losses and the remedy, unless all are numbers."""
     if not all(math.isfinite(value) for value in losses.values()):
         shown = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
-        raise TrainingError(
-            f"The loss is not finite at step {step}: {shown}. Go on from the last checkpoint with "
-            "a lower learning rate (PICARD: a lower train.lr, or train.warmup_steps and "
-            "train.grad_clip_norm; DIA: --lr_init)."
-        )
+        raise TrainingError(f"The loss is not finite at step {step}: {shown}. {remedy}")
 
 
 def average_gradients(parameters: list[Tensor], processes: Processes) -> None:

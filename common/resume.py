@@ -5,6 +5,8 @@ from typing import Any
 
 from common.checkpoint import CheckpointError
 
+REMEDY = "Give the settings it was made with, or start a new run in another folder."
+
 
 def changed_settings(
     saved: Mapping[str, Any], given: Mapping[str, Any], *, absent: Mapping[str, Any]
@@ -15,11 +17,17 @@ def changed_settings(
     defaults, which a key that the saved ones lack had.
     """
     before, after = flat(absent) | flat(saved), flat(given)
-    return {key: (before[key], value) for key, value in after.items() if before[key] != value}
+    return {
+        key: (before.get(key), value) for key, value in after.items() if before.get(key) != value
+    }
 
 
 def check_resumed_settings(
-    changed: Mapping[str, tuple[Any, Any]], *, may_change: Collection[str], source: str
+    changed: Mapping[str, tuple[Any, Any]],
+    *,
+    may_change: Collection[str],
+    source: str,
+    remedy: str = REMEDY,
 ) -> list[str]:
     """Refuses to go on where more has changed than may; returns a line for each allowed change.
 
@@ -38,9 +46,8 @@ def check_resumed_settings(
     ]
     if refused:
         raise CheckpointError(
-            f"{source} was made with other settings, and cannot go on with these:\n  "
-            + "\n  ".join(refused)
-            + "\nGive the settings it was made with, or start a new run in another folder."
+            f"{source} was made with other settings, and cannot go on with these: "
+            f"{'; '.join(refused)}. {remedy}"
         )
     return list(lines.values())
 

@@ -1,14 +1,16 @@
 """What a run leaves beside its results: settings, command, environment, numbers over time."""
 
+import contextlib
 import json
+import logging
 import math
 import os
 import platform
 import shlex
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.checkpoint import LOG_NAME, save_text_atomic
+from common.checkpoint import save_text_atomic
 from common.config import REPOSITORY
+from common.event_file import EventFile
+from common.log_lines import LOG_NAME, numbered_lines
+
+LOG = logging.getLogger(__name__)
 
 
 class RunLog:
@@ -44,40 +50,88 @@ class RunLog:
         write_run_record(
             self.run_folder, config_yaml=config_yaml, command=command, resume_step=resume_step
         )
-        path = self.run_folder / LOG_NAME
-        drop_later_lines(path, resume_step)
-        self._file = path.open("a", encoding="utf-8")
+        self._path = self.run_folder / LOG_NAME
+        drop_later_lines(self._path, resume_step)
+        self._waiting = ""
+        self._complained = False
         self._events = None
         if events_folder is not None:
-            from torch.utils.tensorboard import SummaryWriter
-
             purge_step = resume_step + 1 if resume_step > 0 else 0
-            self._events = SummaryWriter(str(events_folder), purge_step=purge_step)
+            self._events = open_events(Path(events_folder), purge_step)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Records numbers by tag, as one line of log.jsonl and as TensorBoard curves."""
         numbers = {tag: float(value) for tag, value in values.items()}
         self.record(step, numbers)
-        if self._events is not None:
-            for tag, number in numbers.items():
-                self._events.add_scalar(tag, number, step)
+        with self._events_or_none() as events:
+            for tag, number in numbers.items() if events else ():
+                events.scalar(step, tag, number)
 
     def image(self, step: int, tag: str, image: Tensor) -> None:
         """Shows a picture (1 or 3, H, W) in [0, 1] in TensorBoard."""
-        if self._events is not None:
-            self._events.add_image(tag, image.detach().cpu().clamp(0, 1), step)
+        with self._events_or_none() as events:
+            if events:
+                events.picture(step, tag, image.detach().cpu().clamp(0, 1))
 
     def record(self, step: int, values: Mapping[str, Any]) -> None:
-        """Adds one line to log.jsonl: the step and these plain values, NaN as null."""
+        """Adds one line to log.jsonl: the step and these plain values, NaN as null.
+
+        A line that cannot be written waits for the next one; the first time that is a warning.
+        """
         line = {"step": step, **{key: _strict(value) for key, value in values.items()}}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        self._waiting += json.dumps(line, allow_nan=False) + "\n"
+        self._write_waiting()
 
     def close(self) -> None:
         """Closes the files; what was recorded before is on disk already."""
-        self._file.close()
-        if self._events is not None:
-            self._events.close()
+        self._write_waiting()
+        with self._events_or_none() as events:
+            if events:
+                events.close()
+
+    def _write_waiting(self) -> None:
+        """Appends what waits to log.jsonl, or takes back what was written of it."""
+        if not self._waiting:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            before = self._path.stat().st_size if self._path.exists() else 0
+            try:
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(self._waiting)
+            except OSError:
+                os.truncate(self._path, before)
+                raise
+        except OSError as error:
+            if not self._complained:
+                LOG.warning("%s cannot be written (%s); trying again later.", self._path, error)
+            self._complained = True
+        else:
+            self._waiting = ""
+
+    @contextlib.contextmanager
+    def _events_or_none(self) -> Iterator[EventFile | None]:
+        """The events to write to; a failure is a warning and ends them, not the training."""
+        try:
+            yield self._events
+        except OSError as error:
+            LOG.warning("TensorBoard's events end here, log.jsonl goes on: %s", error)
+            self._events = None
+
+
+def open_events(folder: Path, purge_step: int) -> EventFile | None:
+    """A new file of TensorBoard's events; none, and a warning, where that cannot be had."""
+    try:
+        return EventFile(folder, purge_step)
+    except ImportError as error:
+        LOG.warning(
+            "No curves for TensorBoard, which cannot be imported (%s); log.jsonl has the numbers. "
+            "To have them: pip install tensorboard",
+            error,
+        )
+    except OSError as error:
+        LOG.warning("No curves for TensorBoard, log.jsonl has the numbers: %s", error)
+    return None
 
 
 def _strict(value: Any) -> Any:
@@ -92,14 +146,7 @@ def drop_later_lines(path: Path, last_step: int) -> None:
     """
     if not path.is_file():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            step = int(json.loads(line)["step"])
-        except (KeyError, TypeError, ValueError):
-            continue
-        if last_step > 0 and step <= last_step:
-            kept.append(line + "\n")
+    kept = [line + "\n" for record, line in numbered_lines(path) if 0 < record["step"] <= last_step]
     save_text_atomic("".join(kept), path)
 
 
@@ -112,7 +159,9 @@ def write_run_record(
     """
     folder = Path(folder)
     path = folder / "command.txt"
-    earlier = path.read_text(encoding="utf-8") if resume_step > 0 and path.is_file() else ""
+    earlier = ""
+    if resume_step > 0 and path.is_file():
+        earlier = path.read_text(encoding="utf-8", errors="surrogateescape")
     save_text_atomic(config_yaml, folder / "config.yaml")
     save_text_atomic(earlier + shlex.join(map(str, command)) + "\n", path)
     environment = {**describe_environment(), "resume_step": resume_step}
@@ -122,7 +171,7 @@ def write_run_record(
 def describe_environment() -> dict[str, Any]:
     """Versions, machine, threads and git commit, as plain values; null for what is not known.
 
-    git_dirty: whether tracked files differ from the commit.
+    git_dirty: whether tracked files differ from the commit. tf32: whether a GPU may round products.
     """
     commit = _git("rev-parse", "HEAD")
     changes = _git("status", "--porcelain", "--untracked-files=no")
@@ -130,17 +179,25 @@ def describe_environment() -> dict[str, Any]:
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": version("torchvision"),
+        "torchvision": _version("torchvision"),
         "numpy": np.__version__,
         "cuda": torch.version.cuda,
         "platform": platform.platform(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "tf32": torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32,
         "git_commit": commit,
         "git_dirty": None if commit is None or changes is None else bool(changes),
         "working_directory": str(Path.cwd()),
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _git(*arguments: str) -> str | None:

@@ -6,8 +6,10 @@ import hashlib
 import operator
 import os
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -34,7 +36,7 @@ def resolve_device(name: str, allow_gpu: bool = True, *, gpu: int = 0) -> torch.
     """
     kind, _, number = name.partition(":")
     if kind not in ("auto", "cpu", "cuda", "mps") or (
-        number and (kind != "cuda" or not number.isdigit())
+        number and (kind != "cuda" or re.fullmatch("[0-9]{1,4}", number) is None)
     ):
         raise RuntimeSetupError(
             f"Unknown device '{name}'. Expected auto, cpu, cuda, cuda:<number> or mps."
@@ -53,7 +55,7 @@ def resolve_device(name: str, allow_gpu: bool = True, *, gpu: int = 0) -> torch.
             f"Device '{name}' was asked for, but this PyTorch ({torch.__version__}) sees no GPU. "
             "Use auto or cpu, or install a PyTorch built for CUDA and its driver."
         )
-    index = int(number or os.environ.get("LOCAL_RANK", gpu))
+    index = int(number) if number else _whole("LOCAL_RANK", os.environ.get("LOCAL_RANK", str(gpu)))
     there = torch.cuda.device_count()
     if index >= there:
         raise RuntimeSetupError(
@@ -61,6 +63,40 @@ def resolve_device(name: str, allow_gpu: bool = True, *, gpu: int = 0) -> torch.
             f"cuda:0 to cuda:{there - 1}."
         )
     return torch.device("cuda", index)
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of memory that a process may have on a device: the GPU's, or the machine's.
+
+    On a CPU limits of the container (cgroup 2) and of the process (ulimit -v) count, too.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    sizes = [2**62]
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # no POSIX system
+        sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with contextlib.suppress(ValueError, OSError):  # no such file, or the word max
+        sizes.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    with contextlib.suppress(ImportError):
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        sizes.append(limit if limit != resource.RLIM_INFINITY else 2**62)
+    return min(size for size in sizes if size > 0)
+
+
+def require_memory(n_bytes: int, what: str, device: torch.device, remedy: str) -> None:
+    """Raises RuntimeSetupError where so many bytes cannot be had on the device, whatever is free.
+
+    n_bytes: a lower bound of the need, worked out before anything is allocated. what: what needs
+    it. remedy: what to lower.
+    """
+    there = memory_of(device)
+    if n_bytes > there:
+        raise RuntimeSetupError(
+            f"{what}: at least {n_bytes / 2**30:.3g} GiB of memory, and {device} has "
+            f"{there / 2**30:.3g} GiB. {remedy}"
+        )
 
 
 def device_name(device: torch.device) -> str:
@@ -156,7 +192,13 @@ def start_processes(device: torch.device) -> Processes:
         )
     if device.type not in ("cpu", "cuda"):
         raise RuntimeSetupError(f"Several processes need device cpu or cuda, got '{device}'.")
-    rank, world_size, local_rank = (int(os.environ[name]) for name in variables)
+    rank, world_size, local_rank = (_whole(name, os.environ[name]) for name in variables)
+    _whole("MASTER_PORT", os.environ["MASTER_PORT"])
+    if not rank < world_size:
+        raise RuntimeSetupError(
+            f"RANK is {rank} and WORLD_SIZE {world_size}; expected a rank below it. Start several "
+            "processes with torchrun --nproc_per_node=K, or unset both."
+        )
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not torch.distributed.is_initialized():
@@ -165,6 +207,16 @@ def start_processes(device: torch.device) -> Processes:
             backend, rank=rank, world_size=world_size, timeout=PATIENCE
         )
     return Processes(rank, world_size, local_rank)
+
+
+def _whole(name: str, text: str) -> int:
+    """A variable of the environment that is a whole number >= 0."""
+    if re.fullmatch("[0-9]{1,9}", text) is None:
+        raise RuntimeSetupError(
+            f"The environment variable {name} is '{text[:40]}', expected a whole number. torchrun "
+            "sets it; else unset it."
+        )
+    return int(text)
 
 
 def stop_processes() -> None:

@@ -3,7 +3,8 @@
 B batch, C H W crop, in pixels.
 """
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Generator
 from pathlib import Path
 
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.images import ImageError
 from common.interrupts import leave_signals_to_main
+from common.readers import read_ahead
 from common.runtime import RuntimeSetupError, generator_for
 from inpainter.patches import NormalPatches
 
@@ -24,12 +26,13 @@ def batches(
     rank: int = 0,
     world_size: int = 1,
     pin_memory: bool = False,
-) -> Iterator[Tensor]:
+) -> Generator[Tensor, None, None]:
     """Yields batches start_step, start_step + 1, ..., n_steps - 1; (B, C, H, W) in [-1, 1].
 
     Batch s holds the crops s * batch_size ... (s + 1) * batch_size - 1; of several processes each
     gets its equal, contiguous share, so B = batch_size / world_size.
-    num_workers: processes that read ahead; 0 reads in this one. PyTorch's global random generator
+    num_workers: processes that read ahead; 0 reads in this one. Use it in `with reading(…)`, which
+    ends them. PyTorch's global random generator
     is left as it is. Raises RuntimeSetupError where the batch cannot be shared out, ImageError as
     the dataset does.
     """
@@ -55,11 +58,12 @@ def batches(
         worker_init_fn=leave_signals_to_main,
         generator=generator_for(dataset.seed, "workers"),  # else it draws from the global one
     )
-    for batch, skipped, error in loader:
-        dataset.note_skipped(skipped)
-        if error is not None:
-            raise ImageError(error)
-        yield batch
+    with contextlib.closing(read_ahead(loader)) as stream:
+        for batch, skipped, error in stream:
+            dataset.note_skipped(skipped)
+            if error is not None:
+                raise ImageError(error)
+            yield batch
 
 
 class _Batches(Dataset):

@@ -8,11 +8,13 @@ from torch import Tensor
 
 from common.interrupts import StopRequest
 from common.loops import any_asked_to_stop, require_finite
+from common.readers import reading
 from common.runtime import Processes
 from inpainter.batches import batches
 from inpainter.patches import NormalPatches
 from inpainter.recorder import Recorder, StepResult
 from inpainter.settings import PicardConfig
+from inpainter.snapshots import LOWER_RATE
 from inpainter.step import Networks, step_losses
 from inpainter.step_inputs import InputMaker
 from inpainter.updates import Optimisers, learning_rate, update
@@ -53,17 +55,18 @@ def train_steps(
         pin_memory=trainee.device.type == "cuda",
     )
     step = start
-    for real in stream:
-        result = one_step(trainee, step, real)
-        step += 1
-        stopping = any_asked_to_stop(stop, processes, trainee.device)
-        if recorder is not None:
-            recorder.note(step, result, trainee.networks.generator)
-            if step % train.snapshot_save_iter == 0 or step == trainee.n_steps or stopping:
-                recorder.snapshot(step, trainee.networks, trainee.optimisers)
-        if stopping:
-            LOG.warning("Asked to stop: saved step %d. Go on with --resume.", step)
-            break
+    with reading(stream) as crops:
+        for real in crops:
+            result = one_step(trainee, step, real)
+            step += 1
+            stopping = any_asked_to_stop(stop, processes, trainee.device)
+            if recorder is not None:
+                recorder.note(step, result, trainee.networks.generator)
+                if step % train.snapshot_save_iter == 0 or step == trainee.n_steps or stopping:
+                    recorder.snapshot(step, trainee.networks, trainee.optimisers)
+            if stopping:
+                LOG.warning("Asked to stop: saved step %d. Go on with --resume.", step)
+                break
     return step
 
 
@@ -86,6 +89,6 @@ def one_step(trainee: Trainee, step: int, real: Tensor) -> StepResult:
     named = losses.named()
     values = torch.stack([value.detach() for value in named.values()]).tolist()  # one transfer
     terms = dict(zip(named, values, strict=True))
-    require_finite(step + 1, terms)
+    require_finite(step + 1, terms, LOWER_RATE)
     update(trainee.networks, trainee.optimisers, losses, config, trainee.processes)
     return StepResult(terms, rate, inputs, losses.composite.detach())

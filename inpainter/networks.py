@@ -4,9 +4,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from common.checkpoint import CheckpointError, checkpoint_path, load_tensors, strip_module_prefix
+from common.checkpoint import (
+    CheckpointError,
+    checkpoint_path,
+    load_module,
+    load_tensors,
+    require_finite_weights,
+    require_mapping,
+    require_state_dict,
+)
 from common.config import load_config
 from inpainter.critic import Critic
 from inpainter.generator import Generator
@@ -41,13 +49,16 @@ class Architecture(NamedTuple):
 
 def architecture_of(state: dict[str, Tensor], source: Path) -> Architecture:
     """Reads the generator's settings off its weights; published files hold nothing else."""
-    try:
-        first = state["coarse_generator.conv1.conv.weight"].shape
-        last = state["coarse_generator.conv17.conv.weight"].shape
-    except KeyError as error:
-        raise CheckpointError(
-            f"{source}: no weight {error}: this is not a PICARD generator (gen_%08d.pt)"
-        ) from None
+    shapes = {}
+    for layer in ("conv1", "conv17"):
+        name = f"coarse_generator.{layer}.conv.weight"
+        shapes[layer] = tuple(state[name].shape) if name in state else None
+        if name not in state or len(state[name].shape) != 4:
+            raise CheckpointError(
+                f"{source}: the weight {name} has shape {shapes[layer]}, expected (out, in, h, w): "
+                "this is not a PICARD generator (gen_%08d.pt). Pass another checkpoint folder."
+            )
+    first, last = shapes["conv1"], shapes["conv17"]
     ngf = 2 * last[1]
     has_fine = any(key.startswith("fine_generator.") for key in state)
     return Architecture(
@@ -65,15 +76,33 @@ def load_generator(folder: Path, step: int, config: GeneratorConfig) -> Generato
     from `config`; the message has both values.
     """
     path = checkpoint_path(folder, "gen", step)
-    state = strip_module_prefix(load_tensors(path))
+    state = generator_weights(path)
     found = architecture_of(state, path)._asdict() | _saved_settings(folder)
     differing = {k: v for k, v in found.items() if getattr(config, k) != v}
     if differing:
         given = {f"netG.{k}": (v, getattr(config, k)) for k, v in differing.items()}
         raise CheckpointError(other_settings(path, given))
     generator = Generator(config)
-    _load(generator, state, path)
+    load_module(generator, state, str(path))
     return generator.eval()
+
+
+def generator_weights(path: Path) -> dict[str, Tensor]:
+    """The finite weights in a gen_%08d.pt. Raises CheckpointError for anything else."""
+    state = require_state_dict(load_tensors(path), str(path))
+    require_finite_weights(state, str(path))
+    return state
+
+
+def critic_weights(path: Path) -> dict[str, dict[str, Tensor]]:
+    """The finite weights in a dis_%08d.pt: localD, globalD. Raises CheckpointError otherwise."""
+    critics = require_mapping(load_tensors(path), str(path), ("localD", "globalD"))
+    weights = {}
+    for name in ("localD", "globalD"):
+        source = f"{path}: {name}"
+        weights[name] = require_state_dict(critics[name], source)
+        require_finite_weights(weights[name], source)
+    return weights
 
 
 def _saved_settings(folder: Path) -> dict:
@@ -88,15 +117,15 @@ def _saved_settings(folder: Path) -> dict:
 def load_local_critic(folder: Path, step: int, config: PicardConfig) -> Critic:
     """The local critic of `folder` at `step`, for `MCD_feature`, in evaluation mode on the CPU."""
     path = checkpoint_path(folder, "dis", step)
-    critics = load_tensors(path)
-    if "localD" not in critics:
-        raise CheckpointError(
-            f"{path} has no entry localD but {sorted(critics)[:4]}: not a PICARD critic file"
-        )
-    state = strip_module_prefix(critics["localD"])
+    source = f"{path}: localD"
+    critics = require_mapping(load_tensors(path), str(path), ("localD",))
+    state = require_state_dict(critics["localD"], source)
+    require_finite_weights(state, source)
     critic = Critic(config.netD.input_dim, config.netD.ndf, config.test.mask_shape)
     first, linear = "dis_conv_module.conv1.conv.weight", "linear.weight"
-    if first in state and linear in state:
+    if all(name in state for name in (first, linear)) and (
+        state[first].ndim == 4 and state[first].shape[0] > 0 and state[linear].ndim == 2
+    ):
         ndf, input_dim = state[first].shape[:2]
         positions = state[linear].shape[1] // (4 * ndf)
         h, w = config.test.mask_shape
@@ -108,7 +137,7 @@ def load_local_critic(folder: Path, step: int, config: PicardConfig) -> Critic:
         differing = {k: v for k, v in found.items() if v[0] != v[1]}
         if differing:
             raise CheckpointError(other_settings(path, differing))
-    _load(critic, state, path)
+    load_module(critic, state, source)
     return critic.eval()
 
 
@@ -117,11 +146,7 @@ def other_settings(path: Path, differing: dict[str, tuple]) -> str:
     lines = [
         f"{k}: checkpoint {found!r}, settings {given!r}" for k, (found, given) in differing.items()
     ]
-    return f"{path} was made with other settings than the given ones:\n  " + "\n  ".join(lines)
-
-
-def _load(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit the settings: {error}") from None
+    return (
+        f"{path} was made with other settings than the given ones: {'; '.join(lines)}. "
+        "Give the settings it was made with, or another checkpoint."
+    )

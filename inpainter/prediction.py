@@ -132,7 +132,9 @@ def load_scorer(
     """The networks of the wanted checkpoint as a window scorer, and its step."""
     needs_critic = "feature" in spaces_of(config.test.heatmap_metrics)
     roles = ("gen", "dis") if needs_critic else ("gen",)
-    step = resolve_step(options.checkpoint_dir, options.checkpoint_iter, roles)
+    step = resolve_step(
+        options.checkpoint_dir, options.checkpoint_iter, roles, option="--checkpoint_iter"
+    )
     generator = load_generator(options.checkpoint_dir, step, config.netG)
     critic = load_local_critic(options.checkpoint_dir, step, config) if needs_critic else None
     layout, test = torch.channels_last, config.test

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,13 @@ from common.run_log import RunLog
 from common.runtime import evaluating
 from inpainter.generator import Generator
 from inpainter.settings import PicardConfig
-from inpainter.snapshots import completion_error, prune_snapshots, save_snapshot
+from inpainter.snapshots import (
+    LOWER_RATE,
+    Progress,
+    completion_error,
+    prune_snapshots,
+    save_snapshot,
+)
 from inpainter.step import Networks, StepInputs
 from inpainter.updates import Optimisers
 from inpainter.watch import CollapseWatch
@@ -42,7 +48,8 @@ class StepResult(NamedTuple):
 class Recorder:
     """Progress bar or log lines, log.jsonl, TensorBoard, snapshots. Use it in a with statement.
 
-    start, n_steps: steps done before, and wanted in all. crops: (n, C, H, W) on which every
+    start: where the run goes on. n_steps: wanted in all. images: data_identity of the training
+    images. crops: (n, C, H, W) on which every
     snapshot's error is measured, none = not measured. skipped: images passed over so far.
     """
 
@@ -52,18 +59,20 @@ class Recorder:
         folder: Path,
         log: RunLog,
         *,
-        start: int,
+        start: Progress,
         n_steps: int,
+        images: Mapping[str, Any],
         crops: Tensor | None,
         skipped: Mapping[Path, str],
     ) -> None:
         self.config, self.folder, self.log = config, folder, log
         self.n_steps, self.crops, self.skipped = n_steps, crops, skipped
-        self.watch = CollapseWatch()
-        self.latest: dict[str, float] = {}
-        self.timer, self.timed_step = time.monotonic(), start
+        self.images = images
+        self.watch = CollapseWatch(start.saturated_in_a_row)
+        self.latest = dict(start.losses)
+        self.timer, self.timed_step = time.monotonic(), start.step
         hidden = not sys.stderr.isatty()
-        self.bar = tqdm(total=n_steps, initial=start, unit="step", disable=hidden, leave=False)
+        self.bar = tqdm(total=n_steps, initial=start.step, unit="step", disable=hidden, leave=False)
 
     def __enter__(self) -> "Recorder":
         return self
@@ -124,9 +133,10 @@ class Recorder:
         """
         if self.crops is not None:
             error = completion_error(networks.generator, self.crops, self.config.train.mask_shape)
-            require_finite(step, {"select_l1": error})
+            require_finite(step, {"select_l1": error}, LOWER_RATE)
             self.log.scalars(step, {"select_l1": error})
-        save_snapshot(self.folder, step, networks, optimisers, self.config)
+        progress = Progress(step, self.latest, self.watch.in_a_row)
+        save_snapshot(self.folder, progress, networks, optimisers, self.config, self.images)
         prune_snapshots(self.folder, self.config.train.keep_snapshots)
 
 

@@ -5,28 +5,31 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from common.checkpoint import CheckpointError, steps_in
 from common.config import config_to_yaml, resolve_path
+from common.data_identity import data_identity
 from common.image_folders import list_images
 from common.interrupts import StopRequest
+from common.loops import joined_processes
 from common.run_log import RunLog
 from common.runtime import (
     Processes,
     multiplies_bf16,
     resolve_device,
     seed_everything,
-    start_processes,
-    stop_processes,
+    tf32_products,
 )
 from inpainter.loop import Trainee, train_steps
+from inpainter.memory import require_training_memory
 from inpainter.networks import build_networks
 from inpainter.patches import NormalPatches, fixed_crops
 from inpainter.recorder import Recorder
 from inpainter.settings import PicardConfig
-from inpainter.snapshots import restore_snapshot, tidy_snapshots
+from inpainter.snapshots import Progress, restore_snapshot, tidy_snapshots
 from inpainter.step_inputs import InputMaker
 from inpainter.updates import broadcast_weights, build_optimisers
 
@@ -68,11 +71,10 @@ def train(
     ImageError, CheckpointError and TrainingError, all with their remedy.
     """
     device = resolve_device(config.device, allow_gpu=config.cuda, gpu=config.gpu_ids[0])
-    processes = start_processes(device)
-    try:
-        return _train(config, device, processes, resume, command)
-    finally:
-        stop_processes()
+    with joined_processes(device) as processes:
+        require_training_memory(config, device, processes.world_size)
+        with tf32_products(config.train.precision == "tf32"):
+            return _train(config, device, processes, resume, command)
 
 
 def _train(
@@ -90,9 +92,12 @@ def _train(
     n_steps = total_steps(config, len(dataset.paths))
     networks = build_networks(config, device)
     optimisers = build_optimisers(networks, config.train)
-    start = restore_snapshot(*snapshot, networks, optimisers, config) if snapshot else 0
-    if start >= n_steps:
-        LOG.warning("Step %d of %d is done: nothing to train.", start, n_steps)
+    images = data_identity(dataset.paths, resolve_path(config.train_data_path, "train_data_path"))
+    start = Progress(0, {}, 0)
+    if snapshot is not None:
+        same_run = snapshot[0].resolve() == folder.resolve()
+        start = restore_snapshot(*snapshot, networks, optimisers, config, images, same_run=same_run)
+    warn_of_lengths(config, start.step, n_steps)
     for network in networks:
         broadcast_weights(network, processes)
     inputs = InputMaker(config, networks.generator, processes)
@@ -100,9 +105,11 @@ def _train(
     with contextlib.ExitStack() as stack:
         recorder = None
         if processes.is_main:
-            recorder = stack.enter_context(start_record(trainee, folder, dataset, start, command))
+            recorder = stack.enter_context(
+                start_record(trainee, folder, dataset, images, start, command)
+            )
         stop = stack.enter_context(StopRequest())
-        step = train_steps(trainee, dataset, start, stop, recorder)
+        step = train_steps(trainee, dataset, start.step, stop, recorder)
     if dataset.skipped:
         LOG.warning("%d of %d images were skipped.", len(dataset.skipped), len(dataset.paths))
     return TrainingResult(folder, step, stop.exit_status, dataset.skipped)
@@ -176,20 +183,38 @@ def total_steps(config: PicardConfig, n_images: int) -> int:
     return train.n_steps or max(1, train.n_epochs * n_images // train.batch_size)
 
 
+def warn_of_lengths(config: PicardConfig, start: int, n_steps: int) -> None:
+    """Says where nothing is left to train, or the warm-up is longer than the run."""
+    if start >= n_steps:
+        LOG.warning("Step %d of %d is done: nothing to train.", start, n_steps)
+    if config.train.warmup_steps > n_steps:
+        LOG.warning(
+            "train.warmup_steps: %d is more than the %d steps of the run, so the rate never "
+            "reaches train.lr. Lower train.warmup_steps, or raise train.n_steps or train.n_epochs.",
+            config.train.warmup_steps,
+            n_steps,
+        )
+
+
 def start_record(
-    trainee: Trainee, folder: Path, dataset: NormalPatches, start: int, command: Sequence[str]
+    trainee: Trainee,
+    folder: Path,
+    dataset: NormalPatches,
+    images: Mapping[str, Any],
+    start: Progress,
+    command: Sequence[str],
 ) -> Recorder:
-    """The record of a run that goes on at step `start`; what later steps left is set aside."""
+    """The record of a run that goes on at `start`; what later steps left is set aside."""
     config = trainee.config
     n = config.train.select_crops
     crops = fixed_crops(dataset, n).to(trainee.device) if n else None
-    tidy_snapshots(folder, start)
+    tidy_snapshots(folder, start.step)
     log = RunLog(
         folder,
         resolve_path(config.logs_dir, "logs_dir") / run_name(config),
         config_yaml=config_to_yaml(config),
         command=command,
-        resume_step=start,
+        resume_step=start.step,
     )
     return Recorder(
         config,
@@ -197,6 +222,7 @@ def start_record(
         log,
         start=start,
         n_steps=trainee.n_steps,
+        images=images,
         crops=crops,
         skipped=dataset.skipped,
     )

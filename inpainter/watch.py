@@ -11,8 +11,9 @@ LOGS_IN_A_ROW = 5
 class CollapseWatch:
     """Recognises an output that stays at the clamp, where a hard clamp has no gradient."""
 
-    def __init__(self) -> None:
-        self.in_a_row = 0
+    def __init__(self, in_a_row: int = 0) -> None:
+        self.in_a_row = in_a_row
+        """Logged batches above the limit up to now."""
 
     def check(self, step: int, composite: Tensor, real: Tensor, mask: Tensor) -> float:
         """Notes one batch; returns the share of the hole that wrongly sits at -1 or 1.

@@ -17,9 +17,7 @@ from common.checkpoint import (
     CheckpointError,
     checkpoint_path,
     load_tensors,
-    random_state,
     resolve_step,
-    restore_random_state,
     save_atomic,
     save_text_atomic,
     selection_errors,
@@ -27,6 +25,7 @@ from common.checkpoint import (
     strip_module_prefix,
 )
 from common.config import REPOSITORY
+from common.random_state import random_state, restore_random_state
 
 
 def save_steps(folder: Path, *steps: int, role: str = "gen") -> None:
@@ -180,7 +179,7 @@ def test_wanted_step_that_is_not_there_is_refused_with_those_that_are(tmp_path):
         r"No gen_00005000.pt in .*\. Steps there: 1000, 2000\. Pass one with --checkpoint_iter"
     )
     with pytest.raises(CheckpointError, match=message):
-        resolve_step(tmp_path, 5000)
+        resolve_step(tmp_path, 5000, option="--checkpoint_iter")
 
 
 def test_step_without_its_state_is_refused_by_the_missing_files_name(tmp_path):
@@ -235,5 +234,5 @@ def test_random_state_survives_a_file(tmp_path):
     save_atomic(random_state(), tmp_path / "state.pt")
     expected = draw()
     draw()
-    restore_random_state(load_tensors(tmp_path / "state.pt"))
+    restore_random_state(load_tensors(tmp_path / "state.pt"), "state.pt")
     assert draw() == expected

@@ -36,5 +36,5 @@ def test_critic_of_other_settings_is_refused_with_both_values(tmp_path: Path) ->
 
 def test_a_file_without_a_local_critic_is_refused(tmp_path: Path) -> None:
     save(tmp_path, {"gen": {}})
-    with pytest.raises(CheckpointError, match="has no entry localD"):
+    with pytest.raises(CheckpointError, match="no entry localD, found a dict of gen"):
         load_local_critic(tmp_path, 1, CONFIG)
