@@ -15,6 +15,7 @@ from common.figures import (
     roc_curves,
     score_histogram,
 )
+from common.file_names import escaped
 from common.images import read_image
 from common.pooling import curves
 from inpainter.evaluation import Evaluation, MetricResult
@@ -103,7 +104,8 @@ def draw_examples(evaluation: Evaluation, path: Path) -> None:
         image = read_image(evaluation.settings.image_dir / row.image)
         heatmaps = [read_heatmap(of[row.image]) if row.image in of else None for of in files]
         truth = evaluation.sources.annotations.labels(row.image, heatmaps[0].shape)
-        rows.append(SheetRow(f"{row.image} ({row.auroc:.2f})", image.numpy(), truth, heatmaps))
+        title = f"{escaped(row.image)} ({row.auroc:.2f})"
+        rows.append(SheetRow(title, image.numpy(), truth, heatmaps))
     contact_sheet(
         rows,
         path,
