@@ -99,7 +99,9 @@ def differences(old: Identity, new: Identity) -> list[str]:
 
 
 def _brief(value: str | None) -> str:
-    return "none" if value is None else value if len(value) <= 64 else f"{value[:61]}..."
+    return (
+        "none" if value is None else value if len(value) <= 40 else f"{value[:12]}...{value[-12:]}"
+    )
 
 
 def output_folder(
