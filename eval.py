@@ -71,6 +71,7 @@ def heatmap_settings(config: PicardConfig, arguments: argparse.Namespace) -> Eva
         ignore_masks=arguments.ignore_masks,
         image_dir=image_dir,
         inside_tissue=inside_tissue,
+        white_value=config.white_value,
         on_bad_image=arguments.on_bad_image or config.test.on_bad_image,
         on_unknown_image=arguments.on_unknown_image,
         n_resamples=arguments.bootstrap,

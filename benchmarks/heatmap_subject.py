@@ -14,7 +14,8 @@ from torch import Tensor
 
 from common.checkpoint import resolve_step
 from common.config import ConfigError
-from common.images import ImageError, list_images, read_image, to_signed
+from common.image_folders import list_images
+from common.images import ImageError, read_image, to_signed
 from common.runtime import generator_for
 from inpainter.completion import DrawDropout, dropout_of
 from inpainter.critic import Critic

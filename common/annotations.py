@@ -5,33 +5,26 @@ name would silently turn a lesion image into a normal one. Sizes and boxes are i
 (height, width) and (top, left, height, width).
 """
 
-import csv
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
 
-from common.decoders import ImageError
+from common.box_files import Box, read_box_rows
+from common.decoders import file_format
+from common.image_errors import ImageError
+from common.image_folders import find_images, shown_names
 from common.image_names import AnnotationError, ImageNames, OnUnknown
-from common.images import list_images, read_image
+from common.images import read_mask
 
-BOX_COLUMNS = ("image", "top", "left", "height", "width")
-LOSSY_SUFFIXES = (".jpg", ".jpeg")
+LOG = logging.getLogger(__name__)
+LOSSY_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
+LOSSY = "JPEG's noise would mark pixels round each lesion; save masks as PNG"
 EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
-
-
-class Box(NamedTuple):
-    """A lesion's rectangle; the pixels that it touches are lesion."""
-
-    top: float
-    left: float
-    height: float
-    width: float
-    label: str = ""
 
 
 def boxes_to_labels(boxes: Iterable[Sequence[float]], size: tuple[int, int]) -> np.ndarray:
@@ -41,11 +34,23 @@ def boxes_to_labels(boxes: Iterable[Sequence[float]], size: tuple[int, int]) -> 
     """
     labels = np.zeros(size, dtype=bool)
     for box in boxes:
-        top, left, height, width = box[:4]
-        rows = slice(max(0, math.floor(top)), max(0, math.ceil(top + height)))
-        columns = slice(max(0, math.floor(left)), max(0, math.ceil(left + width)))
-        labels[rows, columns] = True
+        labels[_pixels_of(box, size)] = True
     return labels
+
+
+def _pixels_of(box: Sequence[float], size: tuple[int, int]) -> tuple[slice, slice]:
+    """Rows and columns of an image of this size that a box touches; empty where it lies outside.
+
+    Raises AnnotationError for a box that is not a number.
+    """
+    top, left, height, width = box[:4]
+    slices = []
+    for start, length, limit in ((top, height, size[0]), (left, width, size[1])):
+        if math.isnan(start + length):
+            raise AnnotationError(f"box {tuple(box[:4])} (top, left, height, width): not a number")
+        first, end = (min(max(edge, 0), limit) for edge in (start, start + length))
+        slices.append(slice(math.floor(first), math.ceil(end)))
+    return slices[0], slices[1]
 
 
 def labels_to_boxes(labels: np.ndarray) -> list[Box]:
@@ -71,24 +76,31 @@ class BoxAnnotations:
 
         Raises AnnotationError for a box that lies wholly outside.
         """
-        boxes = self.of_image.get(image, [])
-        for box in boxes:
-            if not boxes_to_labels([box], size).any():
+        self.check(image, size)
+        return boxes_to_labels(self.of_image.get(image, []), size)
+
+    def check(self, image: str, size: tuple[int, int]) -> None:
+        """Raises AnnotationError for a box of this image that lies wholly outside its size.
+
+        Cheap: call it before an image is scored.
+        """
+        for box in self.of_image.get(image, []):
+            rows, columns = _pixels_of(box, size)
+            if rows.start >= rows.stop or columns.start >= columns.stop:
                 raise AnnotationError(
                     f"{self.path}: box {tuple(box[:4])} (top, left, height, width) of {image} lies "
                     f"outside the image of {size} pixels. Are its numbers from another resolution?"
                 )
-        return boxes_to_labels(boxes, size)
 
     def boxes(self, image: str, size: tuple[int, int]) -> list[Box]:
-        """The image's boxes, for figures."""
-        del size  # boxes need none, masks do
+        """The image's boxes, for figures. Raises AnnotationError as `check` does."""
+        self.check(image, size)
         return self.of_image.get(image, [])
 
 
 @dataclass(frozen=True)
 class MaskAnnotations:
-    """Mask images in a folder, one per annotated image; a pixel above 0 is marked."""
+    """Mask images in a folder, one per annotated image; see common.images.read_mask."""
 
     path: Path
     of_image: dict[str, Path] = field(default_factory=dict)
@@ -103,13 +115,24 @@ class MaskAnnotations:
         if image not in self.of_image:
             return np.zeros(size, dtype=bool)
         path = self.of_image[image]
-        labels = read_image(path, channels=1)[0].numpy() > 0
+        try:
+            if file_format(path) == "jpeg":  # under another suffix
+                raise AnnotationError(f"{path}: {LOSSY}")
+        except OSError as error:
+            raise ImageError(
+                f"Cannot read the mask {path}: {error.strerror or error}. Replace it."
+            ) from error
+        labels = read_mask(path)
         if labels.shape != tuple(size):
             raise AnnotationError(
                 f"{path} is {labels.shape} pixels (height, width), {image} is {tuple(size)}; "
                 f"a mask must have its image's size"
             )
         return labels
+
+    def check(self, image: str, size: tuple[int, int]) -> None:
+        """Raises what `labels` raises: call it before an image is scored. Reads the mask."""
+        self.labels(image, size)
 
     def boxes(self, image: str, size: tuple[int, int]) -> list[Box]:
         """Boxes round the mask's regions, for figures."""
@@ -120,104 +143,80 @@ Annotations = BoxAnnotations | MaskAnnotations
 
 
 def read_annotations(
-    path: Path, images: Iterable[str], *, on_unknown: OnUnknown = "error"
+    path: Path, images: Iterable[str], *, on_unknown: OnUnknown = "error", remedy: str = ""
 ) -> Annotations:
     """Reads boxes from a CSV file or finds the masks in a folder.
 
     images: names of all images, relative to their folder. on_unknown: what to do with an annotation
-    of an image that is not among them. Raises AnnotationError.
+    of an image that is not among them: an error, or said and put into `skipped`.
+    remedy: what else than correcting the name the user can do then, for the error. Raises
+    AnnotationError.
     """
     if not path.exists():
         raise AnnotationError(
             f"No annotations at {path.absolute()}. Pass a CSV file of boxes or a folder of masks."
         )
     if path.is_dir():
-        return find_masks(path, images, on_unknown=on_unknown)
-    return read_boxes(path, images, on_unknown=on_unknown)
+        return find_masks(path, images, on_unknown=on_unknown, remedy=remedy)
+    return read_boxes(path, images, on_unknown=on_unknown, remedy=remedy)
 
 
 def read_boxes(
-    path: Path, images: Iterable[str], *, on_unknown: OnUnknown = "error"
+    path: Path, images: Iterable[str], *, on_unknown: OnUnknown = "error", remedy: str = ""
 ) -> BoxAnnotations:
     """Reads a CSV file with columns image, top, left, height, width and perhaps label.
 
     An image may have any number of rows; a row of an image with nothing after it says that it is
-    normal. Raises AnnotationError, naming the line, for a malformed row.
+    normal. Raises AnnotationError, naming the line, for a malformed row; see common.box_files.
     """
     names, of_image, skipped = ImageNames(images), {}, []
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            check_columns(path, reader.fieldnames or [])
-            for row in reader:
-                where = f"{path}, line {reader.line_num}"
-                if None in row:
-                    raise AnnotationError(
-                        f"{where}: more values than columns, {row[None]} left over"
-                    )
-                image = names.match(row["image"] or "", where, on_unknown)
-                box = parse_box(row, where)
-                if image is None:
-                    skipped.append(row["image"])
-                elif box is not None:
-                    of_image.setdefault(image, []).append(box)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise AnnotationError(f"{path} is not a CSV file in UTF-8: {error}") from error
-    return BoxAnnotations(path, of_image, tuple(dict.fromkeys(skipped)))
-
-
-def check_columns(path: Path, columns: Sequence[str]) -> None:
-    missing = [name for name in BOX_COLUMNS if name not in columns]
-    if missing:
-        raise AnnotationError(
-            f"{path}: the first line must name the columns {','.join(BOX_COLUMNS)}[,label], "
-            f"separated by commas; {', '.join(missing)} not found in {','.join(columns)!r}"
-        )
-
-
-def parse_box(row: dict[str, str | None], where: str) -> Box | None:
-    """The box of a row, None where all its numbers are empty. Raises AnnotationError."""
-    texts = {name: (row[name] or "").strip() for name in BOX_COLUMNS[1:]}
-    if not any(texts.values()):
-        return None
-    values = {}
-    for name, text in texts.items():
-        try:
-            values[name] = float(text)
-        except ValueError:
-            values[name] = math.nan
-        if not math.isfinite(values[name]):
-            raise AnnotationError(f"{where}: {name} must be a number of pixels, got {text!r}")
-    if values["height"] <= 0 or values["width"] <= 0:
-        raise AnnotationError(
-            f"{where}: height and width must be above 0, got {texts['height']} and {texts['width']}"
-        )
-    return Box(**values, label=(row.get("label") or "").strip())
+    for where, name, box in read_box_rows(path):
+        image = names.match(name, where, on_unknown, remedy)
+        if image is None:
+            skipped.append(name)
+        elif box is not None:
+            of_image.setdefault(image, []).append(box)
+    return BoxAnnotations(path, of_image, _said(path, skipped))
 
 
 def find_masks(
-    folder: Path, images: Iterable[str], *, on_unknown: OnUnknown = "error"
+    folder: Path, images: Iterable[str], *, on_unknown: OnUnknown = "error", remedy: str = ""
 ) -> MaskAnnotations:
     """Finds each image's mask: the file at the same place in the folder, with any image suffix.
 
-    Raises AnnotationError for a file that belongs to no image, a second mask of an image, or a
-    lossy format.
+    A mask that is empty or a broken link is found too, so that its image is not taken for normal:
+    reading it raises ImageError. Raises AnnotationError for a file that belongs to no image, a
+    second mask of an image, or a lossy format.
     """
     names, of_image, skipped = ImageNames(images), {}, []
     try:
-        files = list_images(folder, recursive=True)
+        found = find_images(folder, recursive=True)
     except ImageError as error:
         raise AnnotationError(f"masks: {error}") from error
+    found.report()
+    files = sorted([*found.files, *found.damaged])
+    if not files:
+        raise AnnotationError(
+            f"No image in the folder of masks {folder}. Pass a folder of masks that are named like "
+            f"the images, or a CSV file of boxes. {found.summary()}"
+        )
     for file in files:
-        image = names.match(file.relative_to(folder).as_posix(), str(folder), on_unknown)
+        name = file.relative_to(folder).as_posix()
+        image = names.match(name, str(folder), on_unknown, remedy)
         if image is None:
             skipped.append(str(file))
             continue
         if file.suffix.lower() in LOSSY_SUFFIXES:
-            raise AnnotationError(
-                f"{file}: JPEG's noise would mark pixels round each lesion; save masks as PNG"
-            )
+            raise AnnotationError(f"{file}: {LOSSY}")
         if image in of_image:
             raise AnnotationError(f"{image} has two masks, {of_image[image]} and {file}; keep one")
         of_image[image] = file
-    return MaskAnnotations(folder, of_image, tuple(skipped))
+    return MaskAnnotations(folder, of_image, _said(folder, skipped))
+
+
+def _said(path: Path, skipped: Sequence[str]) -> tuple[str, ...]:
+    """The names without repetitions; logs how many they are."""
+    names = tuple(dict.fromkeys(skipped))
+    if names:
+        LOG.warning("%s: %d of unknown images: %s", path, len(names), shown_names(names))
+    return names

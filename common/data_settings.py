@@ -23,8 +23,11 @@ class DataConfig:
     """Processes that read images ahead."""
     grey_images: Literal["convert", "refuse"] = "convert"
     """What to do with a grey file: repeat it three times, as published, or stop."""
+    white_value: int | None = None
+    """Stored value that means white in files of more bits, e.g. 4095; none = the type's largest."""
 
     def __post_init__(self) -> None:
         dataset_row(self.dataset)
         require_at_least(0, self, "data", ("one_class_idx", "num_workers"))
+        require_at_least(1, self, "data", ("white_value",))
         require_at_least(8, self, "data", ("resize_to",))

@@ -1,13 +1,18 @@
 """Which image an annotation means by its name."""
 
+import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import PurePosixPath
 from typing import Literal
 
 from common.errors import UserError
+from common.image_folders import shown
+from common.images import IMAGE_SUFFIXES
 
 OnUnknown = Literal["error", "skip"]
+KNOWN_SUFFIXES = (*IMAGE_SUFFIXES, ".jfif", ".jpe")
+"""Endings that say a file's format and nothing of which image it is, in lower case."""
 
 
 class AnnotationError(UserError):
@@ -15,9 +20,14 @@ class AnnotationError(UserError):
 
 
 def without_suffix(name: str) -> str:
-    """The name up to the last dot of its last part."""
-    path = PurePosixPath(name)
-    return str(path.with_suffix("")) if path.name else name
+    """The name without the ending of an image file: scan.2.png is scan.2, scan.2 is scan.2."""
+    ending = PurePosixPath(name).suffix
+    return name[: -len(ending)] if ending.lower() in KNOWN_SUFFIXES else name
+
+
+def composed(name: str) -> str:
+    """The name with each accent in its letter (Unicode NFC); disks and spreadsheets differ."""
+    return unicodedata.normalize("NFC", name)
 
 
 class ImageNames:
@@ -26,46 +36,60 @@ class ImageNames:
     def __init__(self, images: Iterable[str]) -> None:
         """images: as in heatmaps.csv; repetitions are dropped."""
         self.images = dict.fromkeys(images)
+        self.by_name: dict[str, list[str]] = {}
         self.by_stem: dict[str, list[str]] = {}
         for image in self.images:
-            self.by_stem.setdefault(without_suffix(image), []).append(image)
+            self.by_name.setdefault(composed(image), []).append(image)
+            self.by_stem.setdefault(composed(without_suffix(image)), []).append(image)
 
     def find(self, name: str) -> str | None:
         """The image of this name, or else the only one that differs in the suffix alone, or None.
 
-        Raises AnnotationError where that is true of several.
+        Only the endings of image files are suffixes: 1.2.840.7 is not 1.2.840.png. P1 and P1.tif
+        mean the only P1.png. Raises AnnotationError where that is true of several.
         """
-        name = PurePosixPath(name.replace("\\", "/")).as_posix()
         if name in self.images:
             return name
-        for stem in (name, without_suffix(name)):
-            found = self.by_stem.get(stem, [])
-            if len(found) > 1:
-                raise AnnotationError(f"{name!r} may mean {' or '.join(found)}; write the suffix")
-            if found:
-                return found[0]
-        return None
+        if any(unicodedata.category(letter) == "Cc" for letter in name):
+            return None  # a line break in a name is a damaged file, not a near miss
+        name = composed(PurePosixPath(name.replace("\\", "/")).as_posix())
+        stems = dict.fromkeys((name, without_suffix(name)))
+        of_stem = dict.fromkeys(image for stem in stems for image in self.by_stem.get(stem, ()))
+        found = self.by_name.get(name) or list(of_stem)
+        if len(found) < 2:
+            return found[0] if found else None
+        if len({composed(image) for image in found}) == 1:
+            raise AnnotationError(
+                f"{name!r} may mean {' or '.join(map(ascii, found))}, which differ in the Unicode "
+                "composition of their letters alone; rename one"
+            )
+        raise AnnotationError(f"{name!r} may mean {' or '.join(found)}; write the suffix")
 
-    def match(self, name: str, where: str, on_unknown: OnUnknown) -> str | None:
+    def match(self, name: str, where: str, on_unknown: OnUnknown, remedy: str = "") -> str | None:
         """The image a name means; None for an unknown one that is to be skipped.
 
         where: file and line, for the AnnotationError that an ambiguous name raises, and an unknown
-        one that is not to be skipped.
+        one that is not to be skipped. remedy: what else the user can do, such as a flag that skips.
         """
         try:
             image = self.find(name)
         except AnnotationError as error:
             raise AnnotationError(f"{where}: {error}") from None
         if image is None and on_unknown == "error":
+            alternative = f", or {remedy}" if remedy else ""
             raise AnnotationError(
-                f"{where}: no image is called {name!r}. {self.hint(name)} Correct the name, or "
-                f"skip such annotations (eval.py: --on_unknown_image skip)."
+                f"{where}: no image is called '{shown(name)}'. {self.hint(name)} "
+                f"Correct the name{alternative}."
             )
         return image
 
     def hint(self, name: str) -> str:
         """Says which image a name that matches none may have meant."""
-        close = get_close_matches(name, self.images, 1)
+        folded = composed(name).casefold()
+        same = [image for image in self.images if composed(image).casefold() == folded]
+        same += [image for image in self.images if without_suffix(image).casefold() == folded]
+        close = same or get_close_matches(name, self.images, 1)
         if close:
-            return f"Did you mean {close[0]!r}?"
-        return f"There are {len(self.images)}, the first is {next(iter(self.images), 'none')!r}."
+            return f"Did you mean '{shown(close[0])}'?"
+        first = shown(next(iter(self.images), "none"))
+        return f"There are {len(self.images)}, the first is '{first}'."

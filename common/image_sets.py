@@ -3,19 +3,25 @@
 N images, C = 3 channels, H W pixels; images are float32 in [0, 1].
 """
 
+import copy
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import resize
 
+from common.dataset_files import read_cifar, read_medmnist
 from common.datasets import DatasetError, DatasetRow, dataset_row
-from common.images import IMAGE_SUFFIXES, list_images, read_image
+from common.image_errors import ImageError
+from common.image_folders import ImageFolder, find_images, subfolder_names
+from common.images import IMAGE_SUFFIXES, read_image
+
+LOG = logging.getLogger(__name__)
 
 
 class Sample(NamedTuple):
@@ -26,7 +32,9 @@ class Sample(NamedTuple):
     label: int
     """Class number."""
     name: str
-    """File relative to the dataset's folder, or a number: the same on every disk."""
+    """File relative to the dataset's folder, or a number: the same on every disk.
+
+    "/" between folders; bytes that are not UTF-8 are written as escapes (caf\\xe9.png)."""
 
 
 class ImageSet(Dataset[Sample]):
@@ -41,15 +49,22 @@ class ImageSet(Dataset[Sample]):
         classes: Sequence[str],
         size: int | None,
         refuse_grey: bool = False,
+        white_value: int | None = None,
     ) -> None:
-        """items: files, or (N, H, W[, 3]) uint8. size: side in pixels, None = as stored."""
-        self.items, self.labels, self.names = items, np.asarray(labels), list(names)
+        """items: files, or (N, H, W[, 3]) uint8. size: side in pixels, None = as stored.
+
+        white_value: the stored value that means white in files, as read_image takes it.
+        """
+        self.items, self.labels = items, np.asarray(labels)
+        self.names = [_in_utf8(name) for name in names]
         self.classes, self.size, self.refuse_grey = tuple(classes), size, refuse_grey
+        self.white_value = white_value
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> Sample:
+        """Reads one image. Raises ImageError, naming the file, where it cannot be read."""
         image = self._load(self.items[index])
         if self.size is not None and image.shape[1:] != (self.size, self.size):
             image = resize(image, [self.size, self.size], antialias=True).clamp(0, 1)
@@ -59,26 +74,29 @@ class ImageSet(Dataset[Sample]):
         if isinstance(item, np.ndarray):
             pixels = item if item.ndim == 3 else np.repeat(item[:, :, None], 3, axis=2)
             return torch.from_numpy(pixels.transpose(2, 0, 1).copy()).float() / 255
-        if self.refuse_grey and read_image(item).shape[0] == 1:
+        image = read_image(item, white_value=self.white_value)
+        if image.shape[0] == 3:
+            return image
+        if self.refuse_grey:
             raise DatasetError(
                 f"{item} is grey, but the set is declared RGB (data.grey_images: refuse). Convert "
                 "or remove it, or set data.grey_images: convert."
             )
-        return read_image(item, channels=3)
+        return image.expand(3, -1, -1).contiguous()
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "ImageSet":
         """The images with these numbers, in this order."""
         indices = np.asarray(indices, dtype=np.int64)
-        items = self.items
-        chosen = items[indices] if isinstance(items, np.ndarray) else [items[i] for i in indices]
-        return ImageSet(
-            chosen,
-            self.labels[indices],
-            [self.names[i] for i in indices],
-            classes=self.classes,
-            size=self.size,
-            refuse_grey=self.refuse_grey,
+        items, chosen = self.items, copy.copy(self)
+        chosen.items = (
+            items[indices] if isinstance(items, np.ndarray) else [items[i] for i in indices]
         )
+        chosen.labels, chosen.names = self.labels[indices], [self.names[i] for i in indices]
+        return chosen
+
+    def without(self, indices: Iterable[int]) -> "ImageSet":
+        """The images but for those with these numbers, such as ones that cannot be read."""
+        return self.subset(np.setdiff1d(np.arange(len(self)), list(indices)))
 
     def of_classes(self, wanted: Iterable[int]) -> "ImageSet":
         """The images of these classes; DatasetError where there are none."""
@@ -93,6 +111,11 @@ class ImageSet(Dataset[Sample]):
         return self.subset(indices)
 
 
+def _in_utf8(name: str) -> str:
+    """The name with escapes for bytes that are not UTF-8, so that it can be written anywhere."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def load_set(
     name: str,
     data_root: Path,
@@ -100,22 +123,26 @@ def load_set(
     *,
     size: int | None = None,
     refuse_grey: bool = False,
+    white_value: int | None = None,
 ) -> ImageSet:
     """The train or test split of a dataset below data_root.
 
-    size: side in pixels; None = the table's. Raises DatasetError where files or class folders are
-    missing, saying what to download and what tree is expected.
+    size: side in pixels; None = the table's. white_value: of files, as read_image takes it.
+    Raises DatasetError where files or class folders are missing, saying what to download and what
+    tree is expected.
     """
     if split not in ("train", "test"):
         raise DatasetError(f"a split is train or test, got {split!r}")
     row = dataset_row(name)
     match row.source:
         case "folders":
-            return _from_folders(row, Path(data_root), split, size or row.size, refuse_grey)
+            images = _from_folders(row, Path(data_root), split, size or row.size, refuse_grey)
+            images.white_value = white_value
+            return images
         case "cifar":
-            pixels, labels = _read_cifar(row, Path(data_root), split)
+            pixels, labels = read_cifar(row, Path(data_root), split)
         case "medmnist":
-            pixels, labels = _read_medmnist(row, Path(data_root), split)
+            pixels, labels = read_medmnist(row, Path(data_root), split)
     names = [f"{split}/{i}" for i in range(len(labels))]
     return ImageSet(pixels, labels, names, classes=row.classes or (), size=size)
 
@@ -133,6 +160,11 @@ def contaminate(normals: ImageSet, anomalies: ImageSet, ratio: float) -> ImageSe
             f"contamination_ratio {ratio} needs {n} anomalies beside {len(normals)} normals, but "
             f"there are {len(anomalies)}; lower it"
         )
+    if n == 0 and ratio > 0:
+        LOG.warning(
+            "contamination_ratio %g of %d normals is less than one image: none is mixed in",
+            ratio, len(normals),
+        )  # fmt: skip
     drawn = anomalies.subset(np.random.RandomState(12345).permutation(len(anomalies))[:n])
     arrays = isinstance(normals.items, np.ndarray)
     items = (
@@ -145,6 +177,7 @@ def contaminate(normals: ImageSet, anomalies: ImageSet, ratio: float) -> ImageSe
         classes=normals.classes,
         size=normals.size,
         refuse_grey=normals.refuse_grey,
+        white_value=normals.white_value,
     )
 
 
@@ -153,20 +186,10 @@ def _from_folders(
 ) -> ImageSet:
     root = data_root / row.folder
     folder = root / split
-    flat = row.name == "folder" and not folder.is_dir()
-    if flat:
-        # A flat folder of normals: the train set; there is nothing to test on.
-        files = list_images(root, recursive=False)
+    if row.name == "folder" and not folder.is_dir():
         if split == "test":
             raise DatasetError(f"{root} has no test/ folder. {_expected_tree(row, root)}")
-        return ImageSet(
-            files,
-            np.zeros(len(files), dtype=np.int64),
-            [file.name for file in files],
-            classes=("normal",),
-            size=size,
-            refuse_grey=refuse_grey,
-        )
+        return _flat_folder(row, root, size, refuse_grey)
     if not folder.is_dir():
         raise DatasetError(f"{folder} does not exist. {_expected_tree(row, root)}")
     # Test folders may lack a class; classes that only the test set has come after the others.
@@ -176,24 +199,66 @@ def _from_folders(
     if not folders or (lacking and (split == "train" or len(missing) == len(folders))):
         what = f"lacks the class folder {', '.join(lacking)}" if folders else "has no class folders"
         raise DatasetError(f"{folder} {what}. {_expected_tree(row, root)}")
+    there = [name for name in folders if name not in missing]
+    found = {name: find_images(folder / name, recursive=True) for name in there}
+    _report(folder, found)
     files, labels = [], []
     for number, name in enumerate(folders):
         if name in missing:
             continue
-        found = list_images(folder / name, recursive=True)
+        if not found[name].files:
+            raise DatasetError(
+                f"the class folder {folder / name} holds no image. Put some there, or remove the "
+                f"folder. {found[name].summary()}".rstrip()
+            )
         label = number if not row.binary else int(number != row.normal)
-        files += found
-        labels += [label] * len(found)
+        files += found[name].files
+        labels += [label] * len(found[name].files)
     classes = ("normal", "anomalous") if row.binary else folders
     names = [file.relative_to(root).as_posix() for file in files]
     return ImageSet(files, labels, names, classes=classes, size=size, refuse_grey=refuse_grey)
+
+
+def _flat_folder(row: DatasetRow, root: Path, size: int, refuse_grey: bool) -> ImageSet:
+    """A folder of normals without class folders: a train set, with nothing to test on."""
+    try:
+        found = find_images(root, recursive=False)
+    except ImageError as error:
+        raise DatasetError(f"{error} {_expected_tree(row, root)}") from error
+    if not found.files:
+        raise DatasetError(
+            f"No image in {root}. {_expected_tree(row, root)} {found.summary()}".rstrip()
+        )
+    found.report()
+    return ImageSet(
+        found.files,
+        np.zeros(len(found.files), dtype=np.int64),
+        [file.name for file in found.files],
+        classes=("normal",),
+        size=size,
+        refuse_grey=refuse_grey,
+    )
+
+
+def _report(folder: Path, classes: dict[str, ImageFolder]) -> None:
+    """Says what lies in a split's folder and is in no class, or in a class and is no image."""
+    whole = ImageFolder(folder)
+    beside = find_images(folder, recursive=False)
+    for kind, paths in beside.passed_over.items():
+        others = [path for path in paths if path.name not in classes]
+        whole.pass_over("folder of no class" if kind == "subfolder not searched" else kind, others)
+    whole.pass_over("beside the class folders", beside.files)
+    for found in classes.values():
+        for kind, paths in found.passed_over.items():
+            whole.pass_over(kind, paths)
+    whole.report()
 
 
 def _class_folders(root: Path, folder: Path) -> tuple[str, ...]:
     """Names of the train split's class folders, sorted, then of those of the test split alone."""
     names: list[str] = []
     for split in (root / "train", root / "test", folder):
-        found = sorted(p.name for p in split.iterdir() if p.is_dir()) if split.is_dir() else []
+        found = subfolder_names(split) if split.is_dir() else []
         names += [name for name in found if name not in names]
     return tuple(names)
 
@@ -204,38 +269,3 @@ def _expected_tree(row: DatasetRow, root: Path) -> str:
         f"Expected {root}/{{train,test}}/{{{classes}}}/<images: {', '.join(IMAGE_SUFFIXES[:4])}…>. "
         f"Get it from {row.obtain}, unpack it there, or pass another --data_root."
     )
-
-
-def _read_cifar(row: DatasetRow, data_root: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    if not (data_root / row.folder).is_dir():
-        raise DatasetError(
-            f"{data_root / row.folder} does not exist. Download {row.obtain}, unpack it into "
-            f"{data_root}, or pass another --data_root."
-        )
-    if row.name == "cifar10":
-        data = torchvision.datasets.CIFAR10(str(data_root), train=split == "train")
-        return data.data, np.asarray(data.targets)
-    data = torchvision.datasets.CIFAR100(str(data_root), train=split == "train")
-    return data.data, _coarse_labels(data_root / row.folder / split)
-
-
-def _coarse_labels(file: Path) -> np.ndarray:
-    """CIFAR-100's own superclass numbers, which its files carry beside the fine ones."""
-    import pickle
-
-    with file.open("rb") as stream:
-        return np.asarray(pickle.load(stream, encoding="latin1")["coarse_labels"])
-
-
-def _read_medmnist(row: DatasetRow, data_root: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    file = data_root / f"{row.name}.npz"
-    if not file.is_file():
-        raise DatasetError(
-            f"{file} does not exist. Download {row.name}.npz from {row.obtain} into {data_root}, "
-            "or pass another --data_root."
-        )
-    with np.load(file, allow_pickle=False) as data:
-        pixels, labels = data[f"{split}_images"], data[f"{split}_labels"]
-    # chestmnist has 14 findings per image: any of them is an anomaly.
-    labels = labels.any(axis=1).astype(np.int64) if labels.shape[1] > 1 else labels[:, 0]
-    return pixels, labels.astype(np.int64)

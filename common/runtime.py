@@ -103,7 +103,8 @@ def seed_from(*parts: int | str) -> int:
     text = "\0".join(
         f"s{part}" if isinstance(part, str) else f"i{operator.index(part)}" for part in parts
     )
-    digest = hashlib.sha256(text.encode()).digest()
+    # names of files need not be UTF-8
+    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 

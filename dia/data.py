@@ -1,5 +1,6 @@
 """The image sets of a DIA run: training normals, held-out and test images by class."""
 
+import logging
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -7,9 +8,12 @@ import torch
 
 from common.config import resolve_path
 from common.datasets import DatasetError, dataset_row
+from common.image_folders import SHOWN
 from common.image_sets import ImageSet, contaminate, load_set
 from common.runtime import generator_for
 from dia.settings import DiaConfig
+
+LOG = logging.getLogger(__name__)
 
 
 class EvaluationSets(NamedTuple):
@@ -29,17 +33,21 @@ def load_split(config: DiaConfig, split: str, name: str | None = None) -> ImageS
         split,
         size=config.data.resize_to or (None if name is None else row.size),
         refuse_grey=config.data.grey_images == "refuse",
+        white_value=config.data.white_value,
     )
 
 
 def normal_train_set(config: DiaConfig) -> ImageSet:
     """The training images: the normal class, or all of them where one_class_idx is none.
 
-    With contamination_ratio some anomalies among them. DatasetError where fewer than two are left.
+    Says so where those are several classes. With contamination_ratio some anomalies among them.
+    DatasetError where fewer than two are left.
     """
     whole = load_split(config, "train")
     index = config.data.one_class_idx
     images = whole if index is None else whole.of_classes([index])
+    if index is None:
+        warn_of_all_classes(config, whole)
     ratio = config.contrastive.contamination_ratio
     if ratio > 0:
         if index is None:
@@ -52,6 +60,24 @@ def normal_train_set(config: DiaConfig) -> ImageSet:
             "2 are needed. Check --data_root and --one_class_idx."
         )
     return images
+
+
+def warn_of_all_classes(config: DiaConfig, whole: ImageSet) -> None:
+    """Says which classes the training images are of, where there are several.
+
+    Without one_class_idx the diffusion program takes the normal class; this one all, as published.
+    """
+    present = sorted(set(whole.labels.tolist()))
+    if len(present) < 2:
+        return
+    normal = dataset_row(config.data.dataset).normal
+    listed = ", ".join(f"{number} ({whole.classes[number]})" for number in present[:SHOWN])
+    more = f" and {len(present) - SHOWN} more" if len(present) > SHOWN else ""
+    LOG.warning(
+        "data.one_class_idx is none: the training images are of all %d classes, %s%s, anomalies "
+        "among them. For normal images alone pass --one_class_idx %d (%s).",
+        len(present), listed, more, normal, whole.classes[normal],
+    )  # fmt: skip
 
 
 def evaluation_sets(config: DiaConfig) -> EvaluationSets:
@@ -69,7 +95,12 @@ def evaluation_sets(config: DiaConfig) -> EvaluationSets:
         return EvaluationSets(normal, other_classes(whole, index))
     others = {}
     for name in named:
-        if name.isdigit() and index is not None:
+        if name.isascii() and name.isdigit() and index is not None:
+            if int(name) == index:
+                raise DatasetError(
+                    f"--ood_dataset {name} is the normal class itself (--one_class_idx); name "
+                    "another class"
+                )
             others[f"one_class_{name}"] = whole.of_classes([int(name)])
         else:
             others[name] = load_split(config, "test", name)
@@ -91,9 +122,16 @@ def hold_out(config: DiaConfig, images: ImageSet) -> tuple[ImageSet, EvaluationS
     """Training images without the held-out ones, and the validation sets.
 
     Validation anomalies are the other classes of the training split; where it has none, there are
-    no validation sets, and the training loss has to choose.
+    no validation sets, and the training loss has to choose. DatasetError where fewer than two
+    images are left to train on.
     """
     n = max(1, int(len(images) * config.contrastive.val_fraction))
+    if len(images) - n < 2:
+        raise DatasetError(
+            f"val_fraction {config.contrastive.val_fraction} holds {n} of {len(images)} training "
+            f"images out, which leaves {len(images) - n}: at least 2 are needed. Lower "
+            "contrastive.val_fraction, or add images."
+        )
     order = torch.randperm(len(images), generator=generator_for(config.seed, "val")).numpy()
     kept, held = images.subset(order[n:]), images.subset(order[:n])
     whole, index = load_split(config, "train"), config.data.one_class_idx

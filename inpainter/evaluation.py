@@ -59,6 +59,8 @@ class EvaluationSettings:
     """An image that cannot be evaluated is left out, counted and named, or stops the run."""
     on_unknown_image: OnUnknown = "error"
     """The same for an annotation of an image that has no heatmap."""
+    white_value: int | None = None
+    """Stored value that means white, as the settings' white_value; for images alone."""
     n_resamples: int = 1000
     """Bootstrap draws per interval; 0 = no intervals."""
     seed: int = 0
@@ -119,6 +121,7 @@ class Sources:
     ignore_masks: MaskAnnotations | None
     image_dir: Path | None
     inside_tissue: float | None
+    white_value: int | None = None
 
     def read(self, entry: HeatmapEntry) -> PixelCase:
         """Reads one heatmap with its labels. Raises one of UNUSABLE, naming the file."""
@@ -133,7 +136,7 @@ class Sources:
 
     def grey(self, image: str, size: tuple[int, int]) -> np.ndarray:
         """Grey values (H, W). Raises EvaluationError unless the image has its heatmap's size."""
-        grey = read_image(self.image_dir / image, channels=1)[0].numpy()
+        grey = read_image(self.image_dir / image, 1, white_value=self.white_value)[0].numpy()
         if grey.shape != size:
             raise EvaluationError(
                 f"{self.image_dir / image} is {grey.shape} pixels (height, width), its heatmap "
@@ -208,17 +211,15 @@ def find_sources(settings: EvaluationSettings, images: Sequence[str]) -> Sources
     Raises AnnotationError where they do not match, EvaluationError for a missing folder of images.
     """
     unknown = settings.on_unknown_image
-    annotations = read_annotations(settings.annotations, images, on_unknown=unknown)
+    remedy = "skip such annotations with --on_unknown_image skip"
+    annotations = read_annotations(settings.annotations, images, on_unknown=unknown, remedy=remedy)
     ignore_masks = None
     if settings.ignore_masks is not None:
-        ignore_masks = find_masks(settings.ignore_masks, images, on_unknown=unknown)
+        ignore_masks = find_masks(settings.ignore_masks, images, on_unknown=unknown, remedy=remedy)
     if settings.image_dir is not None and not settings.image_dir.is_dir():
         raise EvaluationError(f"No folder of images {settings.image_dir}. Correct --image_dir.")
-    for kind in (annotations, ignore_masks):
-        if kind is not None and kind.skipped:
-            LOG.warning("%s: %d of unknown images: %s", kind.path, len(kind.skipped),
-                        ", ".join(kind.skipped))  # fmt: skip
-    return Sources(annotations, ignore_masks, settings.image_dir, settings.inside_tissue)
+    images = (settings.image_dir, settings.inside_tissue, settings.white_value)
+    return Sources(annotations, ignore_masks, *images)
 
 
 def evaluate_metric(

@@ -99,9 +99,10 @@ def draw_examples(evaluation: Evaluation, path: Path) -> None:
     ranked = sorted((row for row in first.rows if row.auroc is not None), key=lambda r: -r.auroc)
     places = np.linspace(0, len(ranked) - 1, min(SHEET_ROWS, len(ranked))).round().astype(int)
     files = [{entry.image: entry.file for entry in result.entries} for result in evaluation.results]
-    rows = []
+    rows, settings = [], evaluation.settings
     for row in (ranked[place] for place in places):
-        image = read_image(evaluation.settings.image_dir / row.image)
+        path_of_image = settings.image_dir / row.image
+        image = read_image(path_of_image, white_value=settings.white_value)
         heatmaps = [read_heatmap(of[row.image]) if row.image in of else None for of in files]
         truth = evaluation.sources.annotations.labels(row.image, heatmaps[0].shape)
         title = f"{escaped(row.image)} ({row.auroc:.2f})"

@@ -24,7 +24,8 @@ from common.cli import first_line, is_lack_of_memory
 from common.config import config_to_yaml, resolve_path
 from common.errors import UserError
 from common.file_names import escaped
-from common.images import ImageError, list_images, read_image
+from common.image_folders import list_images
+from common.images import ImageError, read_image
 from common.prefetch import prefetched
 from common.run_log import write_run_record
 from common.runtime import resolve_device, tf32_products
@@ -97,7 +98,12 @@ def predict(config: PicardConfig, options: PredictionOptions) -> PredictionResul
     device = resolve_device(config.device, allow_gpu=config.cuda)
     checkpoint = load_scorer(config, options, device)
     image_dir = image_folder(config, options)
-    paths = list_images(image_dir, recursive=config.data_with_subfolder)
+    paths = list_images(
+        image_dir,
+        recursive=config.data_with_subfolder,
+        on_bad=config.test.on_bad_image,
+        remedy="set data_with_subfolder: true",
+    )
     names = {path.relative_to(image_dir).as_posix(): path for path in paths}
     annotations = None
     if options.annotations is not None:
@@ -228,8 +234,8 @@ class Run:
         """Scores and writes the images that are not finished; notes what became of each."""
         finished = set(result.already_there)
         todo = [name for name in names if name not in finished]
-        channels = self.config.netG.input_dim
-        images = prefetched(todo, lambda name: read_with_content(names[name], channels))
+        channels, white = self.config.netG.input_dim, self.config.white_value
+        images = prefetched(todo, lambda name: read_with_content(names[name], channels, white))
         bar = tqdm(images, total=len(todo), unit="image", disable=not sys.stderr.isatty())
         for name, read in bar:
             try:
@@ -284,7 +290,6 @@ class Run:
             return ()
         size = (pixels.shape[1], pixels.shape[2])
         try:
-            self.annotations.labels(name, size)  # finds boxes that lie outside
             return self.annotations.boxes(name, size)
         except (UserError, OSError, MemoryError) as error:
             LOG.warning("%s: its annotation is not drawn: %s", escaped(name), error)
@@ -317,8 +322,8 @@ class Run:
         return with_names(sentences)
 
 
-def read_with_content(path: Path, channels: int) -> ReadImage:
-    """Reads an image. Raises ImageError where it cannot be read.
+def read_with_content(path: Path, channels: int, white_value: int | None) -> ReadImage:
+    """Reads an image as `read_image` does. Raises ImageError where it cannot be read.
 
     The content is noted before: a file that is replaced meanwhile counts as changed the next time.
     """
@@ -326,7 +331,7 @@ def read_with_content(path: Path, channels: int) -> ReadImage:
         raise ImageError(f"{path} is no longer there, or no longer a file.")
     try:
         content = Content.of(path)
-        return ReadImage(read_image(path, channels), content)
+        return ReadImage(read_image(path, channels, white_value=white_value), content)
     except OSError as error:
         raise ImageError(f"{path}: {error.strerror or error}.") from error
 

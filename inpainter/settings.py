@@ -131,6 +131,8 @@ class PicardConfig:
     """Folder of normal training images."""
     test_data_path: PathText | None = None
     """Folder of images to score."""
+    white_value: int | None = None
+    """Stored value that means white in files of more bits, e.g. 4095; none = the type's largest."""
     expname: str = "PICARD-train"
     """Name of the experiment, used in output folders."""
     checkpoints_dir: PathText = "checkpoints"
@@ -168,6 +170,7 @@ class PicardConfig:
 
     def __post_init__(self) -> None:
         require_at_least(0, self, "", ("num_workers",))
+        require_at_least(1, self, "", ("white_value",))
         channels = self.netG.input_dim
         for key, shape in (
             ("train.image_shape", self.train.image_shape),

@@ -10,7 +10,7 @@ import torch
 
 from common.checkpoint import CheckpointError, steps_in
 from common.config import REPOSITORY, config_to_yaml, resolve_path
-from common.images import list_images
+from common.image_folders import list_images
 from common.interrupts import StopRequest
 from common.run_log import RunLog
 from common.runtime import (
@@ -149,7 +149,12 @@ def training_patches(config: PicardConfig) -> NormalPatches:
     train = config.train
     folder = resolve_path(config.train_data_path, "train_data_path")
     return NormalPatches(
-        list_images(folder, recursive=config.data_with_subfolder),
+        list_images(
+            folder,
+            recursive=config.data_with_subfolder,
+            on_bad=train.on_bad_image,
+            remedy="set data_with_subfolder: true",
+        ),
         image_shape=train.image_shape,
         seed=config.seed,
         random_crop=train.random_crop,
@@ -161,6 +166,7 @@ def training_patches(config: PicardConfig) -> NormalPatches:
         on_bad_image=train.on_bad_image,
         cache_mb=train.cache_mb,
         subset_frac=train.subset_frac,
+        white_value=config.white_value,
     )
 
 

@@ -1,13 +1,17 @@
 """Boxes and masks: reading, matching to images, pixel labels."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from common.annotations import Box, boxes_to_labels, labels_to_boxes, read_annotations
-from common.image_names import AnnotationError
+from common.annotations import boxes_to_labels, labels_to_boxes, read_annotations
+from common.box_files import MAX_BYTES, Box
+from common.image_errors import ImageError
+from common.image_names import AnnotationError, ImageNames
 from common.images import write_image
 
 IMAGES = ["a.png", "sub/b.png", "c.png"]
@@ -75,6 +79,61 @@ def test_row_of_an_unknown_image_is_refused_with_its_line_and_the_nearest_name(
     assert read_annotations(path, IMAGES, on_unknown="skip").skipped == ("sub/bb.png",)
 
 
+@pytest.mark.parametrize(
+    ("image", "name"),
+    [
+        ("P1.png", "P1.R"),
+        ("1.2.840.113.dcm", "1.2.840.113.7"),
+        ("scan.png", "scan.2"),
+        ("P1.png", "p1.png"),
+        ("P1.png", "P1.png "),
+        ("P1.png", "P1\n"),
+        ("sub/P1.png", "P1.png"),
+    ],
+)
+def test_only_the_ending_of_an_image_file_may_differ(image: str, name: str) -> None:
+    assert ImageNames([image]).find(name) is None
+
+
+@pytest.mark.parametrize(
+    ("image", "name"),
+    [
+        ("1.2.840.7", "1.2.840.7.png"),
+        ("scan.2.png", "scan.2"),
+        ("P1.dcm", "P1.PNG"),
+        ("photo.jfif", "photo.png"),
+        ("M\u00fcller.png", "Mu\u0308ller.png"),
+        ("Mu\u0308ller.png", "M\u00fcller"),
+        ("a\\b.png", "a\\b.png"),
+        ("a\nb.png", "a\nb.png"),
+    ],
+)
+def test_name_is_found_whole_by_its_stem_or_in_another_unicode_composition(
+    image: str, name: str
+) -> None:
+    assert ImageNames([image, "other.png"]).find(name) == image
+
+
+def test_names_that_differ_in_their_composition_alone_are_both_named() -> None:
+    images = ["M\u00fcller.png", "Mu\u0308ller.png"]
+    assert [ImageNames(images).find(name) for name in images] == images
+    with pytest.raises(
+        AnnotationError, match=r"M\\xfcller\.png' or 'Mu\\u0308ller\.png', .*compos"
+    ):
+        ImageNames(images).find("M\u00fcller")
+
+
+def test_name_in_other_letter_case_is_answered_with_the_right_one() -> None:
+    with pytest.raises(AnnotationError, match=r"Did you mean 'P1\.png'\? Correct the name, or go"):
+        ImageNames(["a.png", "P1.png"]).match("p1", "f, line 2", "error", remedy="go")
+
+
+def test_names_that_are_skipped_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = boxes_file(tmp_path, "x.png,0,0,1,1,\nx.png,0,0,2,2,\n")
+    read_annotations(path, IMAGES, on_unknown="skip")
+    assert caplog.messages == [f"{path}: 1 of unknown images: x.png"]
+
+
 def test_name_that_fits_several_images_is_refused(tmp_path: Path) -> None:
     path = boxes_file(tmp_path, "a,0,0,1,1,\n")
     with pytest.raises(AnnotationError, match=r"line 2: 'a' may mean a\.png or a\.tif"):
@@ -97,10 +156,79 @@ def test_malformed_row_is_refused_with_its_line(tmp_path: Path, row: str, messag
         read_annotations(boxes_file(tmp_path, row + "\n"), IMAGES)
 
 
-def test_file_without_the_columns_is_refused(tmp_path: Path) -> None:
-    path = boxes_file(tmp_path, "a.png;1;2;3;4\n", header="image;top;left;height;width\n")
-    with pytest.raises(AnnotationError, match=r"separated by commas; image, top, .* not found"):
-        read_annotations(path, IMAGES)
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        ("1_000", "left must be a number of pixels, got '1_000'"),
+        ("\uff12", "left must be a number of pixels, got '\uff12'"),
+        ("0x10", "left must be a number of pixels, got '0x10'"),
+        ("inf", "left must be a number of pixels, got 'inf'"),
+        ("1,5", "must be a number of pixels"),
+        ("1e308", "left must be a number of pixels up to 10000000, got 1e308"),
+        ("1e-400", None),
+        ("-1.5", None),
+    ],
+)
+def test_only_plain_numbers_of_pixels_are_taken(
+    tmp_path: Path, number: str, message: str | None
+) -> None:
+    path = boxes_file(tmp_path, f'a.png,0,"{number}",3,4\n')
+    if message is None:
+        assert read_annotations(path, IMAGES).labels("a.png", (5, 5)).any()
+    else:
+        with pytest.raises(AnnotationError, match=f"line 2: .*{message}"):
+            read_annotations(path, IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ('a.png,0,0,1,1,\n"c.png,0,0,1,1,', "line 3: not CSV: a quote is opened and never closed"),
+        ('"a.png,0,0,1,1,\nc.png",0,0,1,1,\n', "line 2: a value goes on over the end"),
+        ('a.png,0,0,1,1,"big" one\n', "line 2: not CSV: ',' expected after '\"'"),
+        ("a.png,0,0,1,1," + "x" * 200_000 + "\n", "line 2: not CSV: field larger than"),
+    ],
+)
+def test_damaged_quotes_are_an_error_and_never_fewer_boxes(
+    tmp_path: Path, rows: str, message: str
+) -> None:
+    with pytest.raises(AnnotationError, match=message):
+        read_annotations(boxes_file(tmp_path, rows), IMAGES, on_unknown="skip")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"is empty; the first line must name the columns image,top"),
+        (b" \n\n", r"is empty"),
+        ((HEADER + "a.png,0,0,1,1,\n").encode("utf-16"), r"text in UTF-16"),
+        ((HEADER + "a.png,0,0,1,1,\n").encode("utf-16-le"), r"line 1: NUL bytes; .* UTF-16"),
+        ((HEADER + "M\u00fcller.png,0,0,1,1,\n").encode("latin-1"), r"line 2: byte 0xfc .*Latin-1"),
+        (b"PK\x03\x04....", r"a workbook|workbook \(\.xlsx"),
+        (b'{"a.png": [0, 0, 1, 1]}', r"is JSON or XML, not CSV\. Save it as CSV in UTF-8"),
+        (HEADER.replace(",", ";").encode(), r"not found in image;top.*separated by semicolons"),
+        (HEADER.replace(",", "\t").encode(), r"not found in image\\ttop.*separated by tabs"),
+        (b"image,top,left,height,width,top\n", r"the first line names top twice"),
+        (b"image,top,left,height\n", r"separated by commas; width not found in image,top"),
+    ],
+)
+def test_what_is_no_box_file_is_refused_with_what_it_is(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    (tmp_path / "boxes.csv").write_bytes(content)
+    with pytest.raises(AnnotationError, match=message):
+        read_annotations(tmp_path / "boxes.csv", IMAGES)
+
+
+def test_pipes_devices_and_endless_files_are_refused_unread(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    for path in (tmp_path / "pipe.csv", Path("/dev/zero")):
+        with pytest.raises(AnnotationError, match="cannot be read: it is no regular file"):
+            read_annotations(path, IMAGES)
+    with (tmp_path / "huge.csv").open("wb") as file:
+        file.truncate(MAX_BYTES + 1)  # takes no room on the disk
+    with pytest.raises(AnnotationError, match="is larger than 64 MiB"):
+        read_annotations(tmp_path / "huge.csv", IMAGES)
 
 
 def test_spreadsheet_export_with_byte_order_mark_is_read(tmp_path: Path) -> None:
@@ -110,8 +238,12 @@ def test_spreadsheet_export_with_byte_order_mark_is_read(tmp_path: Path) -> None
 
 def test_box_outside_its_image_is_refused(tmp_path: Path) -> None:
     annotations = read_annotations(boxes_file(tmp_path, "a.png,50,0,4,4,\n"), IMAGES)
-    with pytest.raises(AnnotationError, match=r"of a\.png lies outside the image of \(40, 40\)"):
-        annotations.labels("a.png", (40, 40))
+    for early_or_late in (annotations.check, annotations.boxes, annotations.labels):
+        with pytest.raises(
+            AnnotationError, match=r"of a\.png lies outside the image of \(40, 40\)"
+        ):
+            early_or_late("a.png", (40, 40))
+    annotations.check("a.png", (51, 1))
 
 
 def test_missing_annotations_are_refused(tmp_path: Path) -> None:
@@ -152,6 +284,23 @@ def test_masks_that_cannot_be_trusted_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.bmp").rename(tmp_path / "c.jpg")
     with pytest.raises(AnnotationError, match=r"c\.jpg: JPEG's noise"):
         read_annotations(tmp_path, IMAGES)
+
+
+def test_unreadable_mask_makes_no_image_normal(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    (tmp_path / "c.png").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "d.png")
+    annotations = read_annotations(tmp_path, [*IMAGES, "d.png"])
+    for name in ("a.png", "c.png", "d.png"):
+        with pytest.raises(ImageError, match=name):
+            annotations.labels(name, (6, 8))
+    assert not annotations.labels("sub/b.png", (6, 8)).any()
+
+
+def test_jpeg_mask_is_refused_under_any_suffix(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((6, 8), np.uint8)).save(tmp_path / "a.png", format="JPEG")
+    with pytest.raises(AnnotationError, match=r"a\.png: JPEG's noise"):
+        read_annotations(tmp_path, IMAGES).labels("a.png", (6, 8))
 
 
 def test_folder_without_masks_is_refused(tmp_path: Path) -> None:

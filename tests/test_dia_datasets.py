@@ -1,5 +1,6 @@
 """The table of datasets and the sets of images read by it."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ from PIL import Image
 from common.data_settings import DataConfig
 from common.datasets import ALIASES, DATASETS, DatasetError, dataset_row
 from common.image_batches import batches_per_epoch, epoch_batches
+from common.image_errors import ImageError
 from common.image_sets import ImageSet, contaminate, load_set
-from common.runtime import Processes
-from dia.data import load_split, normal_train_set
-from dia.settings import DiaConfig
+from common.runtime import Processes, seed_from
+from dia.data import evaluation_sets, hold_out, load_split, normal_train_set
+from dia.settings import ContrastiveConfig, DiaConfig, EvaluationConfig
 from diffusion_models.data import training_images
 from diffusion_models.settings import DdpmConfig, DiffusionConfig
 
@@ -115,6 +117,115 @@ def test_medmnist_is_read_from_its_file_and_findings_count_as_one(tmp_path: Path
     assert images[0].image.shape == (3, 28, 28)
 
 
+def test_hidden_and_system_folders_are_no_classes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for split in ("train", "test"):
+        write_tree(tmp_path, {".ipynb_checkpoints": 1, "@eaDir": 1, "normal": 2}, split)
+    write_tree(tmp_path, {"polyps": 1}, "test")
+    images = load_set("folder", tmp_path, "test")
+    assert images.classes == ("normal", "polyps")
+    assert images.labels.tolist() == [0, 0, 1]
+    expected = "2 folders passed over: 2 hidden or system folder (.ipynb_checkpoints, @eaDir)"
+    assert expected in caplog.text
+
+
+def test_what_lies_in_no_class_folder_and_is_no_image_is_said_once_per_split(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "OCT2017"
+    write_tree(root, {"CNV": 1, "DME": 1, "DRUSEN": 1, "NORMAL": 1, "OTHER": 1})
+    (root / "train" / "CNV" / "0.png").rename(root / "train" / "beside.png")
+    (root / "train" / "CNV" / "1.png").symlink_to(root / "train" / "beside.png")
+    (root / "train" / "DME" / "notes.txt").write_text("notes")
+    os.mkfifo(root / "train" / "DME" / "x.png")
+    assert len(load_set("retina", tmp_path, "train")) == 4
+    load_set("retina", tmp_path, "train")
+    assert caplog.messages == [
+        f"{root}/train: 3 files and 1 folder passed over: 1 folder of no class (OTHER), 1 beside "
+        "the class folders (beside.png), 1 unknown kind (DME/notes.txt), 1 no regular file "
+        "(DME/x.png)"
+    ]
+
+
+def test_class_folder_without_images_is_refused_with_what_it_holds(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"a": 1, "b": 0})
+    (tmp_path / "train" / "b" / "x.png").touch()
+    with pytest.raises(DatasetError, match=r"train/b holds no image\..*remove.*1 empty \(x\.png\)"):
+        load_set("folder", tmp_path, "train")
+
+
+def test_folder_without_the_expected_tree_is_refused_with_it(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"a": 1}, split="Train")
+    with pytest.raises(DatasetError, match=r"No image in .* Expected .*\{train,test\}.*\(Train\)"):
+        load_set("folder", tmp_path, "train")
+    with pytest.raises(DatasetError, match=r"none does not exist\. .* Expected .*\{train,test\}"):
+        load_set("folder", tmp_path / "none", "train")
+
+
+def test_unreadable_image_is_named_and_can_be_left_out(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"normal": 3})
+    (tmp_path / "train" / "normal" / "1.png").write_text("no image")
+    images = load_set("folder", tmp_path, "train", size=16)
+    with pytest.raises(ImageError, match=r"train/normal/1\.png"):
+        images[1]
+    rest = images.without([1])
+    assert rest.names == ["train/normal/0.png", "train/normal/2.png"]
+    assert [sample.label for sample in rest] == [0, 0]
+    assert images.without([]).names == images.names
+
+
+def test_left_out_images_keep_the_size_of_the_diffusion_program(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"normal": 3})
+    images = training_images(DdpmConfig(data=DataConfig(data_root=str(tmp_path))))
+    assert images.without([0])[0].image.shape == images[1].image.shape == (3, 32, 32)
+
+
+def test_name_that_is_not_utf_8_seeds_and_is_written_with_escapes(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"normal": 1})
+    folder = tmp_path / "train" / "normal"
+    (folder / "0.png").rename(folder / os.fsdecode(b"caf\xe9.png"))
+    images = load_set("folder", tmp_path, "train", size=16)
+    assert images[0].name == r"train/normal/caf\xe9.png"
+    assert images[0].image.shape == (3, 16, 16)
+    assert (
+        seed_from("a") != seed_from(os.fsdecode(b"caf\xe9")) != seed_from(os.fsdecode(b"caf\xe8"))
+    )
+
+
+@pytest.mark.parametrize(("index", "said"), [(None, True), (0, False)])
+def test_training_on_all_classes_is_said_with_their_names(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, index: int | None, said: bool
+) -> None:
+    write_tree(tmp_path, {"normal": 2, "polyps": 1})
+    data = DataConfig(data_root=str(tmp_path), one_class_idx=index)
+    assert len(normal_train_set(DiaConfig(data=data))) == (3 if said else 2)
+    expected = "all 2 classes, 0 (normal), 1 (polyps), anomalies among them"
+    assert (expected in caplog.text) is said
+    assert ("pass --one_class_idx 0 (normal)" in caplog.text) is said
+
+
+@pytest.mark.parametrize(("fraction", "left"), [(1.0, 0), (0.75, 1)])
+def test_held_out_share_that_leaves_no_training_images_is_refused(
+    tmp_path: Path, fraction: float, left: int
+) -> None:
+    write_tree(tmp_path, {"normal": 4})
+    data = DataConfig(data_root=str(tmp_path), one_class_idx=0)
+    config = DiaConfig(data=data, contrastive=ContrastiveConfig(val_fraction=fraction))
+    expected = rf"val_fraction {fraction} holds {4 - left} of 4 .* leaves {left}: .* Lower"
+    with pytest.raises(DatasetError, match=expected):
+        hold_out(config, normal_train_set(config))
+
+
+def test_normal_class_is_not_tested_against_itself(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"a": 2, "b": 1}, "test")
+    write_tree(tmp_path, {"a": 2})
+    data = DataConfig(data_root=str(tmp_path), one_class_idx=0)
+    config = DiaConfig(data=data, evaluation=EvaluationConfig(ood_dataset=("0",)))
+    with pytest.raises(DatasetError, match="--ood_dataset 0 is the normal class itself"):
+        evaluation_sets(config)
+
+
 def numbered(n: int, label: int = 0) -> ImageSet:
     pixels = np.full((n, 8, 8, 3), 7, np.uint8)
     names = [f"{label}/{i}" for i in range(n)]
@@ -127,6 +238,13 @@ def test_contamination_makes_the_wanted_share_and_repeats() -> None:
     assert mixed.names == contaminate(numbered(90), numbered(50, 1), 0.1).names
     with pytest.raises(DatasetError, match="needs 90 anomalies"):
         contaminate(numbered(90), numbered(50, 1), 0.5)
+
+
+def test_contamination_of_less_than_one_image_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    assert len(contaminate(numbered(9), numbered(5, 1), 0.05)) == 9
+    assert caplog.messages == [
+        "contamination_ratio 0.05 of 9 normals is less than one image: none is mixed in"
+    ]
 
 
 def test_processes_share_each_pass_without_overlap() -> None:

@@ -9,9 +9,7 @@ import torch
 from PIL import Image
 
 from common.images import (
-    IMAGE_SUFFIXES,
     ImageError,
-    list_images,
     read_image,
     to_signed,
     to_unit,
@@ -169,51 +167,6 @@ def test_corrupt_bytes_are_refused_or_read_but_never_crash(tmp_path):
             assert 0 <= image.min() <= image.max() <= 1
             outcomes["read"] += 1
     assert min(outcomes.values()) > 0
-
-
-def test_images_are_listed_sorted_and_without_other_or_hidden_files(tmp_path):
-    for name in ("b.PNG", "a.jpg", ".hidden.png", "notes.txt", "sub/c.tif", "sub/deep/d.dcm"):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    (tmp_path / "folder.png").mkdir()
-
-    def names(recursive: bool) -> list[str]:
-        return [p.relative_to(tmp_path).as_posix() for p in list_images(tmp_path, recursive)]
-
-    assert names(False) == ["a.jpg", "b.PNG"]
-    assert names(True) == ["a.jpg", "b.PNG", "sub/c.tif", "sub/deep/d.dcm"]
-
-
-def test_linked_folders_are_followed_once(tmp_path):
-    (tmp_path / "real").mkdir()
-    (tmp_path / "real" / "a.png").touch()
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "linked").symlink_to(tmp_path / "real")
-    (tmp_path / "real" / "back").symlink_to(tmp_path / "data")
-    assert list_images(tmp_path / "data", True) == [tmp_path / "data" / "linked" / "a.png"]
-
-
-def test_missing_folder_is_refused(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(ImageError, match=r"no_such does not exist\. Absolute path: /"):
-        list_images(tmp_path / "no_such", False)
-    with pytest.raises(ImageError, match="is a file, not a folder"):
-        list_images(tmp_path / "file", False)
-
-
-def test_empty_folder_is_refused_with_the_suffixes_that_count(tmp_path):
-    (tmp_path / "notes.txt").touch()
-    suffixes = ", ".join(IMAGE_SUFFIXES)
-    with pytest.raises(ImageError, match=rf"No image in {tmp_path}\. .* end in {suffixes}\.$"):
-        list_images(tmp_path, True)
-
-
-def test_folder_with_images_only_in_subfolders_names_the_setting_for_that(tmp_path):
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "a.png").touch()
-    with pytest.raises(ImageError, match="set data_with_subfolder: true"):
-        list_images(tmp_path, False)
 
 
 def test_ranges_are_converted_there_and_back():

@@ -10,6 +10,7 @@ import torch
 from common.checkpoint import CheckpointError, checkpoint_path, load_tensors, save_atomic
 from common.errors import UserError
 from common.images import write_image
+from inpainter import prediction
 from inpainter.heatmap_files import list_heatmaps
 from inpainter.prediction import PredictionOptions, PredictionResult, predict
 from inpainter.run_identity import influential_settings
@@ -152,8 +153,6 @@ def test_step_that_a_training_deletes_is_looked_up_again(folder, monkeypatch) ->
             raise CheckpointError("No gen_00000002.pt")
         return build(*arguments, **options)
 
-    from inpainter import prediction
-
     build = prediction.build_scorer
     monkeypatch.setattr(prediction, "build_scorer", load_and_lose)
     result = run(folder, config)
@@ -244,8 +243,6 @@ def test_weights_that_are_not_finite_leave_no_nan_in_the_tables(folder) -> None:
 
 
 def test_image_that_became_a_pipe_or_vanished_is_left_out(folder, monkeypatch) -> None:
-    from inpainter import prediction
-
     listed = prediction.list_images
 
     def list_then_replace(*arguments: object, **options: object) -> list[Path]:

@@ -1,0 +1,267 @@
+"""Which files of a folder are images, and what else lies there: nothing is passed over in silence.
+
+A file counts as an image by its suffix, which spares opening it, or else by its first bytes (DICOM
+files without suffix, .jfif). Everything else is put down by kind and said, once per program.
+"""
+
+import functools
+import logging
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from common.decoders import looks_like_image
+from common.image_errors import ImageError
+from common.images import IMAGE_SUFFIXES
+
+LOG = logging.getLogger(__name__)
+SYSTEM_FOLDERS = (
+    *("@eadir", "$recycle.bin", "system volume information", "__macosx", "lost+found"),
+    *("__pycache__", "#recycle"),
+)
+"""Folders that systems make beside the user's own, in lower case; so are all with a leading dot."""
+SYSTEM_FILES = (".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini", "dicomdir")
+COPY_SUFFIXES = ("~", ".tmp", ".part", ".partial", ".crdownload", ".download", ".bak", ".orig")
+"""Endings of half-written files and safety copies, which may hold an image."""
+SHOWN = 3
+"""Names of one kind that a message spells out."""
+LONGEST = 1000
+"""Letters of a name that a message spells out."""
+
+Kind = Literal[
+    "unknown kind",
+    "hidden",
+    "broken link",
+    "unreadable",
+    "no regular file",
+    "empty",
+    "temporary or safety copy",
+    "made by the system",
+    "beside the class folders",
+    "hidden or system folder",
+    "subfolder not searched",
+    "folder of no class",
+]
+"""Why something in a folder is no image."""
+FOLDERS: tuple[Kind, ...] = (
+    "hidden or system folder",
+    "subfolder not searched",
+    "folder of no class",
+)
+"""Kinds that are folders, each put down as one."""
+DAMAGED: tuple[Kind, ...] = ("broken link", "unreadable", "no regular file", "empty")
+"""Kinds of files that cannot be read, whatever their name says."""
+
+
+@dataclass
+class ImageFolder:
+    """What lies in a folder."""
+
+    folder: Path
+    files: list[Path] = field(default_factory=list)
+    """The images, sorted."""
+    passed_over: dict[Kind, list[Path]] = field(default_factory=dict)
+    """Everything else, by kind."""
+
+    def pass_over(self, kind: Kind, paths: Iterable[Path]) -> None:
+        """Puts these down."""
+        if paths := list(paths):
+            self.passed_over.setdefault(kind, []).extend(paths)
+
+    @property
+    def damaged(self) -> list[Path]:
+        """Files that have an image's name but cannot be read, sorted."""
+        found = [path for kind in DAMAGED for path in self.passed_over.get(kind, ())]
+        return sorted(path for path in found if has_image_suffix(path.name))
+
+    def summary(self) -> str:
+        """One line such as "scans: 2 files passed over: 1 hidden (.a.png), 1 empty (b.png)".
+
+        Empty where nothing was passed over.
+        """
+        if not self.passed_over:
+            return ""
+        n_all = sum(len(paths) for paths in self.passed_over.values())
+        n_folders = sum(len(self.passed_over.get(kind, ())) for kind in FOLDERS)
+        counts = [_count(n_all - n_folders, "file"), _count(n_folders, "folder")]
+        kinds = [
+            f"{len(paths)} {kind} ({shown_names([self._name(path) for path in sorted(paths)])})"
+            for kind, paths in self.passed_over.items()
+        ]
+        what = " and ".join(count for count in counts if count)
+        return f"{shown(str(self.folder))}: {what} passed over: {', '.join(kinds)}"
+
+    def report(self) -> None:
+        """Logs the summary, once per program: a warning, unless it is the system's files alone."""
+        if self.passed_over:
+            noise = set(self.passed_over) == {"made by the system"}
+            _log_once(logging.INFO if noise else logging.WARNING, self.summary())
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
+
+
+@functools.cache
+def _log_once(level: int, message: str) -> None:
+    LOG.log(level, "%s", message)
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'s' if n > 1 else ''}" if n else ""
+
+
+def shown(name: str) -> str:
+    """A name for a message: as it is, or shortened, or with escapes where it is not printable."""
+    if len(name) > LONGEST:
+        name = f"{name[: LONGEST // 2]}…{name[-LONGEST // 2 :]}"
+    return name if name.isprintable() else ascii(name)[1:-1]
+
+
+def shown_names(names: Sequence[str]) -> str:
+    """The first names, and how many others there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(shown(name) for name in names[:SHOWN]) + more
+
+
+def list_images(
+    folder: Path,
+    recursive: bool,
+    *,
+    on_bad: Literal["skip", "error"] = "skip",
+    remedy: str = "pass one of those, or move their images up",
+) -> list[Path]:
+    """The image files of a folder, sorted; with recursive also those of its subfolders.
+
+    Logs what was passed over. on_bad: error refuses files with an image's name that are empty,
+    unreadable, broken links or no files. remedy: what the user can do where images lie in
+    subfolders alone. Raises ImageError where the folder is missing, cannot be read or has no image.
+    """
+    found = find_images(folder, recursive)
+    if on_bad == "error" and found.damaged:
+        names = [path.relative_to(folder).as_posix() for path in found.damaged]
+        raise ImageError(
+            f"{shown(str(folder))}: {len(names)} of its images cannot be read, being empty, broken "
+            f"links, forbidden or no files: {shown_names(names)}. Replace or remove them, or skip "
+            "bad images."
+        )
+    if found.files:
+        found.report()
+        return found.files
+    passed_over = f" {found.summary()}." if found.passed_over else ""
+    hint = ""
+    if not recursive and find_images(folder, recursive=True).files:
+        hint = f" Its subfolders have some: {remedy}."
+    raise ImageError(
+        f"No image in {shown(str(folder))}. Expected files that end in "
+        f"{', '.join(IMAGE_SUFFIXES)}.{passed_over}{hint}"
+    )
+
+
+def find_images(folder: Path, recursive: bool) -> ImageFolder:
+    """Searches a folder, and with recursive its subfolders, linked ones too, each folder once.
+
+    Opens only files whose name does not say what they are, and none that could block. Raises
+    ImageError where the folder is missing or a folder cannot be read.
+    """
+    found = ImageFolder(Path(folder))
+    seen: set[str] = set()
+    to_do = [found.folder]
+    while to_do:
+        parent = to_do.pop()
+        real = os.path.realpath(parent)
+        if real in seen:
+            continue  # a link that leads back
+        seen.add(real)
+        subfolders = []
+        for path in _entries(parent):
+            if not _is_folder(path):
+                kind = _kind_of_file(path)
+                if kind is None:
+                    found.files.append(path)
+                else:
+                    found.pass_over(kind, [path])
+            elif not _is_searched(path.name):
+                found.pass_over("hidden or system folder", [path] if _holds_something(path) else [])
+            elif recursive:
+                subfolders.append(path)
+            else:
+                found.pass_over("subfolder not searched", [path] if _holds_something(path) else [])
+        to_do += reversed(subfolders)
+    found.files.sort()
+    return found
+
+
+def subfolder_names(folder: Path) -> list[str]:
+    """Names of the subfolders that hold the user's files, sorted. Raises ImageError."""
+    return [path.name for path in _entries(folder) if _is_folder(path) and _is_searched(path.name)]
+
+
+def has_image_suffix(name: str) -> bool:
+    """Whether a file's name ends as an image's does."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _is_searched(folder_name: str) -> bool:
+    """False for hidden folders and those of the system."""
+    return not folder_name.startswith(".") and folder_name.lower() not in SYSTEM_FOLDERS
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What lies directly in a folder, sorted by name. Raises ImageError."""
+    try:
+        return sorted(Path(folder).iterdir())
+    except FileNotFoundError:
+        problem = "does not exist"
+    except NotADirectoryError:
+        problem = "is a file, not a folder"
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror or error}"
+    absolute = shown(str(Path(folder).absolute()))
+    raise ImageError(f"The image folder {shown(str(folder))} {problem}. Absolute path: {absolute}.")
+
+
+def _holds_something(folder: Path) -> bool:
+    """False for an empty folder; True for one that cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return any(entries)
+    except OSError:
+        return True
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """What a path leads to; None for a broken link, or where that may not be known."""
+    try:
+        return path.stat()
+    except OSError:
+        return None
+
+
+def _is_folder(path: Path) -> bool:
+    status = _status(path)
+    return status is not None and stat.S_ISDIR(status.st_mode)
+
+
+def _kind_of_file(path: Path) -> Kind | None:
+    """Why a file is passed over; None for an image."""
+    name, status = path.name, _status(path)
+    if name.lower() in SYSTEM_FILES or name.startswith("._"):
+        return "made by the system"
+    if name.startswith("."):
+        return "hidden"
+    if status is None:
+        return "broken link" if path.is_symlink() else "unreadable"
+    if not stat.S_ISREG(status.st_mode):
+        return "no regular file"
+    if not status.st_size:
+        return "empty"
+    if not os.access(path, os.R_OK):
+        return "unreadable"
+    if has_image_suffix(name):
+        return None
+    if name.lower().endswith(COPY_SUFFIXES):
+        return "temporary or safety copy"
+    return None if looks_like_image(path) else "unknown kind"
