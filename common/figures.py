@@ -21,7 +21,6 @@ from matplotlib.patches import Rectangle
 
 mpl.rcParams["text.parse_math"] = False  # a $ in a file's name starts no formula
 mpl.rcParams["text.usetex"] = False
-warnings.filterwarnings("ignore", message="Glyph .* missing from")  # names in any script
 
 DPI = 130
 LONGEST_TITLE = 100
@@ -258,5 +257,7 @@ def save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     FigureCanvasAgg(figure)
-    figure.savefig(temporary, format="png", dpi=DPI)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # names in any script
+        figure.savefig(temporary, format="png", dpi=DPI)
     temporary.replace(path)
