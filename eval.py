@@ -23,6 +23,7 @@ from dia.evaluate import EVAL_MODES, add_evaluation_flags, evaluate, evaluation_
 from inpainter.evaluation import EvaluationSettings, evaluate_heatmaps
 from inpainter.evaluation_plots import write_plots
 from inpainter.evaluation_report import result_table, write_report
+from inpainter.heatmap_files import EvaluationError
 from inpainter.settings import PicardConfig
 
 
@@ -70,6 +71,7 @@ def heatmap_settings(config: PicardConfig, arguments: argparse.Namespace) -> Eva
         ignore_masks=arguments.ignore_masks,
         image_dir=image_dir,
         inside_tissue=inside_tissue,
+        white_value=config.white_value,
         on_bad_image=arguments.on_bad_image or config.test.on_bad_image,
         on_unknown_image=arguments.on_unknown_image,
         n_resamples=arguments.bootstrap,
@@ -87,8 +89,10 @@ def evaluate_heatmap_folder() -> int:
         return 0
     if arguments.heatmap_dir is None or arguments.annotations is None:
         parser.error("--heatmap_dir and --annotations are required")
-    evaluation = evaluate_heatmaps(heatmap_settings(config, arguments))
     folder = arguments.output_dir or arguments.heatmap_dir / "evaluation"
+    if folder.exists() and not folder.is_dir():
+        raise EvaluationError(f"--output_dir {folder} is a file. Pass a folder, or a new name.")
+    evaluation = evaluate_heatmaps(heatmap_settings(config, arguments))
     write_report(evaluation, folder, record={"command": sys.argv, "config": config_to_dict(config)})
     write_plots(evaluation, folder / "plots")
     print(result_table(evaluation.results))

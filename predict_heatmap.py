@@ -1,4 +1,8 @@
-"""Command line: anomaly heatmaps of a folder of images, from a trained inpainter."""
+"""Command line: anomaly heatmaps of a folder of images, from a trained inpainter.
+
+Exit status 0 if at least one image has its heatmaps; images that were left out are named. 1 if none
+has, or the run could not go on; 130 after Ctrl-C, 143 after SIGTERM. What is finished is kept.
+"""
 
 import signal
 
@@ -10,6 +14,7 @@ from pathlib import Path
 
 from common.cli import run_script
 from common.config import add_common_arguments, config_to_yaml, load_from_arguments
+from common.file_names import escaped
 from inpainter.prediction import PredictionOptions, predict
 from inpainter.settings import PicardConfig
 from inpainter.training import run_folder
@@ -79,7 +84,9 @@ def main() -> int:
         f"{len(result.bad)} left out. Heatmaps: {result.folder}"
     )
     for message in result.bad.values():
-        print(f"left out: {message}")
+        print(f"left out: {escaped(message)}")
+    for note in result.notes:
+        print(note)
     return 0 if result.finished or result.already_there else 1
 
 

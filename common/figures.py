@@ -4,10 +4,12 @@ Without pyplot, so without global state. Brighter heat is more anomalous. Images
 (1, H, W) or (3, H, W) in [0, 1], heatmaps and masks (H, W) of the same size; arrays or CPU tensors.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -19,7 +21,11 @@ from matplotlib.patches import Rectangle
 
 from common.files import write_atomic
 
+mpl.rcParams["text.parse_math"] = False  # a $ in a file's name starts no formula
+mpl.rcParams["text.usetex"] = False
+
 DPI = 130
+LONGEST_TITLE = 100
 HEAT = "magma"
 BOX_COLOUR = "#35e0ff"  # stands out on grey and on magma
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -70,7 +76,7 @@ def heatmap_panel(
     bar.set_label(score_name, fontsize=9)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(shortened(title), fontsize=11)
     save(figure, path)
 
 
@@ -214,6 +220,11 @@ def draw_boxes(axes: Axes, boxes: Sequence[Sequence[float]]) -> None:
         axes.add_patch(Rectangle(corner, width, height, fill=False, color=BOX_COLOUR, lw=1.4))
 
 
+def shortened(title: str) -> str:
+    """A title that fits a figure: of a long one the end, where names differ."""
+    return title if len(title) <= LONGEST_TITLE else "…" + title[1 - LONGEST_TITLE :]
+
+
 def hide_frame(axes: Axes) -> None:
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
@@ -246,4 +257,6 @@ def as_map(values: np.ndarray, picture: np.ndarray, name: str) -> np.ndarray:
 def save(figure: Figure, path: Path) -> None:
     """Writes a PNG; the file appears whole or not at all."""
     FigureCanvasAgg(figure)
-    write_atomic(path, lambda file: figure.savefig(file, format="png", dpi=DPI))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # names in any script
+        write_atomic(path, lambda file: figure.savefig(file, format="png", dpi=DPI))

@@ -10,7 +10,13 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from common.errors import UserError
+
 CONFIDENCE = 0.95
+
+
+class MetricError(UserError):
+    """Scores or labels on which a metric is not defined."""
 
 
 class Score(NamedTuple):
@@ -43,12 +49,12 @@ class PixelCase(NamedTuple):
 def binary_score(labels: np.ndarray, scores: np.ndarray) -> Score:
     """AUROC and AP of scores (n,), larger = more anomalous, for labels (n,), non-zero = anomalous.
 
-    Raises ValueError unless both kinds of label occur and all scores are finite.
+    Raises MetricError unless both kinds of label occur and all scores are finite.
     """
     labels = np.asarray(labels).astype(bool)
     n_anomalous = int(labels.sum())
     if n_anomalous in (0, labels.size):
-        raise ValueError(
+        raise MetricError(
             f"AUROC needs anomalous and normal scores, got {n_anomalous} anomalous of {labels.size}"
         )
     require_finite(scores)
@@ -60,16 +66,17 @@ def binary_score(labels: np.ndarray, scores: np.ndarray) -> Score:
 
 
 def require_finite(scores: np.ndarray) -> None:
-    """Raises ValueError, with their number, where scores are NaN or infinite."""
+    """Raises MetricError, with their number, where scores are NaN or infinite."""
     bad = int(np.count_nonzero(~np.isfinite(scores)))
     if bad:
-        raise ValueError(f"{bad} of {np.size(scores)} scores are NaN or infinite")
+        raise MetricError(f"{bad} of {np.size(scores)} scores are NaN or infinite")
 
 
 def counted_pixels(case: PixelCase) -> np.ndarray:
     """(H, W) bool, True where pixels are not ignored.
 
-    Raises ValueError where shapes differ, no pixel is left or a score that counts is not finite.
+    Raises ValueError where shapes differ, MetricError where no pixel is left or a score that counts
+    is not finite.
     """
     shape, labelled = np.shape(case.heatmap), np.shape(case.segmentation)
     ignored = shape if case.ignore_mask is None else np.shape(case.ignore_mask)
@@ -82,7 +89,7 @@ def counted_pixels(case: PixelCase) -> np.ndarray:
     if case.ignore_mask is not None:
         counted = ~np.asarray(case.ignore_mask).astype(bool)
     if not counted.any():
-        raise ValueError(f"all pixels of {shape} are ignored, none is left to evaluate")
+        raise MetricError(f"all pixels of {shape} are ignored, none is left to evaluate")
     require_finite(np.asarray(case.heatmap)[counted])
     return counted
 
@@ -90,7 +97,7 @@ def counted_pixels(case: PixelCase) -> np.ndarray:
 def pixel_scores(case: PixelCase) -> tuple[np.ndarray, np.ndarray]:
     """Scores (n,) and labels (n,) bool, True = lesion, of the pixels that are not ignored.
 
-    Raises ValueError as `counted_pixels` does.
+    Raises ValueError and MetricError as `counted_pixels` does.
     """
     counted = counted_pixels(case)
     labels = np.asarray(case.segmentation).astype(bool)
@@ -104,7 +111,8 @@ def score_heatmap(
 
     segmentation, ignore_mask: (H, W), non-zero = lesion, = does not count. The published code drops
     the masked heatmap (quirk P9); here both are masked, as was intended. Raises ValueError where
-    shapes differ, scores are not finite, or the pixels that count are all lesion or all normal.
+    shapes differ, MetricError where scores are not finite or the pixels that count are all lesion
+    or all normal.
     """
     scores, labels = pixel_scores(PixelCase(heatmap, segmentation, ignore_mask))
     return binary_score(labels, scores)
@@ -146,12 +154,12 @@ def mean_intervals(
 ) -> dict[str, Interval]:
     """Means of columns of one value per image (n,) with bootstrap intervals.
 
-    Raises ValueError for n = 0.
+    Raises MetricError for n = 0.
     """
     table = {name: np.asarray(column, dtype=float) for name, column in columns.items()}
     n = min(column.size for column in table.values())
     if n == 0:
-        raise ValueError("the mean over images needs at least one image")
+        raise MetricError("the mean over images needs at least one image")
 
     def means(draw: np.ndarray | slice) -> dict[str, float]:
         return {name: float(column[draw].mean()) for name, column in table.items()}

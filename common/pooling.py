@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from common.metrics import (
     Interval,
+    MetricError,
     PixelCase,
     bootstrap_intervals,
     counted_pixels,
@@ -89,7 +90,8 @@ def pool_pixels(
     regions (8-connected) of the fraction found, averaged over false positive rates up to 0.3.
     The cases are gone through twice (so no generator); where they are read from disk each time,
     memory is one image plus some 100 bytes per lesion pixel.
-    Raises ValueError as `counted_pixels` does, and where no pixel is lesion or all are.
+    Raises ValueError and MetricError as `counted_pixels` does, MetricError also where no pixel is
+    lesion or all are.
     """
     pool = gather_lesions(cases)
     kept = np.unique(np.linspace(0, pool.steps.size - 1, max_thresholds).round().astype(int))[::-1]
@@ -113,7 +115,7 @@ def pool_pixels(
         histogram.lesion[:] += np.histogram(scores[labels], edges)[0]
         histogram.background[:] += np.histogram(scores[~labels], edges)[0]
     if not any(n_background):
-        raise ValueError("all pixels that count are lesion: AUROC needs background too")
+        raise MetricError("all pixels that count are lesion: AUROC needs background too")
     n_lesion = [step_of.size for step_of in pool.step_of]
     totals = np.stack([n_lesion, n_background, pool.n_regions], axis=1)
     counts = ThresholdCounts(*(np.stack(column) for column in zip(*rows, strict=True)), totals)
@@ -122,7 +124,7 @@ def pool_pixels(
 
 
 def gather_lesions(cases: Iterable[PixelCase]) -> LesionPixels:
-    """First pass: every lesion pixel's score and region. Raises ValueError if there is none."""
+    """First pass: every lesion pixel's score and region. Raises MetricError if there is none."""
     scores_of, shares, n_regions, extremes = [], [], [], []
     for case in cases:
         scores, labels = pixel_scores(case)
@@ -132,7 +134,7 @@ def gather_lesions(cases: Iterable[PixelCase]) -> LesionPixels:
         n_regions.append(regions)
         extremes += [float(scores.min()), float(scores.max())]
     if not any(n_regions):
-        raise ValueError("no lesion pixel that counts in any image: pixel metrics need one")
+        raise MetricError("no lesion pixel that counts in any image: pixel metrics need one")
     steps, step_of = np.unique(np.concatenate(scores_of), return_inverse=True)
     ends = np.cumsum([scores.size for scores in scores_of])[:-1]
     score_range = (min(extremes), max(extremes))

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from common.annotations import Annotations, MaskAnnotations, find_masks, read_annotations
 from common.errors import UserError
+from common.file_names import escaped
 from common.image_names import OnUnknown
 from common.images import read_image
 from common.metrics import (
@@ -25,10 +26,19 @@ from common.metrics import (
     score_heatmap,
 )
 from common.pooling import PooledMetrics, pool_pixels, pooled_intervals
-from inpainter.heatmap_files import EvaluationError, HeatmapEntry, list_heatmaps, read_heatmap
+from inpainter.heatmap_files import (
+    LEFT_OUT,
+    EvaluationError,
+    HeatmapEntry,
+    left_out,
+    list_heatmaps,
+    read_heatmap,
+)
 
 LOG = logging.getLogger(__name__)
-UNUSABLE = (UserError, OSError, ValueError)  # what one bad image raises
+UNUSABLE = (UserError, OSError, MemoryError)  # what one bad image raises
+MOST_RESAMPLES = 100_000
+"""Bootstrap draws take about a millisecond each."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +52,15 @@ class EvaluationSettings:
     ignore_masks: Path | None = None
     """Folder of masks; pixels above 0 do not count."""
     image_dir: Path | None = None
-    """Folder of the images, for inside_tissue and the contact sheet."""
+    """Folder of the images, for inside_tissue and the contact sheet; their sizes are compared."""
     inside_tissue: float | None = None
     """Only pixels of a larger grey value, in [0, 1), count; None = all."""
     on_bad_image: Literal["skip", "error"] = "skip"
     """An image that cannot be evaluated is left out, counted and named, or stops the run."""
     on_unknown_image: OnUnknown = "error"
     """The same for an annotation of an image that has no heatmap."""
+    white_value: int | None = None
+    """Stored value that means white, as the settings' white_value; for images alone."""
     n_resamples: int = 1000
     """Bootstrap draws per interval; 0 = no intervals."""
     seed: int = 0
@@ -60,8 +72,9 @@ class EvaluationSettings:
             raise EvaluationError(f"inside_tissue must be a grey value in [0, 1), got {grey}")
         if grey is not None and self.image_dir is None:
             raise EvaluationError("inside_tissue needs the images. Pass --image_dir.")
-        if self.n_resamples < 0:
-            raise EvaluationError(f"bootstrap draws must be >= 0, got {self.n_resamples}")
+        if not 0 <= self.n_resamples <= MOST_RESAMPLES:
+            expected = f"must be 0 to {MOST_RESAMPLES}, of which 1000 are usual"
+            raise EvaluationError(f"bootstrap draws {expected}, got {self.n_resamples}")
 
 
 class ImageRow(NamedTuple):
@@ -108,6 +121,7 @@ class Sources:
     ignore_masks: MaskAnnotations | None
     image_dir: Path | None
     inside_tissue: float | None
+    white_value: int | None = None
 
     def read(self, entry: HeatmapEntry) -> PixelCase:
         """Reads one heatmap with its labels. Raises one of UNUSABLE, naming the file."""
@@ -117,11 +131,23 @@ class Sources:
         if self.ignore_masks is not None:
             ignored |= self.ignore_masks.labels(entry.image, size)
         if self.inside_tissue is not None:
-            grey = read_image(self.image_dir / entry.image, channels=1)[0].numpy()
-            if grey.shape != size:
-                raise EvaluationError(f"the image is {grey.shape} pixels, its heatmap {size}")
-            ignored |= grey <= self.inside_tissue
+            ignored |= self.grey(entry.image, size) <= self.inside_tissue
         return PixelCase(heatmap, self.annotations.labels(entry.image, size), ignored)
+
+    def grey(self, image: str, size: tuple[int, int]) -> np.ndarray:
+        """Grey values (H, W). Raises EvaluationError unless the image has its heatmap's size."""
+        grey = read_image(self.image_dir / image, 1, white_value=self.white_value)[0].numpy()
+        if grey.shape != size:
+            raise EvaluationError(
+                f"{self.image_dir / image} is {grey.shape} pixels (height, width), its heatmap "
+                f"{size}. Is --image_dir the folder that was scored?"
+            )
+        return grey
+
+    def check_sizes(self, image: str, case: PixelCase) -> None:
+        """The same where the images are known and reading the case has not compared them yet."""
+        if self.image_dir is not None and self.inside_tissue is None:
+            self.grey(image, case.heatmap.shape)
 
 
 @dataclass(frozen=True)
@@ -142,6 +168,8 @@ class Evaluation:
     settings: EvaluationSettings
     sources: Sources
     results: list[MetricResult]
+    unscored: dict[str, str]
+    """Annotated image that prediction left out -> why."""
 
 
 def evaluate_heatmaps(settings: EvaluationSettings) -> Evaluation:
@@ -150,10 +178,31 @@ def evaluate_heatmaps(settings: EvaluationSettings) -> Evaluation:
     Raises EvaluationError, AnnotationError as the functions below do.
     """
     by_metric = list_heatmaps(settings.heatmap_dir)
-    images = [entry.image for entries in by_metric.values() for entry in entries]
-    sources = find_sources(settings, images)
+    images = dict.fromkeys(entry.image for entries in by_metric.values() for entry in entries)
+    unscored = {
+        image: why for image, why in left_out(settings.heatmap_dir).items() if image not in images
+    }
+    sources = find_sources(settings, [*images, *unscored])
+    unscored = {i: why for i, why in unscored.items() if i in sources.annotations.of_image}
+    if unscored:
+        report_unscored(unscored, settings)
     results = [evaluate_metric(entries, sources, settings) for entries in by_metric.values()]
-    return Evaluation(settings, sources, results)
+    return Evaluation(settings, sources, results, unscored)
+
+
+def report_unscored(unscored: dict[str, str], settings: EvaluationSettings) -> None:
+    """Says that annotated images have no heatmap; raises EvaluationError if that is an error."""
+    names = ", ".join(map(escaped, list(unscored)[:5])) + (" …" if len(unscored) > 5 else "")
+    message = (
+        f"{len(unscored)} annotated images have no heatmap, for predict_heatmap.py left them out "
+        f"({settings.heatmap_dir / LEFT_OUT} says why): {names}"
+    )
+    if settings.on_unknown_image == "error":
+        raise EvaluationError(
+            f"{message}. Mend them and predict again, or evaluate without them: "
+            "--on_unknown_image skip."
+        )
+    LOG.warning("%s", message)
 
 
 def find_sources(settings: EvaluationSettings, images: Sequence[str]) -> Sources:
@@ -169,7 +218,8 @@ def find_sources(settings: EvaluationSettings, images: Sequence[str]) -> Sources
         ignore_masks = find_masks(settings.ignore_masks, images, on_unknown=unknown, remedy=remedy)
     if settings.image_dir is not None and not settings.image_dir.is_dir():
         raise EvaluationError(f"No folder of images {settings.image_dir}. Correct --image_dir.")
-    return Sources(annotations, ignore_masks, settings.image_dir, settings.inside_tissue)
+    images = (settings.image_dir, settings.inside_tissue, settings.white_value)
+    return Sources(annotations, ignore_masks, *images)
 
 
 def evaluate_metric(
@@ -184,21 +234,25 @@ def evaluate_metric(
     usable, rows, excluded = [], [], {}
     for entry in tqdm(entries, desc=metric, leave=False, disable=None):
         try:
-            rows.append(score_image(entry, sources.read(entry)))
+            case = sources.read(entry)
+            sources.check_sizes(entry.image, case)
+            rows.append(score_image(entry, case))
         except UNUSABLE as error:
+            name, reason = escaped(entry.image), str(error) or type(error).__name__
             if settings.on_bad_image == "error":
-                raise EvaluationError(f"{entry.image}, {metric}: {error}") from error
-            LOG.warning("left out: %s, %s: %s", entry.image, metric, error)
-            excluded[entry.image] = str(error)
+                raise EvaluationError(f"{name}, {metric}: {reason}") from error
+            LOG.warning("left out: %s, %s: %s", name, metric, reason)
+            excluded[entry.image] = reason
         else:
             usable.append(entry)
     scored = [row for row in rows if row.auroc is not None]
     if not scored:
-        reason = next(iter(excluded.values()), "")
+        left = f"{len(excluded)} left out: {next(iter(excluded.values()))}" if excluded else ""
         raise EvaluationError(
-            f"{metric}: none of {len(entries)} images has a lesion that can be evaluated "
-            f"(annotations: {settings.annotations}); {len(excluded)} left out. {reason}"
-        )
+            f"{metric}: none of {len(entries)} images has a lesion that can be evaluated. "
+            + (left or f"Does {settings.annotations} mark the lesions of these images, by the "
+               f"names in {settings.heatmap_dir / 'heatmaps.csv'}?")
+        )  # fmt: skip
     per_image = {name: [getattr(row, name) for row in scored] for name in ("auroc", "ap")}
     draws = {"n_resamples": settings.n_resamples, "seed": settings.seed}
     pixels = pool_pixels(StoredCases(sources, usable))
@@ -217,7 +271,7 @@ def evaluate_metric(
 
 
 def score_image(entry: HeatmapEntry, case: PixelCase) -> ImageRow:
-    """The numbers of one image. Raises ValueError where it cannot be evaluated."""
+    """The numbers of one image. Raises MetricError, EvaluationError where it has none."""
     scores, labels = pixel_scores(case)
     if case.segmentation.any() and not labels.any():
         raise EvaluationError("all its lesion pixels are ignored, so it is no normal image either")

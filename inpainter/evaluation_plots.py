@@ -15,6 +15,7 @@ from common.figures import (
     roc_curves,
     score_histogram,
 )
+from common.file_names import escaped
 from common.images import read_image
 from common.pooling import curves
 from inpainter.evaluation import Evaluation, MetricResult
@@ -98,12 +99,14 @@ def draw_examples(evaluation: Evaluation, path: Path) -> None:
     ranked = sorted((row for row in first.rows if row.auroc is not None), key=lambda r: -r.auroc)
     places = np.linspace(0, len(ranked) - 1, min(SHEET_ROWS, len(ranked))).round().astype(int)
     files = [{entry.image: entry.file for entry in result.entries} for result in evaluation.results]
-    rows = []
+    rows, settings = [], evaluation.settings
     for row in (ranked[place] for place in places):
-        image = read_image(evaluation.settings.image_dir / row.image)
+        path_of_image = settings.image_dir / row.image
+        image = read_image(path_of_image, white_value=settings.white_value)
         heatmaps = [read_heatmap(of[row.image]) if row.image in of else None for of in files]
         truth = evaluation.sources.annotations.labels(row.image, heatmaps[0].shape)
-        rows.append(SheetRow(f"{row.image} ({row.auroc:.2f})", image.numpy(), truth, heatmaps))
+        title = f"{escaped(row.image)} ({row.auroc:.2f})"
+        rows.append(SheetRow(title, image.numpy(), truth, heatmaps))
     contact_sheet(
         rows,
         path,

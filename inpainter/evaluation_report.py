@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,16 @@ from typing import Any
 import yaml
 
 from common.checkpoint import save_text_atomic
+from common.file_names import escaped
 from common.metrics import Interval
 from inpainter.evaluation import Evaluation, EvaluationSettings, ImageRow, MetricResult
 
+RECORD_ERRORS = (
+    *(OSError, ValueError, yaml.YAMLError, RecursionError),
+    *(KeyError, IndexError, AttributeError, OverflowError, TypeError),
+)
+"""What reading a damaged record raises; the second line by PyYAML's constructors."""
+LARGEST_RECORD = 200_000  # bytes
 LEVELS = {
     "per_image": "mean over images with a lesion",
     "pooled": "pixels of all images together",
@@ -31,13 +39,14 @@ def write_report(evaluation: Evaluation, folder: Path, *, record: Mapping[str, A
         **record,
         "settings": plain_settings(settings),
         "skipped_annotations": list(sources.annotations.skipped),
+        "annotated_images_without_heatmap": evaluation.unscored,
         "heatmaps_made_by": made_by(settings.heatmap_dir),
         "polarity": "larger scores are more anomalous",
         "intervals": f"95 % bootstrap over images, {settings.n_resamples} draws",
         "metrics": {result.metric: plain_result(result) for result in evaluation.results},
     }
-    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
-    save_text_atomic(text + "\n", folder / "results.json")
+    text = json.dumps(plain(content), indent=2, allow_nan=False, ensure_ascii=False)
+    save_text_atomic(as_utf8(text) + "\n", folder / "results.json")
     save_text_atomic(per_image_csv(evaluation.results), folder / "per_image.csv")
 
 
@@ -47,14 +56,49 @@ def plain_settings(settings: EvaluationSettings) -> dict[str, Any]:
 
 
 def made_by(heatmap_dir: Path) -> dict[str, Any]:
-    """What predict_heatmap.py recorded: command (with the checkpoint), settings, versions."""
+    """What predict_heatmap.py recorded: command (with the checkpoint), settings, versions.
+
+    A record that cannot be read is replaced by {"unreadable": reason}: numbers do not need it.
+    """
     found: dict[str, Any] = {}
     for name in ("run.txt", "command.txt", "config.yaml", "env.json"):
         path = heatmap_dir / name
         if path.is_file():
-            text = path.read_text(encoding="utf-8")
-            found[name] = text.strip() if path.suffix == ".txt" else yaml.safe_load(text)
+            try:
+                found[name] = read_record(path)
+            except RECORD_ERRORS as error:
+                found[name] = {"unreadable": " ".join(str(error).split())[:200]}
     return found
+
+
+def read_record(path: Path) -> Any:
+    """A small file's text, or what it holds as YAML or JSON. Raises one of RECORD_ERRORS."""
+    if path.stat().st_size > LARGEST_RECORD:
+        raise ValueError(f"{path.stat().st_size} bytes, {LARGEST_RECORD} at most expected")
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".txt":
+        return text.strip()
+    if path.suffix == ".json":
+        return json.loads(text)
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+        raise ValueError("YAML aliases, which our records have none of and which may multiply")
+    return yaml.safe_load(text)
+
+
+def plain(value: Any) -> Any:
+    """The same in JSON's types; what has none of them, and numbers that are not finite, as text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(inner) for inner in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    return value if value is None or isinstance(value, str | int) else str(value)
+
+
+def as_utf8(text: str) -> str:
+    r"""JSON in which names that are no UTF-8 are written as \udcNN, which JSON readers know."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def plain_result(result: MetricResult) -> dict[str, Any]:
@@ -88,10 +132,11 @@ def per_image_csv(results: Sequence[MetricResult]) -> str:
     writer.writerow([*ImageRow._fields, "excluded"])
     for result in results:
         for row in result.rows:
-            writer.writerow(["" if value is None else value for value in row] + [""])
+            numbers = ["" if value is None else value for value in row[1:]]
+            writer.writerow([escaped(row.image), *numbers, ""])
         for image, reason in result.excluded.items():
             empty = [""] * (len(ImageRow._fields) - 2)
-            writer.writerow([image, result.metric, *empty, reason])
+            writer.writerow([escaped(image), result.metric, *empty, escaped(reason)])
     return text.getvalue()
 
 
@@ -116,11 +161,12 @@ def result_table(results: Sequence[MetricResult]) -> str:
     lines.insert(1, "-" * max(map(len, lines)))
     excluded = {image for result in results for image in result.excluded}
     if excluded:
-        lines.append(f"Left out: {len(excluded)} images ({', '.join(sorted(excluded)[:5])}"
-                     f"{', …' if len(excluded) > 5 else ''}); reasons in results.json")  # fmt: skip
+        names = ", ".join(map(escaped, sorted(excluded)[:5])) + ", …" * (len(excluded) > 5)
+        lines.append(f"Left out: {len(excluded)} images ({names}); reasons in results.json")
     constant = {row.image for result in results for row in result.rows if row.constant}
     if constant:
-        lines.append(f"Constant heatmaps (AUROC 0.5 by definition): {', '.join(sorted(constant))}")
+        names = ", ".join(map(escaped, sorted(constant)))
+        lines.append(f"Constant heatmaps (AUROC 0.5 by definition): {names}")
     return "\n".join(lines)
 
 

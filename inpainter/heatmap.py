@@ -92,10 +92,11 @@ def refine(
 
     Returns the numbers of the windows that were completed.
     """
+    K = min(K, max(grid.grid_hw))  # a larger one would take the same windows
     wanted = set(numbers)
     done = sorted(wanted.intersection(first_pass(grid, K)))
     score(done)
-    closer = sorted(wanted.intersection(second_pass(scores, grid, K)))
+    closer = sorted(wanted.intersection(second_pass(scores, grid, K, done)))
     score(closer)
     skipped = sorted(set(range(len(grid))) - wanted)
     for values in scores.values():

@@ -1,21 +1,29 @@
 """A prediction run: heatmaps of every image in a folder, from one checkpoint."""
 
-import dataclasses
-import hashlib
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from common.annotations import Annotations, read_annotations
-from common.checkpoint import CheckpointError, resolve_step, save_text_atomic
-from common.config import REPOSITORY, config_to_yaml, resolve_path
+from common.annotations import Annotations, Box, read_annotations
+from common.checkpoint import (
+    CheckpointError,
+    checkpoint_path,
+    content_hash,
+    resolve_step,
+    save_text_atomic,
+)
+from common.cli import first_line, is_lack_of_memory
+from common.config import config_to_yaml, resolve_path
+from common.errors import UserError
+from common.file_names import escaped
 from common.image_folders import list_images
 from common.images import ImageError, read_image
 from common.prefetch import prefetched
@@ -23,26 +31,21 @@ from common.run_log import write_run_record
 from common.runtime import resolve_device, tf32_products
 from inpainter.completion import WindowScorer, dropout_of
 from inpainter.fast.scorer import FastScorer
-from inpainter.heatmap import score_image, stitch
-from inpainter.heatmap_output import HeatmapFolder, plot_heatmap, remove_partial_files
+from inpainter.heatmap import Heatmaps, score_image, stitch
+from inpainter.heatmap_output import Content, HeatmapFolder, PastWork, remove_partial_files
 from inpainter.networks import load_generator, load_local_critic
+from inpainter.run_identity import NAME as RUN_NAME
+from inpainter.run_identity import as_text, output_folder, run_identity
 from inpainter.scores import spaces_of
-from inpainter.settings import Metric, PicardConfig, TestConfig
-from inpainter.windows import WindowError, WindowGrid
+from inpainter.settings import Metric, PicardConfig
+from inpainter.windows import WindowGrid, check_stride, leaves_border
 
 LOG = logging.getLogger(__name__)
 SECONDS_BETWEEN_PICTURES = 10.0
-FREE = (
-    "parallel_batchsize",
-    "save_heatmap_data",
-    "save_heatmap_plots",
-    "save_progressive_heatmap",
-    "log_compute_times",
-    "on_bad_image",
-    "engine",
-    "compile",
-)
-"""Test settings that may change between parts of one run: they do not change a heatmap."""
+TRIES = 5
+"""How often `latest` and `best` are looked up again beside a training that deletes old steps."""
+NAMED = 5
+"""Images that a message names at most."""
 
 
 @dataclass(frozen=True)
@@ -73,16 +76,27 @@ class PredictionResult:
     already_there: list[str] = field(default_factory=list)
     bad: dict[str, str] = field(default_factory=dict)
     """Image -> why it was left out."""
+    notes: list[str] = field(default_factory=list)
+    """What else the user should know, a sentence each."""
+
+
+class ReadImage(NamedTuple):
+    """An image with what its file held."""
+
+    pixels: Tensor
+    """(C, H, W) in [0, 1]."""
+    content: Content
 
 
 def predict(config: PicardConfig, options: PredictionOptions) -> PredictionResult:
     """Scores every image of the folder and writes its heatmaps.
 
     Raises ConfigError, CheckpointError, ImageError (with test.on_bad_image: error; else a bad image
-    is noted and left out) and AnnotationError, all with their remedy.
+    is noted and left out), AnnotationError and WindowError, all with their remedy.
     """
+    check_stride(config.test)
     device = resolve_device(config.device, allow_gpu=config.cuda, gpu=config.gpu_ids[0])
-    scorer, step = load_scorer(config, options, device)
+    checkpoint = load_scorer(config, options, device)
     image_dir = image_folder(config, options)
     paths = list_images(
         image_dir,
@@ -94,31 +108,46 @@ def predict(config: PicardConfig, options: PredictionOptions) -> PredictionResul
     annotations = None
     if options.annotations is not None:
         annotations = read_annotations(options.annotations, names, on_unknown="skip")
-    identity = run_identity(config, options, step)
-    result = PredictionResult(output_folder(config, options, identity))
-    output = HeatmapFolder(result.folder, config.test, names, overwrite=options.overwrite)
-    save_text_atomic(identity, result.folder / "run.txt")
-    write_run_record(result.folder, config_yaml=config_to_yaml(config), command=options.command)
-    result.already_there += [name for name in names if output.is_finished(name)]
-    todo = [name for name in names if name not in set(result.already_there)]
-    channels, white = config.netG.input_dim, config.white_value
-    images = prefetched(todo, lambda name: read_image(names[name], channels, white_value=white))
-    bar = tqdm(images, total=len(todo), unit="image", disable=not sys.stderr.isatty())
-    for name, read in bar:
-        path = names[name]
-        try:
-            with tf32_products(config.test.precision == "tf32"):
-                one_image(name, read, config, scorer, device, output, annotations)
-        except (ImageError, WindowError) as error:
-            message = str(error) if str(path) in str(error) else f"{path}: {error}"
-            if config.test.on_bad_image == "error":
-                raise ImageError(message) from error
-            LOG.warning("Left out: %s", message)
-            result.bad[name] = message
-            continue
-        result.finished.append(name)
-    remove_partial_files(result.folder)
+    identity = run_identity(config, checkpoint.source, checkpoint.weights, image_dir)
+    folder = output_folder(config, options.output_dir, identity, overwrite=options.overwrite)
+    output = HeatmapFolder(folder, config.test, names, overwrite=options.overwrite)
+    save_text_atomic(as_text(identity), folder / RUN_NAME)
+    command = [escaped(part) for part in options.command]
+    write_run_record(folder, config_yaml=config_to_yaml(config), command=command)
+    past = output.sort_out()
+    result = PredictionResult(folder, already_there=past.finished)
+    result.notes += notes_on(past, annotations)
+    run = Run(config, checkpoint.scorer, device, output, annotations)
+    run.score_all(names, result)
+    result.notes += run.notes()
+    remove_partial_files(folder)
     return result
+
+
+def notes_on(past: PastWork, annotations: Annotations | None) -> list[str]:
+    """What became of earlier work, and which annotations belong to no image."""
+    skipped = annotations.skipped if annotations is not None else ()
+    sentences = {
+        "{} scored again: the file has changed since": past.changed,
+        "{} scored again: this folder does not record from which content": past.unrecorded,
+        "{} no longer among the images, so no longer in the tables": past.vanished,
+        "{} annotated, but not among the images": skipped,
+    }
+    notes = with_names(sentences)
+    for note in notes:
+        LOG.warning("%s", note)
+    return notes
+
+
+def with_names(sentences: Mapping[str, Sequence[str]]) -> list[str]:
+    """Sentences on images, {} standing for their number, with the first names; none on no image."""
+    return [f"{text.format(len(of))}: {listed(of)}" for text, of in sentences.items() if of]
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few names."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(map(escaped, names[:NAMED])) + more
 
 
 def image_folder(config: PicardConfig, options: PredictionOptions) -> Path:
@@ -126,17 +155,49 @@ def image_folder(config: PicardConfig, options: PredictionOptions) -> Path:
     return options.image_dir or resolve_path(config.test_data_path, "test_data_path")
 
 
+class LoadedCheckpoint(NamedTuple):
+    """A scorer and where its weights came from."""
+
+    scorer: WindowScorer | FastScorer
+    source: str
+    """Folder and step, in words."""
+    weights: dict[str, str]
+    """SHA-256 of the file by role."""
+
+
 def load_scorer(
     config: PicardConfig, options: PredictionOptions, device: torch.device
-) -> tuple[WindowScorer | FastScorer, int]:
-    """The networks of the wanted checkpoint as a window scorer, and its step."""
+) -> LoadedCheckpoint:
+    """The networks of the wanted checkpoint as a window scorer.
+
+    A training beside may delete the step that `latest` or `best` meant, or write it anew: then they
+    are looked up again.
+    """
     needs_critic = "feature" in spaces_of(config.test.heatmap_metrics)
     roles = ("gen", "dis") if needs_critic else ("gen",)
-    step = resolve_step(
-        options.checkpoint_dir, options.checkpoint_iter, roles, option="--checkpoint_iter"
-    )
-    generator = load_generator(options.checkpoint_dir, step, config.netG)
-    critic = load_local_critic(options.checkpoint_dir, step, config) if needs_critic else None
+    folder = options.checkpoint_dir
+    for tries_left in reversed(range(TRIES)):
+        step = resolve_step(folder, options.checkpoint_iter, roles, option="--checkpoint_iter")
+        paths = {role: checkpoint_path(folder, role, step) for role in roles}
+        try:
+            weights = {role: content_hash(path) for role, path in paths.items()}
+            scorer = build_scorer(config, folder, step, device, with_critic=needs_critic)
+            if weights == {role: content_hash(path) for role, path in paths.items()}:
+                return LoadedCheckpoint(scorer, f"{folder.resolve()} step {step}", weights)
+        except (CheckpointError, FileNotFoundError):
+            vanished = not all(path.is_file() for path in paths.values())
+            moving = options.checkpoint_iter in ("latest", "best")
+            if not (vanished and moving and tries_left):
+                raise
+    raise CheckpointError(f"{paths['gen']} keeps changing. Wait until it is whole, and run again.")
+
+
+def build_scorer(
+    config: PicardConfig, folder: Path, step: int, device: torch.device, *, with_critic: bool
+) -> WindowScorer | FastScorer:
+    """The networks of a step, on the device, in the engine that the settings ask for."""
+    generator = load_generator(folder, step, config.netG)
+    critic = load_local_critic(folder, step, config) if with_critic else None
     layout, test = torch.channels_last, config.test
     generator = generator.to(device, memory_format=layout)
     critic = critic.to(device, memory_format=layout) if critic is not None else None
@@ -148,33 +209,131 @@ def load_scorer(
         test.mask_shape,
     )
     if test.engine == "plain":
-        return WindowScorer(*parts), step
+        return WindowScorer(*parts)
     options_of = {"precision": test.precision, "shared_masks": test.share_dropout_masks}
-    return FastScorer(*parts, compiled=test.compile, **options_of), step
+    return FastScorer(*parts, compiled=test.compile, **options_of)
 
 
-def one_image(
-    name: str,
-    read: Callable[[], Tensor],
-    config: PicardConfig,
-    scorer: WindowScorer | FastScorer,
-    device: torch.device,
-    output: HeatmapFolder,
-    annotations: Annotations | None,
-) -> None:
-    """Reads, scores and writes one image."""
-    image = read()
-    draw = dropout_of(scorer.generator, config.netG, config.test, config.seed, name)
-    started = time.monotonic()
-    with WindowBar(name, image, config, output) as bar:
-        scored = score_image(image, scorer, config.test, draw, device, bar.note)
-    seconds = time.monotonic() - started
-    size = (image.shape[1], image.shape[2])
-    boxes = annotations.boxes(name, size) if annotations is not None else ()
-    output.write(name, image, scored.heatmaps, boxes)
-    if config.test.log_compute_times:
-        output.write_time(name, seconds, scored.n_windows, scored.n_scored)
-    LOG.info("%s: %d of %d windows in %.1f s", name, scored.n_scored, scored.n_windows, seconds)
+@dataclass
+class Run:
+    """What scoring the images one after the other needs, and what there is to tell about it."""
+
+    config: PicardConfig
+    scorer: WindowScorer | FastScorer
+    device: torch.device
+    output: HeatmapFolder
+    annotations: Annotations | None
+    without_tissue: list[str] = field(default_factory=list)
+    """Images of which no window was scored."""
+    uncovered: list[str] = field(default_factory=list)
+    """Images with pixels that score 0 because no window reaches them."""
+    bad_annotations: dict[str, str] = field(default_factory=dict)
+    """Image -> why its annotation is not drawn."""
+
+    def score_all(self, names: Mapping[str, Path], result: PredictionResult) -> None:
+        """Scores and writes the images that are not finished; notes what became of each."""
+        finished = set(result.already_there)
+        todo = [name for name in names if name not in finished]
+        channels, white = self.config.netG.input_dim, self.config.white_value
+        images = prefetched(todo, lambda name: read_with_content(names[name], channels, white))
+        bar = tqdm(images, total=len(todo), unit="image", disable=not sys.stderr.isatty())
+        for name, read in bar:
+            try:
+                image = read()
+                started = time.monotonic()
+                scored = self.score(name, image.pixels)
+                seconds = time.monotonic() - started
+            except (UserError, MemoryError, RuntimeError) as error:
+                if not isinstance(error, UserError) and not is_lack_of_memory(error):
+                    raise
+                self.leave_out(name, names[name], error, result)
+                continue
+            self.write(name, image, scored, seconds)
+            result.finished.append(name)
+
+    def score(self, name: str, image: Tensor) -> Heatmaps:
+        """The heatmaps of an image. Raises ImageError where they are not finite."""
+        config = self.config
+        name_of_draws = escaped(name)  # random numbers depend on the name; it need not be UTF-8
+        draw = dropout_of(
+            self.scorer.generator, config.netG, config.test, config.seed, name_of_draws
+        )
+        with (
+            tf32_products(config.test.precision == "tf32"),
+            WindowBar(name, image, config, self.output) as bar,
+        ):
+            scored = score_image(image, self.scorer, config.test, draw, self.device, bar.note)
+        for metric, grid in scored.grids.items():
+            n_bad = int((~grid.isfinite()).sum())
+            if n_bad:
+                raise ImageError(
+                    f"{metric} is NaN or infinite in {n_bad} of {grid.numel()} windows. Are the "
+                    "checkpoint's weights finite? test.precision: fp32 has the largest range."
+                )
+        return scored
+
+    def write(self, name: str, image: ReadImage, scored: Heatmaps, seconds: float) -> None:
+        """Writes what was computed and says so."""
+        self.output.write(name, image.pixels, image.content, scored, self.boxes(name, image.pixels))
+        if self.config.test.log_compute_times:
+            self.output.write_time(name, seconds, scored)
+        counts = (scored.n_scored, scored.n_windows)
+        LOG.info("%s: %d of %d windows in %.1f s", escaped(name), *counts, seconds)
+        if scored.n_scored == 0:
+            self.without_tissue.append(name)
+        if leaves_border(self.config.test, (image.pixels.shape[1], image.pixels.shape[2])):
+            self.uncovered.append(name)
+
+    def boxes(self, name: str, pixels: Tensor) -> Sequence[Box]:
+        """The image's boxes for its plots; none, with a word, where they do not fit it."""
+        if self.annotations is None:
+            return ()
+        size = (pixels.shape[1], pixels.shape[2])
+        try:
+            return self.annotations.boxes(name, size)
+        except (UserError, OSError, MemoryError) as error:
+            LOG.warning("%s: its annotation is not drawn: %s", escaped(name), error)
+            self.bad_annotations[name] = str(error)
+            return ()
+
+    def leave_out(
+        self, name: str, path: Path, error: BaseException, result: PredictionResult
+    ) -> None:
+        """Notes an image that cannot be scored, or raises ImageError if that is to stop the run."""
+        reason = str(error)
+        if not isinstance(error, UserError):
+            reason = f"not enough memory ({first_line(error)})"
+        message = reason if str(path) in reason else f"{path}: {reason}"
+        if self.config.test.on_bad_image == "error":
+            raise ImageError(message) from error
+        LOG.warning("Left out: %s", message)
+        result.bad[name] = message
+        self.output.write_left_out(name, message)
+
+    def notes(self) -> list[str]:
+        """What there is to tell at the end, a sentence per kind."""
+        sentences = {
+            "{} without tissue: no window of it was scored, its heatmap is 0": self.without_tissue,
+            "{} with pixels at the right or lower border that no window covers: they are 0, as "
+            "published; test.heatmap_alignment: centred covers all": self.uncovered,
+            "{} with an annotation that is not drawn": list(self.bad_annotations),
+            "{} without a plot, its heatmap is kept": list(self.output.not_drawn),
+        }
+        return with_names(sentences)
+
+
+def read_with_content(path: Path, channels: int, white_value: int | None) -> ReadImage:
+    """Reads an image as `read_image` does. Raises ImageError where it cannot be read.
+
+    The content is noted before: a file that is replaced meanwhile counts as changed the next time.
+    """
+    if not path.is_file():  # reading what is no file, a pipe for one, might wait for ever
+        raise ImageError(f"{path} is no longer there, or no longer a file.")
+    try:
+        content = Content.of(path)
+        return ReadImage(read_image(path, channels, white_value=white_value), content)
+    except OSError as error:
+        raise ImageError(f"{path}: {error.strerror or error}.") from error
 
 
 class WindowBar:
@@ -185,7 +344,8 @@ class WindowBar:
     ) -> None:
         self.name, self.image, self.test, self.output = name, image, config.test, output
         self.drawn = -SECONDS_BETWEEN_PICTURES  # the first at once
-        self.bar = tqdm(unit="window", desc=name, leave=False, disable=not sys.stderr.isatty())
+        shown, silent = escaped(name), not sys.stderr.isatty()
+        self.bar = tqdm(unit="window", desc=shown, leave=False, disable=silent)
 
     def __enter__(self) -> "WindowBar":
         return self
@@ -203,51 +363,5 @@ class WindowBar:
             for metric, values in scores.items():
                 heat = stitch(values.view(grid.grid_hw), grid, self.test)
                 path = self.output.progress_path(self.name, metric)
-                plot_heatmap(path, self.name, self.image, metric, heat)
+                self.output.draw(path, self.name, self.image, metric, heat)
             self.drawn = time.monotonic()
-
-
-def output_folder(config: PicardConfig, options: PredictionOptions, identity: str) -> Path:
-    """The run's folder; a run of the same settings and checkpoint goes on in the one it had.
-
-    Raises CheckpointError where --output_dir holds heatmaps of other settings or checkpoint.
-    """
-    folder = options.output_dir
-    if folder is not None:
-        if not options.overwrite and identity_of(folder) not in (None, identity):
-            raise CheckpointError(
-                f"{folder} holds heatmaps made with other settings or another checkpoint. Pass "
-                "another --output_dir, or --overwrite to replace them."
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-    base = REPOSITORY / config.heatmaps_dir / (config.dataset_name or "unnamed") / "dropout"
-    same = [run.parent for run in base.glob("*/run.txt") if identity_of(run.parent) == identity]
-    return max(same) if same else new_folder(base / time.strftime("%Y-%m-%d_%H-%M-%S"))
-
-
-def new_folder(path: Path) -> Path:
-    """Makes the folder, with a number behind its name where another run has just taken it."""
-    folder, number = path, 1
-    while folder.exists():
-        number += 1
-        folder = path.with_name(f"{path.name}_{number}")
-    folder.mkdir(parents=True)
-    return folder
-
-
-def run_identity(config: PicardConfig, options: PredictionOptions, step: int) -> str:
-    """What heatmaps depend on: checkpoint, images, and settings but for what is merely written."""
-    test = dataclasses.replace(config.test, **{name: getattr(TestConfig, name) for name in FREE})
-    settings = repr((test, config.netG, config.netD, config.seed, config.white_value))
-    digest = hashlib.sha256(settings.encode()).hexdigest()[:16]
-    return (
-        f"checkpoint {options.checkpoint_dir.resolve()} step {step}\n"
-        f"images {image_folder(config, options).resolve()}\nsettings {digest}\n"
-    )
-
-
-def identity_of(folder: Path) -> str | None:
-    """The identity that a folder was written with; none for a new one."""
-    path = folder / "run.txt"
-    return path.read_text(encoding="utf-8") if path.is_file() else None

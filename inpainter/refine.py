@@ -3,6 +3,8 @@
 gh x gw grid of windows, K the refinement factor.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,17 +21,24 @@ def first_pass(grid: WindowGrid, K: int) -> list[int]:
     return [row * grid.grid_hw[1] + col for row in rows for col in cols]
 
 
-def second_pass(scores: dict[str, Tensor], grid: WindowGrid, K: int) -> list[int]:
+def second_pass(
+    scores: dict[str, Tensor], grid: WindowGrid, K: int, scored: Sequence[int]
+) -> list[int]:
     """Numbers of the windows closer than K to one that scored high in the first pass.
 
-    scores: by metric, (gh * gw,), of which the first pass's are read.
+    So are those closer than K to a window of the first pass that was not scored, for it lacks
+    tissue: its 0 says nothing about its neighbours. scores: by metric, (gh * gw,), of which the
+    first pass's are read; scored: numbers of the first pass's windows that have a score.
     """
     done = torch.tensor(first_pass(grid, K))
-    high = torch.zeros(len(grid), dtype=torch.bool)
-    for values in scores.values():
-        seen = values[done]
-        high[done] |= seen > seen.quantile(QUANTILE)
-    near = F.max_pool2d(high.view(1, 1, *grid.grid_hw).float(), 2 * K - 1, 1, K - 1).flatten() > 0
+    known = torch.tensor(sorted(scored), dtype=torch.long)
+    draws = torch.zeros(len(grid), dtype=torch.bool)
+    draws[done] = True
+    draws[known] = False
+    for values in scores.values() if len(known) else ():
+        seen = values[known]
+        draws[known] |= seen > seen.quantile(QUANTILE)
+    near = F.max_pool2d(draws.view(1, 1, *grid.grid_hw).float(), 2 * K - 1, 1, K - 1).flatten() > 0
     near[done] = False
     return near.nonzero().flatten().tolist()
 

@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.errors import UserError
+from inpainter.settings import TestConfig
 
 Alignment = Literal["stretched", "centred"]
 
 
 class WindowError(UserError):
-    """An image has no place for a single window."""
+    """An image has no place for a single window, or windows leave gaps."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,23 @@ class WindowGrid:
         """Top and left of a window in the padded image; windows are counted row by row."""
         row, col = divmod(number, self.grid_hw[1])
         return row * self.stride, col * self.stride
+
+
+def check_stride(test: TestConfig) -> None:
+    """Raises WindowError where the stride is so large that pixels lie between what is scored.
+
+    As published, heatmaps that are neither averaged nor centred may have any stride.
+    """
+    over_holes = test.heatmap_type == "averaged_hole"
+    what, sides = ("holes", test.mask_shape) if over_holes else ("windows", test.patch_shape)
+    published = test.heatmap_type == "nonaveraged" and test.heatmap_alignment == "stretched"
+    largest = min(sides[:2])
+    if test.patch_stride > largest and not published:
+        raise WindowError(
+            f"test.patch_stride {test.patch_stride} would leave gaps between the {what} of "
+            f"{sides[0]} x {sides[1]} pixels, where no score says anything (test.heatmap_type: "
+            f"{test.heatmap_type}). Use a stride of {largest} or less."
+        )
 
 
 def window_grid(
@@ -70,7 +88,7 @@ def window_grid(
         end = (cells - 1) * stride - before + window
         pads.append((max(before, 0), max(end - side, 0)))
         grid.append(cells)
-        if before < 0:
+        if stride > window:
             raise WindowError(
                 f"test.patch_stride {stride} is larger than the window {window_hw}; centred "
                 "heatmaps would leave gaps. Use a stride up to the window's side"
@@ -127,9 +145,12 @@ def heatmap_from_grid(scores: Tensor, grid: WindowGrid) -> Tensor:
 
 
 def averaged_heatmap(scores: Tensor, grid: WindowGrid, area_hw: tuple[int, int]) -> Tensor:
-    """Each pixel's mean score over the central areas that cover it, 0 where none does.
+    """Each pixel's mean score over the central areas that cover it.
 
-    scores: (gh, gw); area_hw: the window (as published) or the hole. Returns (H, W).
+    scores: (gh, gw); area_hw: the window or the hole. Returns (H, W). A pixel at the border that no
+    window covers is 0, as published. One that a window covers, but no hole, has the score of the
+    nearest that a hole covers: 0 would say that nothing could be more normal. Raises WindowError
+    where the stride leaves gaps between holes.
     """
     left, right, top, bottom = grid.pad
     padded_hw = (grid.image_hw[0] + top + bottom, grid.image_hw[1] + left + right)
@@ -143,4 +164,23 @@ def averaged_heatmap(scores: Tensor, grid: WindowGrid, area_hw: tuple[int, int])
         total[area] += score
         count[area] += 1
     mean = (total / count.clamp(min=1)).to(scores.dtype)
+    if tuple(area_hw) != tuple(grid.window_hw):
+        rows = _covered(padded_hw[0], grid.grid_hw[0], grid.stride, inset[0], h)
+        cols = _covered(padded_hw[1], grid.grid_hw[1], grid.stride, inset[1], w)
+        mean = mean[rows][:, cols]
     return mean[top : top + grid.image_hw[0], left : left + grid.image_hw[1]]
+
+
+def _covered(side: int, count: int, stride: int, inset: int, area: int) -> Tensor:
+    """(side,): each place along an axis, or the nearest one that an area covers."""
+    if stride > area and count > 1:
+        raise WindowError(f"a stride of {stride} leaves gaps between areas of {area} pixels")
+    return torch.arange(side).clamp(inset, (count - 1) * stride + inset + area - 1)
+
+
+def leaves_border(test: TestConfig, image_hw: tuple[int, int]) -> bool:
+    """Whether an averaged heatmap of such an image has pixels that no window covers."""
+    if test.heatmap_type != "averaged" or test.heatmap_alignment != "stretched":
+        return False
+    rest = ((i - w) % test.patch_stride for i, w in zip(image_hw, test.patch_shape, strict=False))
+    return any(rest)

@@ -12,6 +12,7 @@ import yaml
 from common.config import REPOSITORY
 from inpainter.evaluation import EvaluationSettings
 from tests.evaluation_case import expected_auroc, heatmap_folder
+from tests.tiny_runs import run_script
 
 
 @pytest.fixture
@@ -64,6 +65,20 @@ def test_command_names_what_is_wrong_and_how_to_mend_it(settings: EvaluationSett
     assert "has no heatmaps.csv. Pass --heatmap_dir the folder" in result.stderr
     assert str(settings.heatmap_dir) in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_output_path_that_is_a_file_is_refused_before_anything_is_computed(
+    settings: EvaluationSettings, tmp_path: Path
+) -> None:
+    (tmp_path / "out").write_text("text")
+    result = run_script(
+        str(REPOSITORY / "eval.py"),
+        *("--heatmap_dir", settings.heatmap_dir, "--annotations", settings.annotations),
+        *("--output_dir", tmp_path / "out"),
+    )
+    assert result.returncode == 1
+    assert f"--output_dir {tmp_path / 'out'} is a file. Pass a folder" in result.stderr
+    assert not (settings.heatmap_dir / "evaluation").exists()
 
 
 def test_dry_run_prints_the_settings_and_needs_no_heatmaps() -> None:

@@ -60,6 +60,18 @@ def test_boxes_are_drawn_on_both_pictures(tmp_path: Path) -> None:
     assert columns.min() < 5.1 * DPI < columns.max()
 
 
+@pytest.mark.parametrize("title", [r"$\frac{1}{$.png", "a$$b.png", "日本.png", "m" * 400])
+def test_any_name_is_a_title(tmp_path: Path, title: str) -> None:
+    image, heatmap = np.full((8, 8), 0.5), np.arange(64.0).reshape(8, 8)
+    heatmap_panel(image, heatmap, tmp_path / "a.png", title, score_name=title)
+    row = SheetRow(title, image, np.eye(8), [heatmap])
+    contact_sheet([row], tmp_path / "sheet.png", columns=[title], title=title)
+    x = np.linspace(0, 1, 5)
+    roc_curves({title: (x, x)}, tmp_path / "roc.png", title)
+    score_histogram(np.arange(3.0), {title: np.ones(2, int)}, tmp_path / "h.png", title)
+    assert all((tmp_path / f"{name}.png").is_file() for name in ("a", "sheet", "roc", "h"))
+
+
 def test_constant_heatmap_is_drawn(tmp_path: Path) -> None:
     heatmap_panel(np.zeros((8, 8)), np.full((8, 8), 3.0), tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000

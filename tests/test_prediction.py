@@ -97,7 +97,10 @@ def test_running_again_leaves_finished_images_alone_and_overwrite_redoes_them(fo
 def test_other_settings_or_checkpoints_get_another_folder(folder) -> None:
     config = tiny_config(folder)
     first = run(folder, config, output_dir=folder / "mine")
-    with pytest.raises(CheckpointError, match=r"other settings or another checkpoint\. Pass"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"other settings or another checkpoint: test\.droprate 0\.5 there, 0\.1 now\. Pass",
+    ):
         run(folder, with_test(config, droprate=0.1), output_dir=folder / "mine")
     write_checkpoint(folder / "model", config, step=2)
     with pytest.raises(CheckpointError, match="other settings or another checkpoint"):

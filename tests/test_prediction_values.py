@@ -127,11 +127,10 @@ def test_windows_without_tissue_are_not_completed(folder) -> None:
 
 
 @pytest.mark.parametrize("heatmap_type", ["averaged", "averaged_hole"])
-def test_averaged_heatmaps_leave_no_pixel_of_a_hole_without_score(folder, heatmap_type) -> None:
+def test_averaged_heatmaps_leave_no_pixel_without_score(folder, heatmap_type) -> None:
     config = tiny_config(folder, f"test.heatmap_type={heatmap_type}")
     heat = heatmaps(run(folder, config))["0.png"]
-    assert (heat[8:40, 8:56] > 0).all()
-    assert (heat[0, 0] > 0) == (heatmap_type == "averaged")
+    assert (heat > 0).all()
 
 
 def test_colour_and_16_bit_images_are_scored_at_full_depth(tmp_path) -> None:

@@ -20,8 +20,33 @@ def test_first_pass_takes_every_other_window_and_the_last_ones() -> None:
 def test_second_pass_takes_the_neighbours_of_the_highest() -> None:
     scores = torch.zeros(30)
     scores[6 * 2 + 2] = 1.0
+    first = first_pass(GRID, 2)
     around = {6 * row + col for row in (1, 2, 3) for col in (1, 2, 3)}
-    assert set(second_pass({"MCD_image": scores}, GRID, 2)) == around - set(first_pass(GRID, 2))
+    assert set(second_pass({"MCD_image": scores}, GRID, 2, first)) == around - set(first)
+
+
+def test_background_does_not_lower_the_bar_for_what_counts_as_high() -> None:
+    grid = window_grid((32 * 24, 32 * 24), (32, 32), 32, "stretched")  # 24 x 24 windows
+    numbers = torch.arange(24 * 24).view(24, 24)
+    tissue = numbers[8:16, 8:16].flatten().tolist()  # a ninth; 8 x 8 windows
+    values = torch.zeros(24 * 24)
+    values[tissue] = torch.arange(1.0, 65.0)
+    first = sorted(set(first_pass(grid, 2)).intersection(tissue))  # rows and columns 8, 10, 12, 14
+    assert len(first) == 16
+    closer = set(second_pass({"MCD_image": values}, grid, 2, first)).intersection(tissue)
+    # above the 0.8 quantile of the 16: row 14 (4 values: 12 of 16 are lower, so the upper 3 of it
+    # are) with the windows within 1 of columns 10, 12, 14; and the border to the background, which
+    # row 16 and column 16 of the first pass say nothing about: row 15 and column 15
+    high = set(numbers[13:16, 9:16].flatten().tolist())
+    border = {*numbers[15, 8:16].tolist(), *numbers[8:16, 15].tolist()}
+    assert closer == (high | border) - set(first)
+    assert len(first) + len(closer) < len(tissue)
+
+
+def test_tissue_between_the_windows_of_the_first_pass_is_scored_all_the_same() -> None:
+    tissue = [6 * 1 + 1, 6 * 3 + 3]  # of the 5 x 6 windows, none of the first pass
+    closer = second_pass({"MCD_image": torch.zeros(30)}, GRID, 2, [])
+    assert set(tissue) <= set(closer)
 
 
 def test_windows_between_are_interpolated_and_known_ones_stay() -> None:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -6,8 +8,10 @@ from inpainter.settings import TestConfig
 from inpainter.windows import (
     WindowError,
     averaged_heatmap,
+    check_stride,
     cut_windows,
     heatmap_from_grid,
+    leaves_border,
     pad_image,
     tissue_fractions,
     window_grid,
@@ -72,13 +76,19 @@ def test_averaged_heatmap_is_the_mean_over_the_windows_that_cover_a_pixel() -> N
     assert heat[32:].unique().tolist() == [3.0]
 
 
-def test_averaging_over_holes_credits_only_the_holes() -> None:
+def test_averaging_over_holes_gives_the_border_the_nearest_score_that_there_is() -> None:
     grid = window_grid((48, 32), (32, 32), 16, "stretched")
     heat = averaged_heatmap(torch.tensor([[1.0], [3.0]]), grid, (16, 16))
-    assert heat[8:24, 8:24].unique().tolist() == [1.0]
-    assert heat[24:40, 8:24].unique().tolist() == [3.0]
-    assert heat[:8].unique().tolist() == [0.0]
-    assert heat[:, :8].unique().tolist() == [0.0]
+    assert heat[:24].unique().tolist() == [1.0]
+    assert heat[24:].unique().tolist() == [3.0]
+    overlapping = averaged_heatmap(torch.tensor([[1.0], [3.0]]), grid, (24, 16))  # rows 4-27, 20-43
+    assert overlapping[:, 0].tolist() == [1.0] * 20 + [2.0] * 8 + [3.0] * 20
+
+
+def test_gaps_between_holes_are_refused_where_the_average_would_hide_them() -> None:
+    grid = window_grid((49, 32), (32, 32), 17, "stretched")
+    with pytest.raises(WindowError, match="a stride of 17 leaves gaps between areas of 16"):
+        averaged_heatmap(torch.tensor([[1.0], [3.0]]), grid, (16, 16))
 
 
 def test_tissue_fraction_counts_bright_pixels_of_the_hole() -> None:
@@ -102,6 +112,35 @@ def test_an_image_smaller_than_the_window_is_refused_or_padded() -> None:
     assert len(window_grid((20, 40), (32, 32), 8, "centred")) == 15
 
 
-def test_a_stride_beyond_the_window_is_refused_where_it_would_leave_gaps() -> None:
+@pytest.mark.parametrize("stride", [33, 40])
+def test_a_stride_beyond_the_window_is_refused_where_it_would_leave_gaps(stride: int) -> None:
     with pytest.raises(WindowError, match="would leave gaps"):
-        window_grid((100, 100), (32, 32), 40, "centred")
+        window_grid((100, 100), (32, 32), stride, "centred")
+    assert window_grid((100, 100), (32, 32), 32, "centred").grid_hw == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("heatmap_type", "alignment", "largest"),
+    [
+        ("averaged_hole", "stretched", 16),
+        ("averaged_hole", "centred", 16),
+        ("averaged", "stretched", 32),
+        ("averaged", "centred", 32),
+        ("nonaveraged", "centred", 32),
+    ],
+)
+def test_the_largest_stride_without_gaps_is_named(heatmap_type, alignment, largest) -> None:
+    kind = {"heatmap_type": heatmap_type, "heatmap_alignment": alignment}
+    sizes = {"patch_shape": (32, 48, 1), "mask_shape": (16, 32)}
+    check_stride(TestConfig(**sizes, **kind, patch_stride=largest))
+    with pytest.raises(WindowError, match=rf"would leave gaps .*Use a stride of {largest} or less"):
+        check_stride(TestConfig(**sizes, **kind, patch_stride=largest + 1))
+
+
+def test_border_that_no_window_covers_is_told_apart() -> None:
+    averaged = TestConfig(
+        patch_shape=(32, 32, 1), mask_shape=(16, 16), patch_stride=16, heatmap_type="averaged"
+    )
+    assert leaves_border(averaged, (49, 48))
+    assert not leaves_border(averaged, (48, 64))
+    assert not leaves_border(replace(averaged, heatmap_alignment="centred"), (49, 48))
