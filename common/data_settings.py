@@ -23,6 +23,8 @@ class DataConfig:
     """Processes that read images ahead."""
     grey_images: Literal["convert", "refuse"] = "convert"
     """What to do with a grey file: repeat it three times, as published, or stop."""
+    on_bad_image: Literal["skip", "error"] = "skip"
+    """An image that cannot be read is left out, named and counted, or stops the run (ours)."""
 
     def __post_init__(self) -> None:
         dataset_row(self.dataset)
