@@ -169,8 +169,8 @@ def to_dissolving_size(images: Tensor, resolution: int, fit: Fit) -> Tensor:
             if any(rim < 0 or rim % 2 for rim in rims):
                 raise ConfigError(
                     f"cannot pad {height}×{width} images evenly to {resolution}²: the size at "
-                    "which the diffusion model works (image_size, diff_resolution) must be larger by "
-                    "an even number of pixels",
+                    "which the diffusion model works (image_size, diff_resolution) must be larger "
+                    "by an even number of pixels",
                     key="contrastive.diff_resolution",
                 )
             return F.pad(images, (rims[0] // 2, rims[0] // 2, rims[1] // 2, rims[1] // 2))
