@@ -26,6 +26,8 @@ class DataConfig:
     """What to do with a grey file: repeat it three times, as published, or stop."""
     white_value: Annotated[int, AtLeast(1, 2**32 - 1)] | None = None
     """Stored value that means white in files of more bits, e.g. 4095; none = the type's largest."""
+    on_bad_image: Literal["skip", "error"] = "skip"
+    """An image that cannot be read is left out, named and counted, or stops the run (ours)."""
 
     def __post_init__(self) -> None:
         check_fields(self, "data")

@@ -3,15 +3,29 @@
 B images per batch and process, C H W image.
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
+import contextlib
+import hashlib
+import itertools
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
+from common.data_identity import sampled
+from common.datasets import DatasetError
+from common.errors import UserError
 from common.image_sets import ImageSet, Sample
-from common.runtime import Processes, generator_for
+from common.images import ImageError
+from common.interrupts import leave_signals_to_main
+from common.runtime import Processes, RuntimeSetupError, generator_for
+
+LOG = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
@@ -24,11 +38,82 @@ class Batch(NamedTuple):
     names: list[str]
 
 
+class BadImages:
+    """Images that cannot be read: each named once and counted, or an error."""
+
+    def __init__(self, on_bad_image: Literal["skip", "error"] = "error") -> None:
+        self.on_bad_image = on_bad_image
+        self.found: dict[str, str] = {}
+        """Message by the image's name in its set."""
+
+    def note(self, messages: Mapping[str, str]) -> None:
+        """Takes down what could not be read. Raises ImageError unless such images are skipped."""
+        for name, message in messages.items():
+            if self.on_bad_image == "error":
+                raise ImageError(f"{message} To go on without it, set data.on_bad_image: skip.")
+            if name not in self.found:
+                self.found[name] = message
+                LOG.warning("Left out (%d so far): %s", len(self.found), message)
+
+
+class _Read(NamedTuple):
+    """A batch from a worker, which must not raise: a DataLoader would add its traceback."""
+
+    batch: Batch | None
+    bad: dict[str, str]
+    """Messages by name of the images that could not be read."""
+    error: str | None
+    """Message of an error that ends the run."""
+
+
+class _Batches(Dataset[_Read]):
+    """The batches of a list of image numbers, by number of the batch."""
+
+    def __init__(self, images: ImageSet, order: list[int], batch_size: int, refill: bool) -> None:
+        """refill: the images that follow take the places of those that cannot be read."""
+        self.images, self.order, self.batch_size = images, order, batch_size
+        self.refill = refill
+        self.bad: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return -(-len(self.order) // self.batch_size)
+
+    def __getitem__(self, number: int) -> _Read:
+        start, end = number * self.batch_size, (number + 1) * self.batch_size
+        wanted = self.order[start:end]
+        others = [*self.order[end:], *self.order[:start]] if self.refill else []
+        samples: list[Sample] = []
+        try:
+            for index in itertools.chain(wanted, others):
+                if len(samples) == len(wanted):
+                    break
+                sample = self._sample(index)
+                if sample is not None:
+                    samples.append(sample)
+            if self.refill and samples:  # too few images are left: some twice
+                samples = list(itertools.islice(itertools.cycle(samples), len(wanted)))
+            return _Read(collate(samples) if samples else None, self.bad, None)
+        except UserError as error:
+            return _Read(None, self.bad, str(error))
+
+    def _sample(self, index: int) -> Sample | None:
+        name = self.images.names[index]
+        if name in self.bad:
+            return None
+        try:
+            return self.images[index]
+        except ImageError as error:
+            self.bad[name] = str(error)
+            return None
+
+
 def collate(samples: list[Sample]) -> Batch:
-    """Stacks samples; ValueError where their sizes differ."""
+    """Stacks samples; DatasetError where their sizes differ."""
     shapes = {tuple(sample.image.shape) for sample in samples}
     if len(shapes) > 1:
-        raise ValueError(f"images of different sizes in one batch: {sorted(shapes)}; set a size")
+        raise DatasetError(
+            f"images of different sizes in one batch: {sorted(shapes)}; set data.resize_to"
+        )
     return Batch(
         torch.stack([sample.image for sample in samples]),
         torch.tensor([sample.label for sample in samples]),
@@ -39,10 +124,10 @@ def collate(samples: list[Sample]) -> Batch:
 def batches_per_epoch(n_images: int, batch_size: int, processes: Processes) -> int:
     """Batches of one process in one pass; the last may be smaller.
 
-    ValueError where there are fewer images than processes.
+    RuntimeSetupError where there are fewer images than processes.
     """
     if n_images < processes.world_size:
-        raise ValueError(
+        raise RuntimeSetupError(
             f"{n_images} training images cannot be shared out among {processes.world_size} "
             "processes; start fewer with torchrun --nproc_per_node"
         )
@@ -57,23 +142,98 @@ def epoch_batches(
     seed: int,
     processes: Processes,
     num_workers: int = 0,
+    bad: BadImages | None = None,
 ) -> Iterator[Batch]:
     """One process's batches of one pass, in an order that depends on seed and epoch alone.
 
-    Images that cannot be shared out evenly among the processes are left out of that pass.
+    Images that cannot be shared out evenly among the processes are left out of that pass. The
+    place of an image that cannot be read is taken by one that follows in the pass, so batches keep
+    their sizes. Raises what `BadImages` does, and DatasetError where no image can be read.
     """
     order = torch.randperm(len(images), generator=generator_for(seed, "order", epoch))
     share = order[processes.rank :: processes.world_size][: len(images) // processes.world_size]
-    yield from DataLoader(
-        images,
-        batch_sampler=[part.tolist() for part in share.split(batch_size)],
-        collate_fn=collate,
-        num_workers=num_workers,
-    )
+    batches = _Batches(images, share.tolist(), batch_size, refill=True)
+    return _read(batches, num_workers, bad or BadImages())
 
 
-def ordered_batches(images: ImageSet, batch_size: int, num_workers: int = 0) -> Iterator[Batch]:
-    """All images once, in their order."""
-    yield from DataLoader(
-        images, batch_size=batch_size, collate_fn=collate, num_workers=num_workers
-    )
+def ordered_batches(
+    images: ImageSet, batch_size: int, num_workers: int = 0, bad: BadImages | None = None
+) -> Iterator[Batch]:
+    """All images once, in their order, but for those that cannot be read.
+
+    Raises what `BadImages` does, and DatasetError where no image can be read.
+    """
+    batches = _Batches(images, list(range(len(images))), batch_size, refill=False)
+    return _read(batches, num_workers, bad or BadImages())
+
+
+def _read(batches: _Batches, num_workers: int, bad: BadImages) -> Iterator[Batch]:
+    """The batches in their order, read by this process or by num_workers others."""
+    numbers = range(len(batches))
+    read: Iterable[_Read] = map(batches.__getitem__, numbers)
+    if num_workers > 0:
+        read = DataLoader(
+            batches,
+            batch_size=None,
+            sampler=numbers,
+            num_workers=num_workers,
+            worker_init_fn=leave_signals_to_main,
+            generator=generator_for("workers"),  # else it draws from the global one
+        )
+    empty = True
+    for batch, messages, error in read:
+        bad.note(messages)
+        if error is not None:
+            raise DatasetError(error)
+        if batch is not None:
+            empty = False
+            yield batch
+    if empty:
+        raise DatasetError(
+            f"none of {len(batches.order)} images can be read. Check data.data_root; the first "
+            f"message: {next(iter(bad.found.values()), 'the set is empty')}"
+        )
+
+
+@contextlib.contextmanager
+def reading(batches: Iterator[Batch]) -> Iterator[Iterator[Batch]]:
+    """Lets go of the batches at the end, whatever happens, so that no worker stays behind.
+
+    Workers ignore signals: one that is not told to end is waited for by Python's exit, for ever.
+    Raises RuntimeSetupError where a worker was killed.
+    """
+    try:
+        with contextlib.closing(batches):
+            yield batches
+    except RuntimeError as error:  # torch's, from a signal handler: it may come at any place
+        if "DataLoader worker" not in str(error):
+            raise
+        raise RuntimeSetupError(
+            "A process that reads images ended unexpectedly; the system may have killed it for "
+            "lack of memory. Lower data.num_workers (0 reads in the main process)."
+        ) from error
+
+
+def set_identity(images: ImageSet, *, whole: bool = False) -> dict[str, object]:
+    """Number of images, and a SHA-256 over their names, labels and contents.
+
+    whole: all bytes of each file are read, else its size and three places. The same after a copy
+    to another folder or machine.
+    """
+    digest = hashlib.sha256(np.ascontiguousarray(images.labels, dtype=np.int64).tobytes())
+    for name in images.names:
+        digest.update(os.fsencode(name) + b"\0")
+    if isinstance(images.items, np.ndarray):
+        digest.update(np.ascontiguousarray(images.items).tobytes())
+    else:
+        for path in images.items:
+            digest.update((_bytes_digest(path) if whole else sampled(path)) + b"\0")
+    return {"images": len(images), "sha256": digest.hexdigest()}
+
+
+def _bytes_digest(path: Path) -> bytes:
+    """SHA-256 of a file's bytes; nothing of one that cannot be read, which is said on reading."""
+    try:
+        return hashlib.sha256(path.read_bytes()).digest()
+    except OSError:
+        return b""

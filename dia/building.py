@@ -1,19 +1,29 @@
 """From settings to what a training run needs: encoder, optimiser, dissolver."""
 
-import torch
-from torch import nn
+from collections.abc import Mapping
+from pathlib import Path
 
-from common.checkpoint import load_tensors, strip_module_prefix
-from common.config import resolve_path
+import torch
+from torch import Tensor, nn
+
+from common.checkpoint import (
+    CheckpointError,
+    load_tensors,
+    require_finite_weights,
+    require_state_dict,
+)
+from common.config import require, resolve_path
 from common.datasets import dataset_row
 from dia.encoders import Encoder, build_encoder, load_weights
 from dia.optim import Lars
 from dia.settings import ContrastiveConfig, DiaConfig
 from dia.shifts import ShiftType, parse_shift
+from dia.steps import STEP_SCALE
 from dia.views import Negatives
-from diffusion_models.dissolve import load_dissolver
+from diffusion_models.dissolve import Dissolver, load_dissolver
 
 MOMENTUM = 0.9
+IMAGE_CHANNELS = 3
 
 
 def layout_for(device: torch.device) -> torch.memory_format:
@@ -22,9 +32,12 @@ def layout_for(device: torch.device) -> torch.memory_format:
 
 
 def build_negatives(config: DiaConfig, device: torch.device) -> Negatives:
-    """How view 3 is made; loads the diffusion model where the shift type dissolves."""
+    """How view 3 is made; loads the diffusion model where the shift type dissolves.
+
+    Raises ConfigError where that model cannot dissolve as the settings want it to.
+    """
     settings = config.contrastive
-    dissolve = None
+    dissolve, last_step = None, None
     kind = parse_shift(settings.shift_trans_type)
     if kind.view == "diffusion" and settings.mode == "simclr_DIA":
         dissolve = load_dissolver(
@@ -33,14 +46,41 @@ def build_negatives(config: DiaConfig, device: torch.device) -> Negatives:
             dissolve_range=settings.dissolve_range,
             image_size=settings.diff_resolution,
         ).to(device, memory_format=layout_for(device))
+        check_dissolving(settings, dissolve)
+        last_step = dissolve.diffusion.steps - 1
     return Negatives(
         dissolve=dissolve,
+        last_step=last_step,
         resolution=settings.diff_resolution,
         fit=dataset_row(config.data.dataset).fit,
         kernel_size=settings.kernel_size,
         resize_to_constant=settings.resize_to_constant,
         blur_all_views=settings.blur_all_views,
     )
+
+
+def check_dissolving(settings: ContrastiveConfig, dissolver: Dissolver) -> None:
+    """Raises ConfigError where a model lacks the steps or cannot take the size that is wanted."""
+    steps, unet = dissolver.diffusion.steps, dissolver.diffusion.model
+    for name in ("diffusion_offset", "diffusion_upper_offset"):
+        value = getattr(settings, name)
+        require(
+            value * STEP_SCALE <= steps,
+            f"contrastive.{name}",
+            value,
+            f"the diffusion model has {steps} steps, so it must be at most {steps / STEP_SCALE:g}",
+        )
+    require(
+        settings.diff_resolution % unet.shrinks_by == 0,
+        "contrastive.diff_resolution",
+        settings.diff_resolution,
+        f"must be a multiple of {unet.shrinks_by} pixels, which the diffusion model halves maps to",
+    )
+    if unet.channels != IMAGE_CHANNELS:
+        raise CheckpointError(
+            f"{settings.diffusion_model_path}: a diffusion model of {unet.channels} channels; "
+            f"images here have {IMAGE_CHANNELS}. Pass one of train_eval_ddpm.py."
+        )
 
 
 def build_optimizer(encoder: nn.Module, settings: ContrastiveConfig) -> torch.optim.Optimizer:
@@ -60,6 +100,19 @@ def effective_shift(settings: ContrastiveConfig) -> ShiftType:
     return parse_shift(name)
 
 
+def encoder_weights(path: Path) -> dict[str, Tensor]:
+    """The weights in a *.model file. Raises CheckpointError for anything else, in one line."""
+    state = load_tensors(path)
+    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
+        raise CheckpointError(
+            f"{path} is a file to go on with (state.pt, model-N.pt), not an encoder's weights. "
+            "Pass last.model or best_*.model of a run of train_dia.py."
+        )
+    state = require_state_dict(state, str(path))
+    require_finite_weights(state, str(path))
+    return state
+
+
 def initial_encoder(settings: ContrastiveConfig, n_classes: int) -> Encoder:
     """The encoder that training starts with: fresh weights, or those of load_path."""
     encoder = build_encoder(
@@ -71,6 +124,6 @@ def initial_encoder(settings: ContrastiveConfig, n_classes: int) -> Encoder:
     )
     if settings.load_path is not None:
         path = resolve_path(settings.load_path, "contrastive.load_path")
-        state = strip_module_prefix(load_tensors(path))
+        state = encoder_weights(path)
         load_weights(encoder, state, source=str(path), strict=not settings.no_strict)
     return encoder

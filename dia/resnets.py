@@ -53,11 +53,12 @@ class PlainBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(planes)
         self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(planes)
+        self.stride = stride
         self.shortcut = _shortcut(channels, planes * self.expansion, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn1(self.conv1(x)).relu()
-        return (self.bn2(self.conv2(out)) + self.shortcut(x)).relu()
+        return (self.bn2(self.conv2(out)) + self.shortcut(subsample(x, self.stride))).relu()
 
 
 class BottleneckBlock(nn.Module):
@@ -74,12 +75,13 @@ class BottleneckBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(planes)
         self.conv3 = nn.Conv2d(planes, wide, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(wide)
+        self.stride = stride
         self.shortcut = _shortcut(channels, wide, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn1(self.conv1(x)).relu()
         out = self.bn2(self.conv2(out)).relu()
-        return (self.bn3(self.conv3(out)) + self.shortcut(x)).relu()
+        return (self.bn3(self.conv3(out)) + self.shortcut(subsample(x, self.stride))).relu()
 
 
 def pool_small(x: Tensor) -> Tensor:
@@ -94,9 +96,17 @@ def pool_small(x: Tensor) -> Tensor:
     return x.mean(dim=(2, 3))
 
 
+def subsample(x: Tensor, stride: int) -> Tensor:
+    """Every stride-th pixel of (B, C, H, W), from the first: what a strided 1×1 kernel looks at."""
+    return x if stride == 1 else x[:, :, ::stride, ::stride]
+
+
 def _shortcut(channels: int, wide: int, stride: int) -> nn.Sequential:
+    """A 1×1 convolution of the subsampled map, with stride 1.
+
+    The strided one is the same arithmetic, but on CPUs oneDNN writes beyond its buffers, or returns
+    wrong gradients, where a channels-last map has fewer channels than a vector register holds.
+    """
     if stride == 1 and channels == wide:
         return nn.Sequential()
-    return nn.Sequential(
-        nn.Conv2d(channels, wide, 1, stride=stride, bias=False), nn.BatchNorm2d(wide)
-    )
+    return nn.Sequential(nn.Conv2d(channels, wide, 1, bias=False), nn.BatchNorm2d(wide))

@@ -8,6 +8,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from sklearn.metrics import roc_curve
 
 from common.checkpoint import save_text_atomic
 from common.figures import roc_curves, score_histogram
+from common.files import write_atomic
 from common.metrics import Interval, binary_intervals
 
 HISTOGRAM_BINS = 40
@@ -138,7 +140,8 @@ def write_scores(
     roc_curves(curves, folder / f"roc_{score}.png")
     if arrays:
         for name, scored in sets.items():
-            np.save(folder / f"score_{score}_{name}.npy", scored.scores)
+            path = folder / f"score_{score}_{name}.npy"
+            write_atomic(path, partial(np.save, arr=scored.scores))
 
 
 def write_results(

@@ -1,14 +1,38 @@
 """What a contrastive run keeps: the published checkpoint files, and a state to resume from."""
 
+import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.checkpoint import CheckpointError, load_tensors, save_atomic
-from common.config import REPOSITORY, resolve_path
+from common.checkpoint import CheckpointError, load_tensors, require_mapping, save_atomic
+from common.config import REPOSITORY, config_to_dict, resolve_path
+from common.data_identity import data_changes
+from common.resume import REMEDY, changed_settings, check_resumed_settings
 from dia.settings import DiaConfig
 
+LOG = logging.getLogger(__name__)
 STATE_NAME = "state.pt"
+WHERE = (
+    *("data.data_root", "contrastive.run_dir", "contrastive.resume_path", "contrastive.suffix"),
+    *("contrastive.load_path", "contrastive.no_strict", "contrastive.diffusion_model_path"),
+)
+"""Where things lie, and what the first epoch began with; images and diffusion model are known by
+their contents."""
+MACHINE = ("device", "data.num_workers", "contrastive.local_rank")
+"""What computes, and how fast."""
+WRITTEN = (
+    *("contrastive.save_step", "contrastive.eval_step", "contrastive.error_step"),
+    *("data.on_bad_image", "evaluation."),
+)
+"""What is written or said, and how images are scored."""
+MAY_CHANGE = (*WHERE, *MACHINE, *WRITTEN, "contrastive.epochs")
+"""What may differ when a run goes on; each change is named in the log.
+
+epochs: the learning rate of the epochs to come follows the new length. All else decides what is
+learnt or chosen and is refused.
+"""
 
 
 def run_folder(config: DiaConfig) -> Path:
@@ -48,11 +72,59 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """Reads it back; CheckpointError where the folder has none."""
+    """Reads it back; CheckpointError where the folder has none, or one that holds other things."""
     path = Path(folder) / STATE_NAME
     if not path.is_file():
         raise CheckpointError(
             f"no {STATE_NAME} in {folder} to resume from. Pass the folder of a run of "
             "train_dia.py; to start from weights alone, use --load_path last.model."
         )
-    return load_tensors(path)
+    entries = ("epoch", "model", "optim", "probe", "best", "config")
+    state = require_mapping(load_tensors(path), str(path), entries)
+    require_mapping(state["config"], f"{path}: config")
+    for name in ("epoch", "selected"):
+        value = state.get(name, 0)
+        if type(value) is not int or value < 0:
+            raise CheckpointError(
+                f"{path}: {name} is {str(value)[:40]!r}, expected a whole number of 0 or more. The "
+                "file is damaged; copy it again."
+            )
+    best = require_mapping(state["best"], f"{path}: best")
+    for name, value in best.items():
+        if not (isinstance(name, str) and isinstance(value, float) and math.isfinite(value)):
+            raise CheckpointError(
+                f"{path}: best has {str(name)[:40]!r}: {str(value)[:40]}, expected finite numbers "
+                "by name. The file is damaged; copy it again."
+            )
+    return state
+
+
+def check_resumed(
+    state: Mapping[str, Any], config: DiaConfig, data: Mapping[str, Any], source: str
+) -> None:
+    """Refuses to go on with other settings or data than a state's; names changes that are allowed.
+
+    data: what the run learns from now, as Trainer.data_facts returns it; states of old runs lack
+    it. Raises CheckpointError.
+    """
+    changed = changed_settings(
+        state["config"], config_to_dict(config), absent=config_to_dict(DiaConfig())
+    )
+    lines = check_resumed_settings(changed, may_change=MAY_CHANGE, source=source)
+    saved = state.get("data")
+    saved = saved if isinstance(saved, Mapping) else {}
+    changes = data_changes(saved.get("images"), data["images"])
+    if changes:
+        raise CheckpointError(f"{source}: {changes}; a run goes on with the same ones. {REMEDY}")
+    if "diffusion_model" in saved and saved["diffusion_model"] != data["diffusion_model"]:
+        raise CheckpointError(
+            f"{source}: {config.contrastive.diffusion_model_path} is another diffusion model than "
+            f"the run was started with (its contents differ). {REMEDY}"
+        )
+    if state["epoch"] > config.contrastive.epochs:
+        raise CheckpointError(
+            f"{source} is of epoch {state['epoch']}, beyond contrastive.epochs: "
+            f"{config.contrastive.epochs}. Raise --epochs, or start a new run in another folder."
+        )
+    if lines:
+        LOG.warning("Going on from %s with changed settings: %s", source, "; ".join(lines))

@@ -11,11 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.errors import UserError
 from dia.losses import normalise
 
 BankScore = Literal["CSI", "simclr"]
 BLOCK = (256, 4096)
 """Test and train images whose similarities are held at once: 4 MiB of float32, near the caches."""
+
+
+class ScoreError(UserError):
+    """Scores cannot be had from these weights or features, which are not finite."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +79,11 @@ def fit_csi(
 def check_reference(reference: CsiReference) -> list[str]:
     """What is odd about a reference, as sentences: shift weights that point the wrong way.
 
-    Raises ValueError where a weight or an axis is not finite.
+    Raises ScoreError where a weight or an axis is not finite.
     """
     parts = (reference.axes, reference.weight_sim, reference.weight_shift)
     if not all(bool(part.isfinite().all()) for part in parts):
-        raise ValueError(
+        raise ScoreError(
             "the train features give CSI weights that are not finite "
             f"(similarity {reference.weight_sim.tolist()}, "
             f"shift {reference.weight_shift.tolist()}): a mean norm or mean shift logit is 0, or a "

@@ -4,10 +4,11 @@ import logging
 
 import torch
 
+from common.image_batches import BadImages
 from common.image_sets import ImageSet
 from dia.data import EvaluationSets, evaluation_sets
 from dia.encoders import Encoder
-from dia.evaluation import ViewSettings, bank_scores
+from dia.evaluation import FeatureSource, ViewSettings, bank_scores
 from dia.results import compare
 from dia.settings import DiaConfig
 from dia.shifts import parse_shift
@@ -46,6 +47,8 @@ class Selection:
             seed=config.seed,
             batch_size=config.evaluation.test_batch_size,
         )
+        self.bad = BadImages(config.data.on_bad_image)
+        self.num_workers = config.data.num_workers
 
     def values(self, encoder: Encoder, train_loss: float) -> dict[str, float]:
         """Mean one-class AUROC as {"CSI": …}, or minus the training loss as {"loss": …}."""
@@ -53,7 +56,8 @@ class Selection:
             return {}
         if self.sets is None:
             return {"loss": -train_loss}
-        normal, others = bank_scores(
-            encoder, self.train, self.sets, self.score, self.views, device=self.device
+        source = FeatureSource(
+            encoder, self.views, self.device, bad=self.bad, num_workers=self.num_workers
         )
+        normal, others = bank_scores(source, self.train, self.sets, self.score)
         return {self.score: compare(normal, others).one_class_mean}

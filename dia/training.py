@@ -13,14 +13,41 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from common.checkpoint import save_atomic
-from common.config import config_to_dict, config_to_yaml
-from common.image_batches import Batch, batches_per_epoch, epoch_batches
+from common.checkpoint import (
+    content_hash,
+    load_module,
+    load_optimiser,
+    non_finite,
+    require_finite_weights,
+    require_state_dict,
+    save_atomic,
+)
+from common.config import config_to_dict, config_to_yaml, resolve_path
+from common.image_batches import (
+    BadImages,
+    Batch,
+    batches_per_epoch,
+    epoch_batches,
+    reading,
+    set_identity,
+)
 from common.image_sets import ImageSet
 from common.interrupts import StopRequest
-from common.loops import any_asked_to_stop, joined_processes, main_log, require_finite
+from common.loops import (
+    TrainingError,
+    any_asked_to_stop,
+    joined_processes,
+    main_log,
+    require_finite,
+)
 from common.run_log import RunLog
-from common.runtime import Processes, generator_for, resolve_device, seed_everything
+from common.runtime import (
+    Processes,
+    generator_for,
+    resolve_device,
+    seed_everything,
+    tf32_products,
+)
 from dia.augment import AugmentationSettings, augment
 from dia.building import (
     build_negatives,
@@ -31,10 +58,17 @@ from dia.building import (
 )
 from dia.data import hold_out, normal_train_set
 from dia.draws import random_augmentation
-from dia.encoders import Encoder, load_weights
+from dia.encoders import Encoder
 from dia.objective import Objective, contrastive_losses, heads_for, optimise, probe_loss
 from dia.optim import learning_rate
-from dia.run_folder import load_state, refuse_to_overwrite, run_folder, save_models, save_state
+from dia.run_folder import (
+    check_resumed,
+    load_state,
+    refuse_to_overwrite,
+    run_folder,
+    save_models,
+    save_state,
+)
 from dia.selection import Selection
 from dia.settings import DiaConfig
 from dia.steps import beta_parameters
@@ -42,6 +76,9 @@ from dia.views import draw_views, make_views, shift_labels, views_in
 
 LOG = logging.getLogger(__name__)
 PROBE_RATE = 1.0e-3
+KEPT_BY_MOMENTUM = ("momentum_buffer",)
+KEPT_BY_ADAM = ("step", "exp_avg", "exp_avg_sq")
+LOWER_RATE = "Start a new run with a lower --lr_init, or with the other --optimizer."
 
 
 class Trained(NamedTuple):
@@ -63,7 +100,8 @@ def train(
     stop_after: epochs to do now. SIGINT and SIGTERM end the run with the epoch at hand, saved.
     """
     device = resolve_device(config.device)
-    with joined_processes(device) as processes:
+    allowed = tf32_products(config.precision == "tf32")
+    with allowed, joined_processes(device) as processes:
         seed_everything(config.seed)
         folder = run_folder(config)
         if config.contrastive.resume_path is None:
@@ -73,7 +111,7 @@ def train(
             images, held = hold_out(config, images)
         trainer = Trainer(config, images, device, processes)
         if config.contrastive.resume_path is not None:
-            trainer.restore(load_state(folder))
+            trainer.restore(load_state(folder), str(folder))
         selection = Selection(config, images, held, device)
         record = main_log(
             processes,
@@ -85,6 +123,8 @@ def train(
         )
         with record as log, StopRequest() as stop:
             trainer.run(folder, selection, log, stop, stop_after)
+        if trainer.bad.found:
+            LOG.warning("%d images could not be read.", len(trainer.bad.found))
         return Trained(folder, trainer.epoch, trainer.best, stop.exit_status)
 
 
@@ -114,28 +154,63 @@ class Trainer:
         self.probe = torch.optim.Adam(
             self.encoder.linear.parameters(), lr=PROBE_RATE, weight_decay=settings.weight_decay
         )
-        self.epoch = 0
+        self.bad = BadImages(config.data.on_bad_image)
+        self.data = self.data_facts()
+        self.epoch = self.selected = 0
+        """Epochs trained, and of these the last after which the best one was looked for."""
         self.best: dict[str, float] = {}
         self.batches = batches_per_epoch(len(images), settings.batch_size, processes)
         self.steps_per_epoch = min(self.batches, settings.max_batches or self.batches)
+
+    def data_facts(self) -> dict[str, Any]:
+        """What the run learns from, by contents: training images and diffusion model."""
+        facts = {"images": set_identity(self.images), "diffusion_model": None}
+        if self.negatives.dissolve is not None:
+            path = self.config.contrastive.diffusion_model_path
+            facts["diffusion_model"] = content_hash(
+                resolve_path(path, "contrastive.diffusion_model_path")
+            )
+        return facts
 
     def state(self) -> dict[str, Any]:
         """Everything a resume needs."""
         return {
             "epoch": self.epoch,
+            "selected": self.selected,
             "model": self.encoder.state_dict(),
             "optim": self.optimizer.state_dict(),
             "probe": self.probe.state_dict(),
             "best": self.best,
+            "data": self.data,
             "config": config_to_dict(self.config),
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a state of this run."""
-        load_weights(self.encoder, state["model"], source="the state to resume from")
-        self.optimizer.load_state_dict(state["optim"])
-        self.probe.load_state_dict(state["probe"])
+    def restore(self, state: Mapping[str, Any], source: str) -> None:
+        """Goes on from a state of this run, as load_state returns it.
+
+        source: the run's folder, for messages. Raises CheckpointError where it is of another run.
+        """
+        check_resumed(state, self.config, self.data, source)
+        model = require_state_dict(state["model"], f"{source}: model")
+        require_finite_weights(model, f"{source}: model")
+        load_module(self.encoder, model, f"{source}: model")
+        stepped = state["epoch"] > 0
+        load_optimiser(
+            self.optimizer,
+            state["optim"],
+            f"{source}: optim",
+            entries=KEPT_BY_MOMENTUM,
+            has_stepped=stepped,
+        )
+        load_optimiser(
+            self.probe,
+            state["probe"],
+            f"{source}: probe",
+            entries=KEPT_BY_ADAM,
+            has_stepped=stepped,
+        )
         self.epoch, self.best = state["epoch"], dict(state["best"])
+        self.selected = state.get("selected", self.epoch)
 
     def run(
         self,
@@ -149,6 +224,11 @@ class Trainer:
         until = self.epoch + stop_after if stop_after is not None else None
         settings = self.config.contrastive
         eval_step = settings.eval_step or settings.save_step
+        due = self.epoch % eval_step == 0 or self.epoch == settings.epochs
+        if log is not None and due and self.selected < self.epoch and selection.sets is not None:
+            self.select(folder, selection, log, {})  # it had been interrupted
+        if self.epoch == settings.epochs:
+            LOG.warning("Epoch %d of %d is done: nothing to train.", self.epoch, settings.epochs)
         ended = False
         while self.epoch < settings.epochs and not ended:
             started = time.perf_counter()
@@ -162,17 +242,39 @@ class Trainer:
             seconds = (time.perf_counter() - started) / self.steps_per_epoch
             log.scalars(step, {**means, "train/seconds_per_step": seconds, "epoch": self.epoch})
             LOG.info("epoch %d: loss %.4f", self.epoch, means["train/loss"])
-            if self.epoch % eval_step == 0 or last:
-                for name, value in selection.values(self.encoder, means["train/loss"]).items():
-                    log.scalars(step, {f"eval/{name}": value})
-                    if value > self.best.get(name, -float("inf")):
-                        self.best[name] = value
-                        save_atomic(self.encoder.state_dict(), folder / f"best_{name}.model")
-            if self.epoch % settings.save_step == 0 or last or ended:
-                save_models(folder, self.state())
-                save_state(folder, self.state())
+            due = self.epoch % eval_step == 0 or last
+            if due or self.epoch % settings.save_step == 0 or ended:
+                self.save(folder)  # first: a selection may meet an image that it cannot read
+            if due:
+                self.select(folder, selection, log, means)
         if stop.requested:
             LOG.warning("Saved epoch %d. Go on with --resume_path %s", self.epoch, folder)
+
+    def save(self, folder: Path) -> None:
+        """Writes the published files and the state; TrainingError where a weight is not finite."""
+        found = non_finite(self.encoder.state_dict())
+        if found:
+            raise TrainingError(
+                f"The encoder's weights are not finite after epoch {self.epoch}: {found}. Nothing "
+                f"of this epoch is saved. {LOWER_RATE}"
+            )
+        save_models(folder, self.state())
+        save_state(folder, self.state())
+
+    def select(
+        self, folder: Path, selection: Selection, log: RunLog, means: Mapping[str, float]
+    ) -> None:
+        """Looks whether this epoch is the best so far, and saves it as best_*.model if so."""
+        values = selection.values(self.encoder, means.get("train/loss", float("inf")))
+        for name, value in values.items():
+            log.scalars(self.epoch * self.steps_per_epoch, {f"eval/{name}": value})
+            if value > self.best.get(name, -float("inf")):
+                self.best[name] = value
+                save_atomic(self.encoder.state_dict(), folder / f"best_{name}.model")
+        self.selected = self.epoch
+        if values:
+            save_models(folder, self.state())
+            save_state(folder, self.state())
 
     def one_epoch(self, epoch: int, stop: StopRequest) -> dict[str, float]:
         """One pass (from 1), whole even where a stop is asked for: mean losses, rate at its end."""
@@ -184,17 +286,22 @@ class Trainer:
             seed=self.config.seed,
             processes=self.processes,
             num_workers=self.config.data.num_workers,
+            bad=self.bad,
         )
         self.encoder.train()
         told = False
-        for number, batch in zip(range(self.steps_per_epoch), batches, strict=False):
-            losses = self.one_step(epoch, number, batch)
-            require_finite((epoch - 1) * self.steps_per_epoch + number + 1, losses)
-            if stop.requested and not told:
-                LOG.warning("Asked to stop: epoch %d is finished first; Ctrl-C ends it now.", epoch)
-                told = True
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + value
+        with reading(batches):
+            for number, batch in zip(range(self.steps_per_epoch), batches, strict=False):
+                losses = self.one_step(epoch, number, batch)
+                step = (epoch - 1) * self.steps_per_epoch + number + 1
+                require_finite(step, losses, LOWER_RATE)
+                if stop.requested and not told:
+                    LOG.warning(
+                        "Asked to stop: epoch %d is finished first; Ctrl-C ends it now.", epoch
+                    )
+                    told = True
+                for name, value in losses.items():
+                    sums[name] = sums.get(name, 0.0) + value
         means = {f"train/{name}": total / self.steps_per_epoch for name, total in sums.items()}
         return {**means, "train/lr": self.optimizer.param_groups[0]["lr"]}
 

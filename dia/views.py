@@ -41,6 +41,8 @@ class Negatives:
 
     dissolve: Callable[[Tensor, Tensor], Tensor] | None = None
     """(images (N, C, R, R), steps (N,)) → dissolved; needed for the diffusion shift types."""
+    last_step: int | None = None
+    """The last step t that it has; a draw of u = 1, which rounding can give, ends there."""
     resolution: int = 32
     """Side R in pixels at which images are dissolved, or blurred if resize_to_constant."""
     fit: Fit = "resize"
@@ -114,7 +116,8 @@ def dissolve_copies(copies: list[Tensor], t: Tensor, negatives: Negatives) -> li
         )
     size = tuple(copies[0].shape[-2:])
     small = to_dissolving_size(torch.cat(copies), negatives.resolution, negatives.fit)
-    steps = t.to(small.device).repeat_interleave(copies[0].shape[0])  # (K·B,)
+    steps = t if negatives.last_step is None else t.clamp(max=negatives.last_step)
+    steps = steps.to(small.device).repeat_interleave(copies[0].shape[0])  # (K·B,)
     dissolved = negatives.dissolve(small, steps)
     return list(from_dissolving_size(dissolved, size, negatives.fit).chunk(len(copies)))
 

@@ -11,12 +11,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.checkpoint import CheckpointError, load_tensors, strip_module_prefix
+from common.checkpoint import (
+    CheckpointError,
+    load_module,
+    load_tensors,
+    require_finite_weights,
+    require_state_dict,
+)
+from common.config import ConfigError
 from common.datasets import Fit
 from diffusion_models.blocks import StandardisedConv2d
 from diffusion_models.diffusion import GaussianDiffusion
 from diffusion_models.unet import Unet
 
+LARGEST_SIDE = 2**16
 Weights = Literal["raw", "ema"]
 DissolveRange = Literal["unit", "signed"]
 
@@ -93,7 +101,14 @@ def load_dissolver(
                 f"{stored}, or a diffusion model trained at {wanted} (train_eval_ddpm.py "
                 "--image_size)."
             )
-    state = strip_module_prefix(_choose_weights(checkpoint, weights, path))
+    for name, stored in (("dilation", stored_dilation), ("image size", stored_size)):
+        if stored is not None and (type(stored) is not int or not 1 <= stored <= LARGEST_SIDE):
+            raise CheckpointError(
+                f"{path}: {name} is {str(stored)[:40]!r}, expected a whole number of 1 … "
+                f"{LARGEST_SIDE}. The file is damaged; copy it again."
+            )
+    state = require_state_dict(_choose_weights(checkpoint, weights, path), f"{path}: {weights}")
+    require_finite_weights(state, f"{path}: {weights}")
     diffusion = build_from_state(state, dilation=stored_dilation, source=str(path))
     return Dissolver(diffusion, image_size=stored_size or image_size, dissolve_range=dissolve_range)
 
@@ -107,14 +122,17 @@ def build_from_state(
         depth = len({name.split(".")[2] for name in state if name.startswith("model.downs.")})
         mults = [state[f"model.downs.{i}.3.weight"].shape[0] // dim for i in range(depth)]
         steps = state["betas"].shape[0]
-        unet = Unet(dim, mults, channels, dilation)
-        diffusion = GaussianDiffusion(unet, steps=steps)
-        diffusion.load_state_dict(state)
-    except (KeyError, RuntimeError, ValueError) as error:
+        with torch.device("meta"):  # sizes first: what does not fit costs no memory
+            unet = Unet(dim, mults, channels, dilation)
+            diffusion = GaussianDiffusion(unet, steps=steps)
+    except (IndexError, KeyError, RuntimeError, ValueError, ZeroDivisionError) as error:
         raise CheckpointError(
-            f"{source} does not hold the weights of the published U-Net: {error}. Expected keys "
-            "model.init_conv.weight, model.downs.…, betas."
+            f"{source} does not hold the weights of the published U-Net "
+            f"({str(error).splitlines()[0]}). Expected keys model.init_conv.weight, model.downs.…, "
+            "betas."
         ) from error
+    diffusion = diffusion.to_empty(device="cpu")
+    load_module(diffusion, state, f"{source} (weights of the published U-Net)")
     return diffusion
 
 
@@ -124,10 +142,12 @@ def _choose_weights(
     if weights == "raw":
         return checkpoint["model"]
     prefix = "ema_model."  # the layout of the published Trainer's EMA wrapper
+    ema = checkpoint.get("ema", {})
+    ema = ema if isinstance(ema, Mapping) else {}
     averaged = {
         name.removeprefix(prefix): values
-        for name, values in checkpoint.get("ema", {}).items()
-        if name.startswith(prefix)
+        for name, values in ema.items()
+        if isinstance(name, str) and name.startswith(prefix)
     }
     if not averaged:
         raise CheckpointError(f'{path} has no averaged weights ("ema"). Use the raw ones.')
@@ -138,6 +158,7 @@ def to_dissolving_size(images: Tensor, resolution: int, fit: Fit) -> Tensor:
     """Brings (B, C, H, W) to resolution²: by resizing, by a rim of zeros, or not at all.
 
     Resizing is bilinear without antialiasing; `none` demands that the images have that size.
+    Raises ConfigError where they cannot be brought to it.
     """
     height, width = images.shape[-2:]
     match fit:
@@ -146,13 +167,20 @@ def to_dissolving_size(images: Tensor, resolution: int, fit: Fit) -> Tensor:
         case "pad":
             rims = [resolution - width, resolution - height]
             if any(rim < 0 or rim % 2 for rim in rims):
-                raise ValueError(f"cannot pad {height}×{width} images evenly to {resolution}²")
+                raise ConfigError(
+                    f"cannot pad {height}×{width} images evenly to {resolution}²: the size at "
+                    "which the diffusion model works (image_size, diff_resolution) must be larger "
+                    "by an even number of pixels",
+                    key="contrastive.diff_resolution",
+                )
             return F.pad(images, (rims[0] // 2, rims[0] // 2, rims[1] // 2, rims[1] // 2))
         case "none":
             if (height, width) != (resolution, resolution):
-                raise ValueError(
+                raise ConfigError(
                     f"these images are dissolved at their own size, {height}×{width}, but "
-                    f"diff_resolution is {resolution}; set it to {height}"
+                    f"the diffusion model works at {resolution} (image_size, diff_resolution); set "
+                    f"it to {height}",
+                    key="contrastive.diff_resolution",
                 )
             return images
     raise ValueError(f"a fit is resize, pad or none, got {fit!r}")

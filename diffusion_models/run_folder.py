@@ -1,12 +1,33 @@
 """Where a diffusion run keeps its checkpoints and records."""
 
+import logging
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from common.checkpoint import CheckpointError
-from common.config import REPOSITORY, resolve_path
+from common.checkpoint import CheckpointError, require_mapping
+from common.config import REPOSITORY, config_to_dict, resolve_path
+from common.data_identity import data_changes
+from common.log_lines import LAST_STEP
+from common.resume import REMEDY, changed_settings, check_resumed_settings
 from diffusion_models.settings import DdpmConfig
+
+LOG = logging.getLogger(__name__)
+WHERE = ("data.data_root", "diffusion.output_dir", "diffusion.state_dict_path")
+"""Where things lie, and what the first step began with; the images are known by their contents."""
+MACHINE = ("device", "data.num_workers")
+"""What computes, and how fast."""
+WRITTEN = (
+    *("diffusion.save_every", "diffusion.log_every", "diffusion.sampling_timesteps"),
+    *("diffusion.num_samples", "diffusion.steps", "diffusion.strip_steps", "diffusion.strip_range"),
+    *("diffusion.ddpm_weights", "data.on_bad_image", "data.resize_to"),
+)
+"""What is written, drawn or said; data.resize_to is train_dia.py's and eval.py's alone."""
+MAY_CHANGE = (*WHERE, *MACHINE, *WRITTEN, "diffusion.train_num_steps")
+"""What may differ when a run goes on; each change is named in the log. All else decides what is
+learnt and is refused."""
 
 
 def new_folder(config: DdpmConfig) -> Path:
@@ -45,8 +66,44 @@ def refuse_to_overwrite(folder: Path) -> None:
         )
 
 
-def events_folder(config: DdpmConfig, folder: Path) -> Path:
-    """Where TensorBoard's events go: logs/<run>, or into a folder that was chosen."""
-    if config.diffusion.output_dir is not None:
+def check_resumed(
+    state: Mapping[str, Any], config: DdpmConfig, images: Mapping[str, Any], path: Path
+) -> None:
+    """Refuses to go on with other settings or images than a checkpoint's; names allowed changes.
+
+    images: set_identity of the training images; checkpoints of old runs lack it. Raises
+    CheckpointError.
+    """
+    step = state["step"]
+    if type(step) is not int or not 0 <= step <= LAST_STEP:
+        raise CheckpointError(
+            f"{path}: step is {str(step)[:40]!r}, expected a whole number of 0 or more. The file "
+            "is damaged; go on from another one."
+        )
+    changed = changed_settings(
+        require_mapping(state["config"], f"{path}: config"),
+        config_to_dict(config),
+        absent=config_to_dict(DdpmConfig()),
+    )
+    lines = check_resumed_settings(changed, may_change=MAY_CHANGE, source=str(path))
+    changes = data_changes(state.get("images"), images)
+    if changes:
+        raise CheckpointError(f"{path}: {changes}; a run goes on with the same ones. {REMEDY}")
+    total = config.diffusion.train_num_steps
+    if step > total:
+        raise CheckpointError(
+            f"{path} is of step {step}, beyond diffusion.train_num_steps: {total}. Raise "
+            "--train_num_steps, or start a new run in another folder."
+        )
+    if lines:
+        LOG.warning("Going on from %s with changed settings: %s", path, "; ".join(lines))
+
+
+def events_folder(config: DdpmConfig, folder: Path, *, resumed: bool = False) -> Path:
+    """Where TensorBoard's events go: logs/<run>, or into a folder that was chosen.
+
+    A run that goes on writes where it has written before, whether or not --output_dir is given.
+    """
+    if config.diffusion.output_dir is not None or (resumed and (folder / "events").is_dir()):
         return folder / "events"
     return REPOSITORY / "logs" / folder.name

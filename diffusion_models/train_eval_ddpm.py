@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, 
 from common.cli import run_script
 from common.config import add_common_arguments, config_to_yaml
 from common.flags import add_flags, load_from_flags
+from common.runtime import tf32_products
 from diffusion_models.drawing import draw_dissolved, draw_samples
 from diffusion_models.settings import DdpmConfig
 from diffusion_models.training import train
@@ -41,10 +42,13 @@ def main() -> int:
         print(f"Checkpoints up to step {trained.step} are in {trained.folder}")
         return trained.exit_status
     draw = draw_dissolved if arguments.mode == "eval" else draw_samples
-    for path in draw(config):
-        print(path)
+    with tf32_products(config.precision == "tf32"):
+        for path in draw(config):
+            print(path)
     return 0
 
 
 if __name__ == "__main__":
-    run_script(main, interrupted="Interrupted; a training goes on with --resume FOLDER.")
+    run_script(
+        main, interrupted="Interrupted; a training goes on with --resume FOLDER, pictures anew."
+    )

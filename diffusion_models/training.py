@@ -14,11 +14,29 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from common.checkpoint import CheckpointError, load_tensors, save_atomic
+from common.checkpoint import (
+    CheckpointError,
+    load_module,
+    load_optimiser,
+    load_tensors,
+    non_finite,
+    require_finite_weights,
+    require_mapping,
+    require_state_dict,
+    save_atomic,
+)
 from common.config import config_to_dict, config_to_yaml, resolve_path
-from common.image_batches import batches_per_epoch, epoch_batches
+from common.image_batches import (
+    BadImages,
+    batches_per_epoch,
+    epoch_batches,
+    ordered_batches,
+    reading,
+    set_identity,
+)
 from common.interrupts import StopRequest
 from common.loops import (
+    TrainingError,
     any_asked_to_stop,
     average_gradients,
     joined_processes,
@@ -26,11 +44,18 @@ from common.loops import (
     require_finite,
 )
 from common.run_log import RunLog
-from common.runtime import Processes, generator_for, resolve_device, seed_everything
+from common.runtime import (
+    Processes,
+    generator_for,
+    resolve_device,
+    seed_everything,
+    tf32_products,
+)
 from diffusion_models.data import NormalImages, training_images
 from diffusion_models.diffusion import GaussianDiffusion, gaussian_noise
 from diffusion_models.pictures import dissolving_strip, sample_picture, strip_dissolver
 from diffusion_models.run_folder import (
+    check_resumed,
     events_folder,
     new_folder,
     newest_checkpoint,
@@ -43,6 +68,8 @@ LOG = logging.getLogger(__name__)
 EMA_START = 100
 """Steps during which the average is a copy, as in the published trainer's EMA."""
 STRIP_IMAGES = 4
+KEPT_BY_ADAM = ("step", "exp_avg", "exp_avg_sq")
+LOWER_RATE = "Start a new run with a lower --train_lr or --clip_norm."
 
 
 class Trained(NamedTuple):
@@ -66,13 +93,14 @@ def train(
 ) -> Trained:
     """Trains until train_num_steps, from scratch or from the newest checkpoint of a run folder."""
     device = resolve_device(config.device)
-    with joined_processes(device) as processes:
+    allowed = tf32_products(config.precision == "tf32")
+    with allowed, joined_processes(device) as processes:
         seed_everything(config.seed)
         folder = resume or new_folder(config)
         if resume is None:
             refuse_to_overwrite(folder)
         images = training_images(config)
-        trainer = Trainer(config, device, processes)
+        trainer = Trainer(config, images, device, processes)
         if resume is not None:
             trainer.resume(newest_checkpoint(resume))
         elif config.diffusion.state_dict_path is not None:
@@ -80,21 +108,31 @@ def train(
         record = main_log(
             processes,
             folder,
-            events_folder(config, folder),
+            events_folder(config, folder, resumed=resume is not None),
             config_yaml=config_to_yaml(config),
             command=command,
             resume_step=trainer.step,
         )
         with record as log, StopRequest() as stop:
-            trainer.run(images, folder, log, stop)
+            trainer.run(folder, log, stop)
+        if trainer.bad.found:
+            LOG.warning("%d images could not be read.", len(trainer.bad.found))
         return Trained(folder, trainer.step, stop.exit_status)
 
 
 class Trainer:
     """Model, averaged copy and optimiser of one run."""
 
-    def __init__(self, config: DdpmConfig, device: torch.device, processes: Processes) -> None:
-        self.config, self.device, self.processes = config, device, processes
+    def __init__(
+        self,
+        config: DdpmConfig,
+        images: NormalImages,
+        device: torch.device,
+        processes: Processes,
+    ) -> None:
+        self.config, self.images, self.device, self.processes = config, images, device, processes
+        self.bad = BadImages(config.data.on_bad_image)
+        self.identity = set_identity(images)
         self.model = build_diffusion(config).to(device)
         self.average = deepcopy(self.model).requires_grad_(False)
         settings = config.diffusion
@@ -113,22 +151,34 @@ class Trainer:
             "opt": self.optimizer.state_dict(),
             "dilation": self.config.diffusion.dilation_factor,
             "image_size": self.config.diffusion.side,
+            "images": self.identity,
             "config": config_to_dict(self.config),
         }
 
     def start_from(self, path: Path) -> None:
         """Takes the weights of a checkpoint, not its step."""
-        self._load_weights(load_tensors(path), path)
+        self._load_weights(require_mapping(load_tensors(path), str(path), ("model",)), path)
 
     def resume(self, path: Path) -> None:
-        """Goes on from a checkpoint of ours."""
-        state = load_tensors(path)
+        """Goes on from a checkpoint of this run; CheckpointError for another's or a broken one."""
+        state = require_mapping(load_tensors(path), str(path), ("model", "step"))
         if "opt" not in state:
             raise CheckpointError(f"{path} has no optimiser; use it as --state_dict_path instead")
+        require_mapping(state, str(path), ("ema", "config"))
+        check_resumed(state, self.config, self.identity, path)
         self._load_weights(state, path)
-        average = {n.removeprefix("ema_model."): v for n, v in state["ema"].items()}
-        self.average.load_state_dict(average)
-        self.optimizer.load_state_dict(state["opt"])
+        averaged = require_mapping(state["ema"], f"{path}: ema")
+        averaged = {str(n).removeprefix("ema_model."): v for n, v in averaged.items()}
+        averaged = require_state_dict(averaged, f"{path}: ema")
+        require_finite_weights(averaged, f"{path}: ema")
+        load_module(self.average, averaged, f"{path}: ema")
+        load_optimiser(
+            self.optimizer,
+            state["opt"],
+            f"{path}: opt",
+            entries=KEPT_BY_ADAM,
+            has_stepped=state["step"] > 0,
+        )
         self.step = state["step"]
 
     def _load_weights(self, state: dict[str, Any], path: Path) -> None:
@@ -138,23 +188,29 @@ class Trainer:
             raise CheckpointError(
                 f"{path} has (dilation, image size) {stored}, the settings have {wanted}"
             )
-        try:
-            self.model.load_state_dict(state["model"])
-        except (KeyError, RuntimeError) as error:
-            raise CheckpointError(f"{path} does not fit the configured U-Net: {error}") from error
-        self.average.load_state_dict(state["model"])
+        weights = require_state_dict(state["model"], f"{path}: model")
+        require_finite_weights(weights, f"{path}: model")
+        load_module(self.model, weights, f"{path}: model")
+        self.average.load_state_dict(weights)
 
-    def run(
-        self, images: NormalImages, folder: Path, log: RunLog | None, stop: StopRequest
-    ) -> None:
+    def run(self, folder: Path, log: RunLog | None, stop: StopRequest) -> None:
         """Steps until train_num_steps or a signal; log is None in all processes but the main."""
+        total = self.config.diffusion.train_num_steps
+        if self.step >= total:
+            LOG.warning("Step %d of %d is done: nothing to train.", self.step, total)
+            return
+        with reading(self._batches()) as batches:
+            self._run(batches, folder, log, stop)
+
+    def _run(
+        self, batches: Iterator[Tensor], folder: Path, log: RunLog | None, stop: StopRequest
+    ) -> None:
         settings = self.config.diffusion
-        batches = self._batches(images)
         started = time.perf_counter()
         stopping = False
         while self.step < settings.train_num_steps and not stopping:
             loss = self.one_step(batches)
-            require_finite(self.step, {"loss": loss})
+            require_finite(self.step, {"loss": loss}, LOWER_RATE)
             stopping = any_asked_to_stop(stop, self.processes, self.device)
             last = stopping or self.step == settings.train_num_steps
             if log is None:
@@ -164,11 +220,21 @@ class Trainer:
                 log.scalars(self.step, {"train/loss": loss, "train/seconds": seconds})
             if self.step % settings.save_every == 0 or last:
                 number = -(-self.step // settings.save_every)
-                save_atomic(self.state(), folder / f"model-{number}.pt")
+                self.save(folder / f"model-{number}.pt")
                 if not stopping:  # sampling takes minutes on a CPU, and somebody waits
-                    self.draw(images, log)
+                    self.draw(log)
         if stopping:
             LOG.warning("Asked to stop: saved step %d. Go on with --resume %s", self.step, folder)
+
+    def save(self, path: Path) -> None:
+        """Writes the checkpoint; TrainingError where a weight is not finite."""
+        found = non_finite(self.model.state_dict())
+        if found:
+            raise TrainingError(
+                f"The U-Net's weights are not finite after step {self.step}: {found}. Nothing of "
+                f"this step is saved. {LOWER_RATE}"
+            )
+        save_atomic(self.state(), path)
 
     def one_step(self, batches: Iterator[Tensor]) -> float:
         """One optimiser step and, every ema_update_every steps, one of the average: the loss."""
@@ -202,7 +268,7 @@ class Trainer:
         ours = list(self.model.parameters())
         torch._foreach_lerp_(list(self.average.parameters()), ours, 1 - decay)
 
-    def draw(self, images: NormalImages, log: RunLog) -> None:
+    def draw(self, log: RunLog) -> None:
         """Shows samples of the average and the dissolving strip in TensorBoard."""
         settings = self.config.diffusion
         generator = generator_for(self.config.seed, "pictures")
@@ -215,26 +281,28 @@ class Trainer:
             generator=generator,
         )
         log.image(self.step, "eval/samples", picture)
-        shown = torch.stack([images[i].image for i in range(min(STRIP_IMAGES, len(images)))])
+        with reading(ordered_batches(self.images, STRIP_IMAGES, bad=self.bad)) as batches:
+            shown = next(batches).images
         dissolver = strip_dissolver(self.model, settings.side, settings.strip_range)
         strip = dissolving_strip(dissolver, shown.to(self.device), settings.strip_steps)
         log.image(self.step, "eval/dissolving", strip)
 
-    def _batches(self, images: NormalImages) -> Iterator[Tensor]:
+    def _batches(self) -> Iterator[Tensor]:
         """Batches without end, from the one that the current step would take."""
         # The place in the endless row follows from the step, so a resume finds it again.
         settings, processes = self.config.diffusion, self.processes
-        per_epoch = batches_per_epoch(len(images), settings.ddpm_batch_size, processes)
+        per_epoch = batches_per_epoch(len(self.images), settings.ddpm_batch_size, processes)
         epoch, skip = divmod(self.step * settings.gradient_accumulate_every, per_epoch)
         while True:
             for i, batch in enumerate(
                 epoch_batches(
-                    images,
+                    self.images,
                     batch_size=settings.ddpm_batch_size,
                     epoch=epoch,
                     seed=self.config.seed,
                     processes=processes,
                     num_workers=self.config.data.num_workers,
+                    bad=self.bad,
                 )
             ):
                 if i >= skip:

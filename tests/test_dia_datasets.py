@@ -13,7 +13,7 @@ from common.datasets import ALIASES, DATASETS, DatasetError, dataset_row
 from common.image_batches import batches_per_epoch, epoch_batches
 from common.image_errors import ImageError
 from common.image_sets import ImageSet, contaminate, load_set
-from common.runtime import Processes, seed_from
+from common.runtime import Processes, RuntimeSetupError, seed_from
 from dia.data import evaluation_sets, hold_out, load_split, normal_train_set
 from dia.settings import ContrastiveConfig, DiaConfig, EvaluationConfig
 from diffusion_models.data import training_images
@@ -263,7 +263,7 @@ def test_processes_share_each_pass_without_overlap() -> None:
 
 def test_fewer_images_than_processes_are_refused() -> None:
     assert batches_per_epoch(11, 2, Processes(0, 2)) == 3
-    with pytest.raises(ValueError, match="2 training images cannot be shared out among 3"):
+    with pytest.raises(RuntimeSetupError, match="2 training images cannot be shared out among 3"):
         batches_per_epoch(2, 2, Processes(0, 3))
 
 

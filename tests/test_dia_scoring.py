@@ -9,6 +9,7 @@ import dia.scoring
 from dia.augment import AugmentationSettings
 from dia.features import extract_features, per_image_draws
 from dia.scoring import (
+    ScoreError,
     calibration_error,
     check_reference,
     csi_score,
@@ -68,7 +69,7 @@ def test_shift_weights_of_the_wrong_sign_are_reported() -> None:
 
 def test_weights_that_are_not_finite_are_refused() -> None:
     simclr, logits = random_features(6)
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ScoreError, match="not finite"):
         check_reference(fit_csi(simclr, logits * 0, n_shifts=4))
 
 

@@ -186,9 +186,17 @@ def test_features_are_reused_until_an_image_changes(config, trained, data_root, 
     stamps = [path.stat().st_mtime_ns for path in features]
     evaluate(settings, "ood_pre", [])
     assert [path.stat().st_mtime_ns for path in sorted((trained / "features").iterdir())] == stamps
-    os.utime(data_root / "kvasir-anomaly-polyps/test/spot/0.png", ns=(1, 1))
+    image = data_root / "kvasir-anomaly-polyps/test/spot/0.png"
+    before, times = image.read_bytes(), (image.stat().st_atime_ns, image.stat().st_mtime_ns)
+    image.write_bytes(before[:-1] + b"x")  # same size and time; PNG's last byte is a checksum's
+    os.utime(image, ns=times)
     evaluate(settings, "ood_pre", [])
     assert len(list((trained / "features").iterdir())) == 4
+    image.write_bytes(before)
+    kept = next((trained / "features").iterdir())
+    torch.save([1, 2], kept)
+    evaluate(settings, "ood_pre", [])
+    assert set(torch.load(kept)) == {"names", "simclr", "shift", "left_out"}
 
 
 def test_results_name_the_split_that_chose_the_checkpoint(config, trained, tmp_path: Path) -> None:

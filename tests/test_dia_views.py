@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from common.config import ConfigError
 from dia.shifts import (
     median_blur,
     parse_shift,
@@ -63,7 +64,7 @@ def test_dissolving_size_is_reached_and_left_again(size: int, fit: str) -> None:
 
 
 def test_own_size_that_is_not_the_dissolving_size_is_refused() -> None:
-    with pytest.raises(ValueError, match="at their own size, 48×48, but diff_resolution is 32"):
+    with pytest.raises(ConfigError, match="own size, 48×48, but the diffusion model works at 32"):
         to_dissolving_size(torch.zeros(1, 3, 48, 48), 32, "none")
 
 

@@ -1,0 +1,188 @@
+"""Going on with a run: the same settings and images, or a named refusal."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.checkpoint import CheckpointError, UserError
+from common.data_settings import DataConfig
+from common.images import write_image
+from dia.settings import ContrastiveConfig, DiaConfig
+from dia.training import train
+from diffusion_models import training as ddpm
+from diffusion_models.settings import DdpmConfig, DiffusionConfig
+from tests.test_dia_training import changed
+from tests.tiny_runs import texture
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SIDE = 16
+
+
+def write_normals(root: Path, first: int = 0) -> DataConfig:
+    for number in range(4):
+        image = texture(SIDE, SIDE, 3, seed=first + number)
+        write_image(root / "train" / "normal" / f"{number}.png", image)
+    return DataConfig(dataset="folder", data_root=str(root), one_class_idx=0, resize_to=SIDE)
+
+
+@pytest.fixture(scope="module")
+def dia_run(tmp_path_factory) -> DiaConfig:
+    """One of two epochs of CSI, stopped."""
+    root = tmp_path_factory.mktemp("dia")
+    settings = ContrastiveConfig(
+        model="resnet18",
+        width=4,
+        mode="simclr_CSI",
+        shift_trans_type="rotation",
+        batch_size=2,
+        epochs=2,
+        warmup=1,
+        select_by="last",
+        run_dir=str(root / "run"),
+    )
+    config = DiaConfig(device="cpu", data=write_normals(root / "data"), contrastive=settings)
+    train(config, stop_after=1)
+    return changed(config, "contrastive", run_dir=None, resume_path=str(root / "run"))
+
+
+@pytest.fixture(scope="module")
+def ddpm_run(tmp_path_factory) -> DdpmConfig:
+    """One of two steps."""
+    root = tmp_path_factory.mktemp("ddpm")
+    settings = DiffusionConfig(
+        image_size=SIDE,
+        dim=8,
+        dim_mults=(1, 2),
+        timesteps=20,
+        ddpm_batch_size=2,
+        gradient_accumulate_every=1,
+        train_num_steps=1,
+        save_every=1,
+        sampling_timesteps=1,
+        num_samples=1,
+        steps=10,
+        strip_steps=(0, 10),
+        output_dir=str(root / "run"),
+    )
+    config = DdpmConfig(device="cpu", data=write_normals(root / "data"), diffusion=settings)
+    ddpm.train(config)
+    return changed(config, "diffusion", train_num_steps=2)
+
+
+def folder_of(config: DiaConfig | DdpmConfig) -> Path:
+    if isinstance(config, DiaConfig):
+        return Path(config.contrastive.resume_path)
+    return Path(config.diffusion.output_dir)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "named"),
+    [
+        ("contrastive", {"lr_init": 0.2}, "contrastive.lr_init: 0.1 when it was saved, 0.2 now"),
+        ("contrastive", {"temperature": 0.1}, "contrastive.temperature: 0.5 .* 0.1 now"),
+        ("contrastive", {"optimizer": "sgd"}, "contrastive.optimizer: 'lars' .* 'sgd' now"),
+        ("contrastive", {"mode": "simclr_DIA", "shift_trans_type": "blurgaussian"}, "'simclr_CSI'"),
+    ],
+)
+def test_dia_run_goes_on_with_no_other_settings(dia_run, section, values, named) -> None:
+    with pytest.raises(CheckpointError, match=named):
+        train(changed(dia_run, section, **values))
+
+
+def test_diffusion_run_goes_on_with_no_other_rate(ddpm_run) -> None:
+    with pytest.raises(CheckpointError, match=r"diffusion.train_lr: 8e-05 .* 0.1 now"):
+        ddpm.train(changed(ddpm_run, "diffusion", train_lr=0.1), resume=folder_of(ddpm_run))
+
+
+def test_runs_go_on_with_no_other_images(dia_run, ddpm_run, tmp_path: Path) -> None:
+    write_normals(tmp_path, first=9)
+    other = changed(dia_run, "data", data_root=str(tmp_path))
+    with pytest.raises(CheckpointError, match="of the 4 training images some have other contents"):
+        train(other)
+    other = changed(ddpm_run, "data", data_root=str(tmp_path))
+    with pytest.raises(CheckpointError, match="of the 4 training images some have other contents"):
+        ddpm.train(other, resume=folder_of(ddpm_run))
+
+
+def test_copied_images_and_a_longer_run_are_allowed_and_named(
+    dia_run, tmp_path: Path, caplog
+) -> None:
+    write_normals(tmp_path)
+    moved = changed(dia_run, "data", data_root=str(tmp_path))
+    state = folder_of(dia_run) / "state.pt"
+    before = state.read_bytes()
+    with caplog.at_level(logging.WARNING):
+        assert train(changed(moved, "contrastive", epochs=3), stop_after=1).epoch == 2
+    assert "contrastive.epochs: 2 when it was saved, 3 now" in caplog.text
+    state.write_bytes(before)
+
+
+def without(state: dict, name: str) -> dict:
+    return {key: value for key, value in state.items() if key != name}
+
+
+BROKEN_DIA = {
+    "a list": lambda state: [1, 2],
+    "no model": lambda state: without(state, "model"),
+    "no epoch": lambda state: without(state, "epoch"),
+    "no optim": lambda state: without(state, "optim"),
+    "empty optim": lambda state: state | {"optim": {}},
+    "epoch as text": lambda state: state | {"epoch": "1"},
+    "negative epoch": lambda state: state | {"epoch": -1},
+    "epoch of 10^9": lambda state: state | {"epoch": 10**9},
+    "best of None": lambda state: state | {"best": None},
+    "config of None": lambda state: state | {"config": None},
+    "model of NaN": lambda state: (
+        state | {"model": {n: t * float("nan") for n, t in state["model"].items()}}
+    ),
+}
+BROKEN_DDPM = {
+    "a list": lambda state: [1, 2],
+    "no ema": lambda state: without(state, "ema"),
+    "no step": lambda state: without(state, "step"),
+    "step as text": lambda state: state | {"step": "1"},
+    "negative step": lambda state: state | {"step": -1},
+    "step of 10^9": lambda state: state | {"step": 10**9},
+    "empty opt": lambda state: state | {"opt": {}},
+    "model of text": lambda state: state | {"model": {"a": "b"}},
+    "ema of None": lambda state: state | {"ema": None},
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN_DIA)
+def test_state_that_holds_something_else_is_named_in_one_line(dia_run, kind: str) -> None:
+    path = folder_of(dia_run) / "state.pt"
+    before = path.read_bytes()
+    torch.save(BROKEN_DIA[kind](torch.load(path)), path)
+    try:
+        with pytest.raises(UserError) as caught:
+            train(dia_run)
+    finally:
+        path.write_bytes(before)
+    assert "run" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("kind", BROKEN_DDPM)
+def test_diffusion_checkpoint_that_holds_something_else_is_named(ddpm_run, kind: str) -> None:
+    path = folder_of(ddpm_run) / "model-1.pt"
+    before = path.read_bytes()
+    torch.save(BROKEN_DDPM[kind](torch.load(path)), path)
+    try:
+        with pytest.raises(UserError, match=r"model-1\.pt") as caught:
+            ddpm.train(ddpm_run, resume=folder_of(ddpm_run))
+    finally:
+        path.write_bytes(before)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+def test_resumed_diffusion_run_writes_its_curves_where_they_were(ddpm_run) -> None:
+    folder = folder_of(ddpm_run)
+    before = len(list((folder / "events").iterdir()))
+    ddpm.train(changed(ddpm_run, "diffusion", output_dir=None), resume=folder)
+    assert len(list((folder / "events").iterdir())) == before + 1
