@@ -6,7 +6,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,7 @@ from common.checkpoint import (
     strip_module_prefix,
 )
 from common.config import REPOSITORY
+from tests.tiny_runs import wait_until
 
 
 def save_steps(folder: Path, *steps: int, role: str = "gen") -> None:
@@ -84,9 +84,7 @@ def test_kill_in_the_middle_of_saving_leaves_only_whole_files(tmp_path):
         [sys.executable, "-c", ENDLESS_SAVES, str(tmp_path)],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
     )
-    deadline = time.monotonic() + 60
-    while len(steps_in(tmp_path, "state")) < 5 and time.monotonic() < deadline:
-        time.sleep(0.003)
+    wait_until(lambda: len(steps_in(tmp_path, "state")) == 5)
     process.send_signal(signal.SIGKILL)
     process.wait()
     steps = steps_in(tmp_path, "gen")

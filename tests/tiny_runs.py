@@ -179,7 +179,7 @@ def run_script(
         child.join(PATIENCE)
         if child.is_alive():
             child.kill()
-            raise TimeoutError(f"{command} took more than 10 minutes")
+            raise TimeoutError(f"{command} took more than {PATIENCE} s")
         output, errors = (path.read_text(errors="backslashreplace") for path in streams)
     return subprocess.CompletedProcess(command, child.exitcode, output, errors)
 
@@ -221,11 +221,18 @@ def forked_pair(function: Callable[[], object]) -> list[BaseProcess]:
     return [forked(function, RANK=str(rank), LOCAL_RANK=str(rank), **common) for rank in range(2)]
 
 
-def wait_for_text(path: Path, length: int, seconds: float = PATIENCE) -> None:
+def wait_until(holds: Callable[[], object]) -> None:
+    """Waits until something holds; a TimeoutError after PATIENCE."""
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"what a test waits for has not come within {PATIENCE} s")
+        time.sleep(0.005)
+
+
+def wait_for_text(path: Path, length: int) -> None:
     """Waits until a file has more than `length` bytes."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and not (path.is_file() and path.stat().st_size > length):
-        time.sleep(0.02)
+    wait_until(lambda: path.is_file() and path.stat().st_size > length)
 
 
 def _in_child(function: Callable[[], object], environment: dict[str, str]) -> None:
