@@ -15,6 +15,7 @@ from common.images import ImageError, write_image
 from common.runtime import RuntimeSetupError
 from inpainter.batches import batches
 from inpainter.patches import NormalPatches
+from tests.tiny_runs import PATIENCE
 
 SHAPE = (16, 16, 1)
 
@@ -115,5 +116,5 @@ def test_signal_to_the_process_group_leaves_time_to_save(paths, number):
     )
     assert process.stdout.read(8) == "reading "
     os.killpg(process.pid, number)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=PATIENCE)
     assert (output, errors) == ("saved", "")

@@ -6,7 +6,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,7 @@ from common.checkpoint import (
 )
 from common.config import REPOSITORY
 from common.random_state import random_state, restore_random_state
+from tests.tiny_runs import wait_until
 
 
 def save_steps(folder: Path, *steps: int, role: str = "gen") -> None:
@@ -83,9 +83,7 @@ def test_kill_in_the_middle_of_saving_leaves_only_whole_files(tmp_path):
         [sys.executable, "-c", ENDLESS_SAVES, str(tmp_path)],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
     )
-    deadline = time.monotonic() + 60
-    while len(steps_in(tmp_path, "state")) < 5 and time.monotonic() < deadline:
-        time.sleep(0.003)
+    wait_until(lambda: len(steps_in(tmp_path, "state")) == 5)
     process.send_signal(signal.SIGKILL)
     process.wait()
     steps = steps_in(tmp_path, "gen")

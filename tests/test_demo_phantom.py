@@ -2,18 +2,17 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from common.config import REPOSITORY
+from tests.tiny_runs import run_script
 
 
 def run(script: str, *arguments: str | Path) -> str:
-    command = [sys.executable, script, *map(str, arguments)]
-    done = subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.PIPE, text=True)
+    done = run_script(str(REPOSITORY / script), *arguments, OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
     return done.stdout
 
 

@@ -3,7 +3,6 @@
 import csv
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,8 +20,7 @@ def settings(tmp_path: Path) -> EvaluationSettings:
 
 
 def run_eval(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(REPOSITORY / "eval.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    return run_script(REPOSITORY / "eval.py", *arguments)
 
 
 def test_command_prints_a_table_and_writes_numbers_and_plots(

@@ -1,7 +1,6 @@
 """The command `python predict_heatmap.py`, as a user types it."""
 
 import signal
-import time
 
 import pytest
 import torch
@@ -9,6 +8,7 @@ import torch
 from common.images import write_image, write_image16
 from tests.tiny_runs import (
     BOTH_STAGES,
+    PATIENCE,
     PREDICT,
     corrupt,
     heatmaps_in,
@@ -18,6 +18,7 @@ from tests.tiny_runs import (
     texture,
     tiny_config,
     tiny_file,
+    wait_until,
     write_checkpoint,
     write_images,
 )
@@ -66,11 +67,9 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on(tmp_path) -> None:
     write_checkpoint(tmp_path / "model", tiny_config(tmp_path, *BOTH_STAGES))
     command = ("--config", path, "--checkpoint_dir", tmp_path / "model")
     process = start_script(PREDICT, *command)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not list(tmp_path.glob("heatmaps/*/*/*/scores.csv")):
-        time.sleep(0.02)
+    wait_until(lambda: process.poll() or list(tmp_path.glob("heatmaps/*/*/*/scores.csv")))
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143, errors
     assert "Traceback" not in errors
     (folder,) = tmp_path.glob("heatmaps/tiny/dropout/*")

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import signal
-import time
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from tests.tiny_runs import (
     read_table,
     texture,
     tiny_config,
+    wait_until,
     with_test,
     write_checkpoint,
     write_images,
@@ -129,9 +130,7 @@ def test_a_killed_run_goes_on_and_leaves_nothing_half_written(folder) -> None:
     options = {"output_dir": folder / "mine"}
     child = forked(partial(run, folder, config, **options))
     table = folder / "mine" / "heatmaps.csv"  # the last to be written
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not table.is_file():
-        time.sleep(0.01)
+    wait_until(lambda: table.is_file() or not child.is_alive())
     os.kill(child.pid, signal.SIGKILL)
     assert ended(child) == -signal.SIGKILL
     done = len({row["image"] for row in read_table(table)})
@@ -198,15 +197,25 @@ def test_image_metrics_need_no_critic(folder) -> None:
     assert len(heatmaps(result, "MeanCD_image")) == 3
 
 
+def run_noting_new_files(folder: Path, config: PicardConfig) -> None:
+    """A run into folder / "mine"; the files that appear by renaming are listed in `new_files`."""
+
+    def note(event: str, arguments: tuple) -> None:
+        if event == "os.rename":
+            names.write(f"{arguments[1]}\n")
+
+    with (folder / "new_files").open("w") as names:
+        sys.addaudithook(note)
+        run(folder, config, output_dir=folder / "mine")
+        names.flush()
+        os._exit(0)  # the hook stays for the life of the process
+
+
 def test_progress_is_shown_while_a_heatmap_is_computed_and_removed_afterwards(folder) -> None:
     config = tiny_config(folder, "test.save_progressive_heatmap=true")
-    child = forked(partial(run, folder, config, output_dir=folder / "mine"))
+    assert ended(forked(partial(run_noting_new_files, folder, config))) == 0
     progress = folder / "mine" / "progress" / "0_MCD_image_2_0.5_16_32_16.png"
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and not progress.is_file():
-        time.sleep(0.002)
-    assert progress.is_file()
-    assert ended(child) == 0
+    assert str(progress) in (folder / "new_files").read_text().splitlines()
     assert sorted(path.name for path in (folder / "mine").iterdir() if path.is_dir()) == ["data"]
 
 

@@ -8,6 +8,7 @@ import torch
 from common.prefetch import prefetched
 from inpainter.refine import filled_in, first_pass, second_pass
 from inpainter.windows import window_grid
+from tests.tiny_runs import PATIENCE
 
 GRID = window_grid((96, 112), (32, 32), 16, "stretched")  # 5 x 6 windows
 
@@ -71,7 +72,7 @@ def test_the_next_item_is_loaded_while_the_present_one_is_used() -> None:
     seen = []
     for number, get in prefetched(range(3), load):
         if number < 2:
-            assert loaded[number + 1].wait(timeout=5)
+            assert loaded[number + 1].wait(timeout=PATIENCE)
         seen.append((number, get()))
     assert seen == [(0, 0), (1, 10), (2, 20)]
 

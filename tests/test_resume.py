@@ -22,6 +22,7 @@ from tests.tiny_runs import (
     ended,
     forked,
     tiny_config,
+    wait_until,
     write_images,
 )
 
@@ -80,9 +81,7 @@ def killed_after(seconds: float, config: PicardConfig, *, further: bool = True) 
     """Trains in a child process that is killed; first it may save a snapshot further."""
     before = steps_in(run_folder(config))
     child = forked(partial(train, config, resume="latest"))
-    deadline = time.monotonic() + 60
-    while further and time.monotonic() < deadline and steps_in(run_folder(config)) == before:
-        time.sleep(0.005)
+    wait_until(lambda: not (further and child.is_alive()) or steps_in(run_folder(config)) != before)
     time.sleep(seconds)
     os.kill(child.pid, signal.SIGKILL)
     assert ended(child) == -signal.SIGKILL, "the child ended before it was killed"

@@ -23,6 +23,7 @@ from common.runtime import (
     start_processes,
     stop_processes,
 )
+from tests.tiny_runs import PATIENCE
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -176,6 +177,6 @@ def test_processes_in_torchruns_environment_reach_each_other():
         )
         for rank in ("0", "1")
     ]
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    outputs = [process.communicate(timeout=PATIENCE)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert outputs == ["rank 0 of 2: 3.0", "rank 1 of 2: 3.0"]

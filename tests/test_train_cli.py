@@ -2,7 +2,6 @@
 
 import json
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from common.images import write_image
 from inpainter.training import run_folder, train
 from tests.tiny_runs import (
     BOTH_STAGES,
+    PATIENCE,
     RGB,
     TRAIN,
     as_flags,
@@ -25,6 +25,7 @@ from tests.tiny_runs import (
     texture,
     tiny_config,
     tiny_file,
+    wait_until,
     write_every_format,
     write_images,
 )
@@ -108,11 +109,9 @@ def test_a_signal_saves_and_the_resumed_run_equals_the_uninterrupted_one(
     endless = tiny_config(tmp_path, *options)
     log = run_folder(endless) / "log.jsonl"
     process = start_script(TRAIN, "--config", tiny_file(tmp_path, *options))
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (log.is_file() and log.stat().st_size > 200):
-        time.sleep(0.05)
+    wait_until(lambda: process.poll() or (log.is_file() and log.stat().st_size > 200))
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == status, errors
     (step,) = steps_in(run_folder(endless))
     assert f"Asked to stop: saved step {step}. Go on with --resume." in errors

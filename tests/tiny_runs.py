@@ -56,6 +56,8 @@ SMALL = (
     "netG.droprate=0.2",
     "netD.ndf=2",
 )
+PATIENCE = 600
+"""Seconds that a test waits for another process: only one that hangs takes so long."""
 PRELOADED = [
     *("inpainter.training", "inpainter.prediction", "inpainter.evaluation_plots"),
     *("dia.training", "dia.evaluate", "diffusion_models.training", "diffusion_models.drawing"),
@@ -174,10 +176,10 @@ def run_script(
         streams = Path(folder, "stdout"), Path(folder, "stderr")
         command = [str(script), *map(str, arguments)]
         child = forked(partial(_as_program, command, cwd, streams), **environment)
-        child.join(600)
+        child.join(PATIENCE)
         if child.is_alive():
             child.kill()
-            raise TimeoutError(f"{command} took more than 10 minutes")
+            raise TimeoutError(f"{command} took more than {PATIENCE} s")
         output, errors = (path.read_text(errors="backslashreplace") for path in streams)
     return subprocess.CompletedProcess(command, child.exitcode, output, errors)
 
@@ -219,22 +221,31 @@ def forked_pair(function: Callable[[], object]) -> list[BaseProcess]:
     return [forked(function, RANK=str(rank), LOCAL_RANK=str(rank), **common) for rank in range(2)]
 
 
-def wait_for_text(path: Path, length: int, seconds: float = 60) -> None:
+def wait_until(holds: Callable[[], object]) -> None:
+    """Waits until something holds; a TimeoutError after PATIENCE."""
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"what a test waits for has not come within {PATIENCE} s")
+        time.sleep(0.005)
+
+
+def wait_for_text(path: Path, length: int) -> None:
     """Waits until a file has more than `length` bytes."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and not (path.is_file() and path.stat().st_size > length):
-        time.sleep(0.02)
+    wait_until(lambda: path.is_file() and path.stat().st_size > length)
 
 
 def _in_child(function: Callable[[], object], environment: dict[str, str]) -> None:
     os.environ.update(environment)
     torch.set_num_threads(1)
+    # A fork server's child would start its own children from a server of its own, which is slow.
+    multiprocessing.set_start_method(None, force=True)
     function()
 
 
 def ended(child: BaseProcess) -> int:
     """Waits for a child and returns its status, minus the signal's number if one ended it."""
-    child.join(120)
+    child.join(PATIENCE)
     return child.exitcode
 
 
