@@ -176,14 +176,15 @@ def find_images(folder: Path, recursive: bool) -> ImageFolder:
             continue  # a link that leads back
         seen.add(real)
         subfolders = []
-        for path in _entries(parent):
-            if not _is_folder(path):
-                kind = _kind_of_file(path)
+        for entry in _entries(parent):
+            path, status = parent / entry.name, _status(entry)
+            if status is None or not stat.S_ISDIR(status.st_mode):
+                kind = _kind_of_file(entry, status)
                 if kind is None:
                     found.files.append(path)
                 else:
                     found.pass_over(kind, [path])
-            elif not _is_searched(path.name):
+            elif not _is_searched(entry.name):
                 found.pass_over("hidden or system folder", [path] if _holds_something(path) else [])
             elif recursive:
                 subfolders.append(path)
@@ -196,7 +197,9 @@ def find_images(folder: Path, recursive: bool) -> ImageFolder:
 
 def subfolder_names(folder: Path) -> list[str]:
     """Names of the subfolders that hold the user's files, sorted. Raises ImageError."""
-    return [path.name for path in _entries(folder) if _is_folder(path) and _is_searched(path.name)]
+    entries = [(entry.name, _status(entry)) for entry in _entries(folder)]
+    folders = [name for name, status in entries if status and stat.S_ISDIR(status.st_mode)]
+    return [name for name in folders if _is_searched(name)]
 
 
 def has_image_suffix(name: str) -> bool:
@@ -209,10 +212,11 @@ def _is_searched(folder_name: str) -> bool:
     return not folder_name.startswith(".") and folder_name.lower() not in SYSTEM_FOLDERS
 
 
-def _entries(folder: Path) -> list[Path]:
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
     """What lies directly in a folder, sorted by name. Raises ImageError."""
     try:
-        return sorted(Path(folder).iterdir())
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
     except FileNotFoundError:
         problem = "does not exist"
     except NotADirectoryError:
@@ -232,36 +236,31 @@ def _holds_something(folder: Path) -> bool:
         return True
 
 
-def _status(path: Path) -> os.stat_result | None:
-    """What a path leads to; None for a broken link, or where that may not be known."""
+def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
+    """What an entry leads to; None for a broken link, or where that may not be known."""
     try:
-        return path.stat()
+        return entry.stat()
     except OSError:
         return None
 
 
-def _is_folder(path: Path) -> bool:
-    status = _status(path)
-    return status is not None and stat.S_ISDIR(status.st_mode)
-
-
-def _kind_of_file(path: Path) -> Kind | None:
+def _kind_of_file(entry: os.DirEntry[str], status: os.stat_result | None) -> Kind | None:
     """Why a file is passed over; None for an image."""
-    name, status = path.name, _status(path)
+    name = entry.name
     if name.lower() in SYSTEM_FILES or name.startswith("._"):
         return "made by the system"
     if name.startswith("."):
         return "hidden"
     if status is None:
-        return "broken link" if path.is_symlink() else "unreadable"
+        return "broken link" if entry.is_symlink() else "unreadable"
     if not stat.S_ISREG(status.st_mode):
         return "no regular file"
     if not status.st_size:
         return "empty"
-    if not os.access(path, os.R_OK):
+    if not os.access(entry.path, os.R_OK):
         return "unreadable"
     if has_image_suffix(name):
         return None
     if name.lower().endswith(COPY_SUFFIXES):
         return "temporary or safety copy"
-    return None if looks_like_image(path) else "unknown kind"
+    return None if looks_like_image(Path(entry.path)) else "unknown kind"
