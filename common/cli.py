@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from common import notices
 from common.errors import UserError
 from common.interrupts import exit_on_sigterm
 
@@ -25,8 +26,10 @@ def run_script(main: Callable[[], int], *, interrupted: str = "Interrupted.") ->
     exit_on_sigterm()
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
+    notices.forget()
     try:
         status = main()
+        notices.sum_up()
     except KeyboardInterrupt:
         _say(interrupted)
         status = INTERRUPTED

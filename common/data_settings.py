@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from common.config import ConfigError, PathText, check_fields
-from common.config_rules import AtLeast, ClassNumber, Processes
+from common.config_rules import AtLeast, ClassNumber, Processes, WhiteValue
 from common.datasets import DatasetError, dataset_row
 
 
@@ -24,6 +24,8 @@ class DataConfig:
     """Processes that read images ahead."""
     grey_images: Literal["convert", "refuse"] = "convert"
     """What to do with a grey file: repeat it three times, as published, or stop."""
+    white_value: WhiteValue | None = None
+    """Stored value that means white in files of more bits, e.g. 4095; none = the type's largest."""
 
     def __post_init__(self) -> None:
         check_fields(self, "data")

@@ -1,138 +1,175 @@
-"""Decoders: the stored values of PNG, JPEG, BMP, PNM and TIFF files, in full depth."""
+"""Decoders: the stored values of PNG, JPEG, BMP, PNM, TIFF and such files, in full depth."""
 
 import io
-import math
-import struct
+import os
+import re
+import stat
 import warnings
-import zlib
 from pathlib import Path
+from typing import BinaryIO
 
+import imagecodecs
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
-from common.errors import UserError
+from common.image_errors import READ_ERRORS, ImageError, check_samples
+from common.notices import notice
+from common.tiff import read_deep_tiff
 
-READ_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,  # also Pillow's UnidentifiedImageError
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
-"""What the decoders raise for files that are truncated, corrupt or of no known kind."""
+PILLOW_FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "GIF", "WEBP", "JPEG2000")
+"""Formats that Pillow may decode: pixel formats alone, none that runs another program."""
+HEAD_BYTES = 512
+"""Bytes at a file's beginning that show its format."""
+MAGIC = {
+    "dicom": rb".{128}DICM"
+    # without preamble: group 2 or 8, its first elements, with a value type or a short length
+    rb"|[\x02\x08]\0[\0-\x20]\0(CS|DA|IS|LO|OB|SH|TM|UI|UL)"
+    rb"|\x08\0[\0-\x20]\0[\0-\x40]\0\0\0"
+    rb"|\0\x08\0[\0-\x20](CS|DA|IS|LO|SH|TM|UI|UL)",
+    "png": rb"\x89PNG\r\n\x1a\n",
+    "jpeg": rb"\xff\xd8\xff",
+    "bmp": rb"BM.{4}.{8}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0",
+    "pnm": rb"P[1-6f]\s+(#|[0-9])",
+    "tiff": rb"II[*+]\0|MM\0[*+]",
+    "gif": rb"GIF8[79]a",
+    "webp": rb"RIFF.{4}WEBP",
+    "jpeg2000": rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
+}
+"""How files of each format begin."""
+DICOM_DIRECTORY = b"1.2.840.10008.1.3.10\0"
+"""Class of a DICOMDIR, the index of a medium: DICOM, but no image."""
 
 
-class ImageError(UserError):
-    """An image, or a folder of them, cannot be read; the message names it."""
+def looks_like_image(path: Path) -> bool:
+    """True for a regular file that begins as one of the formats read here; never blocks."""
+    try:
+        return file_format(path) is not None
+    except OSError:
+        return False
+
+
+def file_format(path: Path) -> str | None:
+    """The format (a key of MAGIC) that a file's first bytes show; None where they show none."""
+    with open_regular(path) as file:
+        head = file.read(HEAD_BYTES)
+    if DICOM_DIRECTORY in head:
+        return None
+    for name, pattern in MAGIC.items():
+        if re.match(pattern, head, re.DOTALL):
+            return name
+    return None
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a file for reading. OSError where it is a folder, a pipe or a device."""
+    without_waiting = getattr(os, "O_NONBLOCK", 0)  # for a pipe's other end
+    file = io.FileIO(path, opener=lambda name, flags: os.open(name, flags | without_waiting))
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError("it is no regular file")
+    return io.BufferedReader(file)
 
 
 def read_pixels(path: Path) -> np.ndarray:
-    """Stored values of a file, (H, W) or (H, W, 3 or more), in the file's own number type."""
+    """Stored values of a file as a viewer turns them, in the file's own number type.
+
+    (H, W) or (H, W, samples): grey, grey and alpha, RGB, or RGB and alpha. Palettes are looked up,
+    CMYK and YCbCr turned into RGB. Raises ImageError, naming the file.
+    """
     try:
-        if _is_deep_colour_png(path):
-            return _read_deep_png(path)
-        with warnings.catch_warnings():
+        with open_regular(path) as file, warnings.catch_warnings():
             # scans of 10 000 x 10 000 pixels are no attack; twice that still is an error
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                if image.format == "TIFF" and _pillow_would_narrow(image):
-                    return _read_with_tifffile(path)
+            if file_format(path) == "tiff":
+                deep = read_deep_tiff(file, path)
+                if deep is not None:
+                    return turned(*deep, path)
+                file.seek(0)
+            # From an open file: a TIFF that Pillow maps into memory comes with its rows torn where
+            # its orientation swaps height and width.
+            with Image.open(file, formats=PILLOW_FORMATS) as image:
                 return _decode(image, path)
     except ImageError:
         raise
     except READ_ERRORS as error:
-        if isinstance(error, Image.UnidentifiedImageError) and _looks_like_tiff(path):
-            return _read_with_tifffile(path)
         raise ImageError(f"Cannot read the image {path}: {_reason(error, path)}") from error
 
 
 def _decode(image: Image.Image, path: Path) -> np.ndarray:
-    """Decodes what Pillow reads without loss."""
-    if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
-        raise ImageError(f"{path} has {image.n_frames} pages; expected 1: save one file per page.")
-    pixels = np.asarray(image)
-    if image.mode in ("1", "L", "F"):
-        return pixels
+    """Decodes what Pillow opens."""
+    _check_frames(image, path)
+    check_samples(image.height, image.width, len(image.getbands()))
+    if image.format == "TIFF":
+        if image.tag_v2.get(262) == 0:
+            notice("TIFF with white as zero inverted", f"{path} stores white as 0: inverted")
+        _note_turned(image.tag_v2.get(ExifTags.Base.Orientation, 1), path)
+        return _values(image)  # Pillow turns TIFF files itself, and inverts them
+    image.load()  # before a search for EXIF data behind the pixels, which would hide its errors
+    orientation = _orientation(image, path)
+    if image.format == "PNG" and _is_deep_colour_png(path):
+        return turned(imagecodecs.png_decode(path.read_bytes()), orientation, path)
+    return turned(_values(image), orientation, path)
+
+
+def _check_frames(image: Image.Image, path: Path) -> None:
+    """Refuses animations; of the several pictures of a camera's JPEG the first is the image."""
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format == "MPO":
+        notice(
+            "first of several pictures in a JPEG taken",
+            f"{path} holds {frames} pictures: the first is taken",
+        )
+    elif frames > 1:
+        raise ImageError(f"{path} has {frames} frames; expected 1: save one file per frame.")
+
+
+def _values(image: Image.Image) -> np.ndarray:
+    """The pixels in the modes that keep their depth: (H, W) or (H, W, 2 to 4)."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        # Pillow inverts "0 is white" for 1 and 8 bits alone
-        white_is_zero = image.format == "TIFF" and image.tag_v2.get(262) == 0
-        return 65535 - pixels if white_is_zero else pixels.astype(np.uint16)
-    return np.asarray(image.convert("L" if image.mode == "LA" else "RGB"))
+        return np.asarray(image).astype(np.uint16)
+    grey = image.mode in ("1", "L", "LA", "La", "F")
+    if image.has_transparency_data:
+        return np.asarray(image.convert("LA" if grey else "RGBA"))
+    return np.asarray(image if grey or image.mode == "RGB" else image.convert("RGB"))
 
 
-def _pillow_would_narrow(image: Image.Image) -> bool:
-    """True for a TIFF that Pillow reduces to 8 bits or reads with the wrong sign."""
-    bits = image.tag_v2.get(258, (1,))
-    signed = 2 in image.tag_v2.get(339, ())
-    return signed or (max(bits) > 8 and image.mode not in ("I;16", "I;16B", "F"))
-
-
-def _looks_like_tiff(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-
-
-def _read_with_tifffile(path: Path) -> np.ndarray:
-    """Values of a TIFF of a type that Pillow does not know, such as 16-bit RGB or 64-bit floats."""
+def _orientation(image: Image.Image, path: Path) -> int:
+    """The orientation tag, 1 to 8, of the file's EXIF or XMP data; 1 without."""
     try:
-        import tifffile
-    except ImportError as error:
-        raise ImageError(f"{path} needs tifffile to be read: pip install tifffile") from error
-    try:
-        with tifffile.TiffFile(path) as file:
-            if len(file.pages) > 1:
-                raise ImageError(
-                    f"{path} has {len(file.pages)} pages; expected 1: save one file per page."
-                )
-            page = file.pages[0]
-            if page.imagelength * page.imagewidth > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
-                raise ImageError(f"{path} claims {page.imagewidth} x {page.imagelength} pixels.")
-            pixels = page.asarray()
-            if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and pixels.dtype.kind == "u":
-                pixels = np.iinfo(pixels.dtype).max - pixels
-    except (*READ_ERRORS, tifffile.TiffFileError) as error:
-        if isinstance(error, ImageError):
-            raise
-        raise ImageError(f"Cannot read the image {path}: {_reason(error, path)}") from error
-    return np.moveaxis(pixels, 0, -1) if page.axes == "SYX" else pixels
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except READ_ERRORS as error:
+        notice(
+            "orientation tag unreadable",
+            f"{path}: its EXIF data cannot be read ({error}), so it is taken to be upright",
+        )
+        return 1
+
+
+def turned(pixels: np.ndarray, orientation: int, path: Path) -> np.ndarray:
+    """Stored values (H, W[, samples]) turned or mirrored as the tag (1 to 8) says, for a viewer."""
+    _note_turned(orientation, path)
+    if orientation in (5, 6, 7, 8):  # the first stored row is a column
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):  # mirrored left to right
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):  # mirrored top to bottom
+        pixels = pixels[::-1]
+    return pixels
+
+
+def _note_turned(orientation: int, path: Path) -> None:
+    if orientation in range(2, 9):
+        notice(
+            "image turned as its orientation tag says",
+            f"{path} is turned or mirrored, as viewers do, by its orientation tag {orientation}",
+        )
 
 
 def _is_deep_colour_png(path: Path) -> bool:
     """True for a PNG of 16 bits with colour or alpha, which Pillow reduces to 8 bits."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.read(26)
-    return head[:8] == b"\x89PNG\r\n\x1a\n" and len(head) == 26 and head[24] == 16 and head[25] != 0
-
-
-def _read_deep_png(path: Path) -> np.ndarray:
-    """Values of a 16-bit PNG with colour or alpha; (H, W, 1 to 4), uint16.
-
-    Pillow keeps one byte of each value: the file is decoded for the high and for the low bytes.
-    (torchvision's PNG decoder knows 16 bits, but a corrupt file crashes the process.)
-    """
-    data = path.read_bytes()
-    if data[25] == 4:  # grey and alpha: four bytes per pixel, which can be read as 8-bit RGBA
-        head = data[12:24] + b"\x08\x06" + data[26:29]
-        data = data[:12] + head + struct.pack(">I", zlib.crc32(head)) + data[33:]
-        with Image.open(io.BytesIO(data)) as image:
-            bytes_ = np.asarray(image, dtype=np.uint16)
-        return bytes_[:, :, :1] * 256 + bytes_[:, :, 1:2]
-    halves = []
-    for first_byte in ("B", "L"):
-        with Image.open(io.BytesIO(data)) as image:
-            mode = f"{image.mode};16{first_byte}"
-            image.tile = [tile._replace(args=mode) for tile in image.tile]
-            halves.append(np.asarray(image, dtype=np.uint16))
-    return halves[0] * 256 + halves[1]
+    return len(head) == 26 and head[24] == 16 and head[25] != 0
 
 
 def _reason(error: BaseException, path: Path) -> str:
@@ -142,4 +179,6 @@ def _reason(error: BaseException, path: Path) -> str:
         return f"no image format recognised ({size} bytes). Remove the file or replace it."
     if isinstance(error, FileNotFoundError):
         return "there is no such file."
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for it. Make it smaller, or free memory."
     return f"{error or type(error).__name__}. Remove the file or replace it."

@@ -41,10 +41,15 @@ class ImageSet(Dataset[Sample]):
         classes: Sequence[str],
         size: int | None,
         refuse_grey: bool = False,
+        white_value: int | None = None,
     ) -> None:
-        """items: files, or (N, H, W[, 3]) uint8. size: side in pixels, None = as stored."""
+        """items: files, or (N, H, W[, 3]) uint8. size: side in pixels, None = as stored.
+
+        white_value: the stored value that means white in files, as read_image takes it.
+        """
         self.items, self.labels, self.names = items, np.asarray(labels), list(names)
         self.classes, self.size, self.refuse_grey = tuple(classes), size, refuse_grey
+        self.white_value = white_value
 
     def __len__(self) -> int:
         return len(self.names)
@@ -64,7 +69,7 @@ class ImageSet(Dataset[Sample]):
                 f"{item} is grey, but the set is declared RGB (data.grey_images: refuse). Convert "
                 "or remove it, or set data.grey_images: convert."
             )
-        return read_image(item, channels=3)
+        return read_image(item, channels=3, white_value=self.white_value)
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "ImageSet":
         """The images with these numbers, in this order."""
@@ -78,6 +83,7 @@ class ImageSet(Dataset[Sample]):
             classes=self.classes,
             size=self.size,
             refuse_grey=self.refuse_grey,
+            white_value=self.white_value,
         )
 
     def of_classes(self, wanted: Iterable[int]) -> "ImageSet":
@@ -100,18 +106,22 @@ def load_set(
     *,
     size: int | None = None,
     refuse_grey: bool = False,
+    white_value: int | None = None,
 ) -> ImageSet:
     """The train or test split of a dataset below data_root.
 
-    size: side in pixels; None = the table's. Raises DatasetError where files or class folders are
-    missing, saying what to download and what tree is expected.
+    size: side in pixels; None = the table's. white_value: of files, as read_image takes it.
+    Raises DatasetError where files or class folders are missing, saying what to download and what
+    tree is expected.
     """
     if split not in ("train", "test"):
         raise DatasetError(f"a split is train or test, got {split!r}")
     row = dataset_row(name)
     match row.source:
         case "folders":
-            return _from_folders(row, Path(data_root), split, size or row.size, refuse_grey)
+            images = _from_folders(row, Path(data_root), split, size or row.size, refuse_grey)
+            images.white_value = white_value
+            return images
         case "cifar":
             pixels, labels = _read_cifar(row, Path(data_root), split)
         case "medmnist":
@@ -145,6 +155,7 @@ def contaminate(normals: ImageSet, anomalies: ImageSet, ratio: float) -> ImageSe
         classes=normals.classes,
         size=normals.size,
         refuse_grey=normals.refuse_grey,
+        white_value=normals.white_value,
     )
 
 

@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from common.decoders import ImageError, read_pixels
+from common.decoders import file_format, open_regular, read_pixels
 from common.dicom import read_dicom
+from common.image_errors import ImageError
+from common.notices import is_largest, notice
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -70,37 +72,139 @@ def _is_image_name(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
-def read_image(path: Path, channels: int | None = None) -> Tensor:
-    """Reads an image file of 1, 8, 16 or 32 bits or floats in [0, 1]; a DICOM file as displayed.
+def read_image(
+    path: Path, channels: int | None = None, *, white_value: int | None = None
+) -> Tensor:
+    """Reads an image file as a viewer shows it, in float32 in [0, 1]: (C, H, W).
 
+    The file's first bytes tell its format, its suffix does not. Integers of 1 to 32 bits are
+    divided by their type's largest value; floats must be in [0, 1]; DICOM files: see
+    common.dicom.read_dicom. The picture is turned as its orientation tag says. Alpha is left out:
+    colours below transparent pixels stay as stored.
     channels: 1 turns RGB grey (ITU-R BT.601), 3 repeats grey three times, None keeps what the file
-    has. Alpha is dropped. Returns (C, H, W) float32 in [0, 1].
+    has. white_value: the stored value that means white, where the file's type holds it; smaller
+    types and DICOM files keep their own range. None = the type's largest.
     Raises ImageError, naming the file, where it cannot be read or its values have no known range.
     """
     if channels not in (None, 1, 3):
         raise ValueError(f"channels must be 1, 3 or None, got {channels!r}")
     path = Path(path)
-    if path.suffix.lower() in DICOM_SUFFIXES:
-        image = read_dicom(path)
-    else:
-        image = _to_unit_range(read_pixels(path), path)
-    return _to_channels(torch.from_numpy(image), channels)
+    try:
+        image = _read_dicom_or_none(path)
+        if image is None:
+            pixels = _with_samples(read_pixels(path), path)
+            _note_small_values(pixels, white_value, path)
+            image = _to_unit_range(pixels, path, white_value)
+            del pixels
+        return _to_channels(torch.from_numpy(image), channels)
+    except MemoryError as error:
+        raise ImageError(f"{path}: there is not enough memory to read it.") from error
 
 
-def _to_unit_range(pixels: np.ndarray, path: Path) -> np.ndarray:
-    """Stored values (H, W[, samples]) to (1 or 3, H, W) float32 in [0, 1] by their type's range."""
+def read_mask(path: Path) -> np.ndarray:
+    """Reads a mask file: (H, W) bool, True where a viewer shows something that is not black.
+
+    Alpha counts: what is transparent is not marked, and where the colours are the same everywhere
+    (black or white paint on a transparent ground) alpha alone is the mask. Palettes are looked up.
+    Values of any type and range; turned as the orientation tag says. Raises ImageError.
+    """
+    path = Path(path)
+    image = _read_dicom_or_none(path)
+    pixels = _with_samples(read_pixels(path) if image is None else image.transpose(1, 2, 0), path)
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        raise ImageError(f"{path} holds values that are not finite, so it is no mask.")
+    colours, alpha = _split_alpha(pixels)
+    marked = (colours > 0).any(axis=2)
+    if alpha is None or (alpha == alpha[0, 0]).all():
+        return marked
+    if (colours == colours[0, 0]).all():
+        return alpha > 0
+    return marked & (alpha > 0)
+
+
+def largest_stored(path: Path, white_value: int | None = None) -> str:
+    """For messages: the largest value in a file and the range it is read by."""
+    image = _read_dicom_or_none(Path(path))
+    if image is not None:
+        return f"its largest value as displayed is {image.max():.4f} of 1"
+    colours, _ = _split_alpha(_with_samples(read_pixels(Path(path)), path))
+    white = _white(colours.dtype, white_value)
+    largest = colours.max()
+    return f"its largest value is {largest:g} of {white} ({largest / white:.4f} of the range)"
+
+
+def _read_dicom_or_none(path: Path) -> np.ndarray | None:
+    """A DICOM file as displayed, (1 or 3, H, W); None for other files."""
+    try:
+        kind = file_format(path)
+        if kind == "dicom" or (kind is None and path.suffix.lower() in DICOM_SUFFIXES):
+            with open_regular(path) as file:
+                return read_dicom(file, path, force=kind == "dicom")
+    except FileNotFoundError as error:
+        raise ImageError(f"Cannot read the image {path}: there is no such file.") from error
+    except OSError as error:
+        raise ImageError(f"Cannot read the image {path}: {error}.") from error
+    return None
+
+
+def _note_small_values(pixels: np.ndarray, white_value: int | None, path: Path) -> None:
+    """Says where a file of 16 or 32 bits uses a quarter of its range at most, as 12 bits do."""
+    if white_value is not None or pixels.dtype.kind != "u" or pixels.dtype.itemsize < 2:
+        return
+    largest, white = int(_split_alpha(pixels)[0].max()), np.iinfo(pixels.dtype).max
+    if is_largest(8 * pixels.dtype.itemsize, largest) and 0 < largest <= white // 4:
+        share = f"{100 * largest / white:.2g}%"
+        bits = next(bits for bits in (10, 12, 14, 16, 24, 30) if largest < 2**bits)
+        notice(
+            "small values in a wide type",
+            f"{path}: its largest value is {largest}, {share} of the range to {white}, so it is "
+            f"dark. If these images hold {bits} bits, set white_value: {2**bits - 1}",
+        )
+
+
+def _white(dtype: np.dtype, white_value: int | None) -> int:
+    """The stored value that means white."""
+    largest = np.iinfo(dtype).max if dtype.kind in "iu" else 1
+    return white_value if white_value is not None and white_value <= largest else largest
+
+
+def _with_samples(pixels: np.ndarray, path: Path) -> np.ndarray:
+    """(H, W) or (H, W, samples) to (H, W, 1 to 4)."""
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
     samples = pixels.shape[2] if pixels.ndim == 3 else 0
     if not 1 <= samples <= 4 or 0 in pixels.shape:
         raise ImageError(f"{path}: expected an image (H, W) of 1 to 4 samples, got {pixels.shape}.")
-    colour = pixels[:, :, : 1 if samples < 3 else 3]  # alpha dropped
+    return pixels
+
+
+def _split_alpha(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """(H, W, 1 to 4) to colours (H, W, 1 or 3) and alpha (H, W), None without."""
+    if pixels.shape[2] in (2, 4):
+        return pixels[:, :, :-1], pixels[:, :, -1]
+    return pixels, None
+
+
+def _to_unit_range(pixels: np.ndarray, path: Path, white_value: int | None) -> np.ndarray:
+    """Stored values (H, W, 1 to 4) to (1 or 3, H, W) float32 in [0, 1] by their type's range."""
+    colour, alpha = _split_alpha(pixels)
+    if alpha is not None and (alpha != alpha[0, 0]).any():
+        notice(
+            "alpha channel left out",
+            f"{path} is transparent in places: its alpha channel is left out, the colours stay",
+        )
     if colour.dtype.kind == "b":
         return np.ascontiguousarray(colour.transpose(2, 0, 1), dtype=np.float32)
     if colour.dtype.kind == "u":
+        white = _white(colour.dtype, white_value)
+        if white_value is not None and colour.max() > white:
+            raise ImageError(
+                f"{path} holds the value {colour.max()}, above white_value: {white_value}. Set "
+                "white_value to the largest value that these images can hold."
+            )
         wide = np.float32 if colour.dtype.itemsize <= 2 else np.float64
         unit = np.ascontiguousarray(colour.transpose(2, 0, 1), dtype=wide)
-        unit /= wide(np.iinfo(colour.dtype).max)
+        unit /= wide(white)
         return unit.astype(np.float32, copy=False)
     if colour.dtype.kind != "f":
         raise ImageError(

@@ -29,6 +29,7 @@ def load_split(config: DiaConfig, split: str, name: str | None = None) -> ImageS
         split,
         size=config.data.resize_to or (None if name is None else row.size),
         refuse_grey=config.data.grey_images == "refuse",
+        white_value=config.data.white_value,
     )
 
 

@@ -18,6 +18,7 @@ class NormalImages(ImageSet):
             images.items, images.labels, images.names, classes=images.classes, size=None
         )
         self.refuse_grey, self.side, self.fit = images.refuse_grey, side, fit
+        self.white_value = images.white_value
 
     def __getitem__(self, index: int) -> Sample:
         sample = super().__getitem__(index)
@@ -32,6 +33,7 @@ def training_images(config: DdpmConfig) -> NormalImages:
         resolve_path(config.data.data_root, "data.data_root"),
         "train",
         refuse_grey=config.data.grey_images == "refuse",
+        white_value=config.data.white_value,
     )
     images.size = None  # the files' own size, resized once
     normal = images.of_classes([config.normal_class])

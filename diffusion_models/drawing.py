@@ -43,7 +43,8 @@ def draw_dissolved(config: DdpmConfig) -> list[Path]:
     dissolver = load(config)
     device = next(dissolver.parameters()).device
     data_root = resolve_path(config.data.data_root, "data.data_root")
-    images = load_set(config.data.dataset, data_root, "train")
+    white = config.data.white_value
+    images = load_set(config.data.dataset, data_root, "train", white_value=white)
     images.size = None
     side = dissolver.image_size or settings.side
     fit = dataset_row(config.data.dataset).fit

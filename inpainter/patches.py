@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from common.image_store import ImageStore, StoredImage
-from common.images import ImageError
+from common.images import ImageError, largest_stored
 from common.runtime import generator_for
-from inpainter.crops import TRIES, CropRule, is_black
+from inpainter.crops import BACKGROUND_MAX, TRIES, CropRule, is_black
 
 LOG = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ class NormalPatches(Dataset):
     and noted in `skipped` (on_bad_image "skip"), or raises ImageError ("error").
     cache_mb: MiB of decoded images kept in memory, in each process.
     subset_frac: use this fraction of the files, drawn from the seed.
+    white_value: the stored value that means white, as read_image takes it.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class NormalPatches(Dataset):
         on_bad_image: Literal["skip", "error"] = "skip",
         cache_mb: int = 0,
         subset_frac: float | None = None,
+        white_value: int | None = None,
     ) -> None:
         if not paths:
             raise ImageError("No training images were given; expected at least one path.")
@@ -73,7 +75,10 @@ class NormalPatches(Dataset):
         """Why an image was passed over, at least once. Filled by `batches` for its workers too."""
         self._unusable: set[int] = set()
         self._usable: set[int] = set()
-        self._images = ImageStore(self.paths, image_shape[2], cache_mb, prepare=self.rule.fit)
+        self.white_value = white_value
+        self._images = ImageStore(
+            self.paths, image_shape[2], cache_mb, prepare=self.rule.fit, white_value=white_value
+        )
         self._orders: dict[int, list[int]] = {}
 
     def __len__(self) -> int:
@@ -140,6 +145,9 @@ class NormalPatches(Dataset):
                 self._usable.add(index)
                 return image
             reason = "the whole image is black"
+            if image.values.max() > 0:
+                largest = largest_stored(self.paths[index], self.white_value)
+                reason += f": {largest}, below {BACKGROUND_MAX}"
         self._unusable.add(index)
         self._skip(index, reason)
         return None

@@ -95,7 +95,8 @@ def predict(config: PicardConfig, options: PredictionOptions) -> PredictionResul
     write_run_record(result.folder, config_yaml=config_to_yaml(config), command=options.command)
     result.already_there += [name for name in names if output.is_finished(name)]
     todo = [name for name in names if name not in set(result.already_there)]
-    images = prefetched(todo, lambda name: read_image(names[name], config.netG.input_dim))
+    channels, white = config.netG.input_dim, config.white_value
+    images = prefetched(todo, lambda name: read_image(names[name], channels, white_value=white))
     bar = tqdm(images, total=len(todo), unit="image", disable=not sys.stderr.isatty())
     for name, read in bar:
         path = names[name]
@@ -230,7 +231,7 @@ def new_folder(path: Path) -> Path:
 def run_identity(config: PicardConfig, options: PredictionOptions, step: int) -> str:
     """What heatmaps depend on: checkpoint, images, and settings but for what is merely written."""
     test = dataclasses.replace(config.test, **{name: getattr(TestConfig, name) for name in FREE})
-    settings = repr((test, config.netG, config.netD, config.seed))
+    settings = repr((test, config.netG, config.netD, config.seed, config.white_value))
     digest = hashlib.sha256(settings.encode()).hexdigest()[:16]
     return (
         f"checkpoint {options.checkpoint_dir.resolve()} step {step}\n"

@@ -18,6 +18,7 @@ from common.config_rules import (
     Seed,
     Share,
     Weight,
+    WhiteValue,
 )
 from inpainter.run_settings import Metric, TestConfig, TrainConfig
 
@@ -139,6 +140,8 @@ class PicardConfig:
     """Folder of normal training images."""
     test_data_path: PathText | None = None
     """Folder of images to score."""
+    white_value: WhiteValue | None = None
+    """Stored value that means white in files of more bits, e.g. 4095; none = the type's largest."""
     expname: NameText = "PICARD-train"
     """Name of the experiment, used in output folders."""
     checkpoints_dir: PathText = "checkpoints"

@@ -161,6 +161,7 @@ def training_patches(config: PicardConfig) -> NormalPatches:
         on_bad_image=train.on_bad_image,
         cache_mb=train.cache_mb,
         subset_frac=train.subset_frac,
+        white_value=config.white_value,
     )
 
 

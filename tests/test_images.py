@@ -70,6 +70,11 @@ def test_alpha_is_dropped(tmp_path, mode):
     assert torch.equal(read_image(tmp_path / "a.png"), unit(stored[:, :, :-1]))
 
 
+def test_pgm_is_divided_by_the_largest_value_that_it_declares(tmp_path):
+    (tmp_path / "a.pgm").write_bytes(b"P5 2 1 4095\n" + bytes([0x0F, 0xFF, 0x03, 0x33]))
+    assert read_image(tmp_path / "a.pgm").flatten().tolist() == pytest.approx([1, 0.2], abs=1e-5)
+
+
 def test_one_bit_file_is_black_and_white(tmp_path):
     stored = values("u1", 5, 7) > 127
     Image.fromarray(stored).save(tmp_path / "a.png")

@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -223,3 +224,13 @@ def test_fixed_crops_are_others_than_those_trained_on_and_stay_the_same(paths):
     assert torch.equal(crops, fixed_crops(patches(paths), 7))
     assert sorted(sources(dataset, crops[:5])) == [0, 1, 2, 3, 4]
     assert not any(torch.equal(a, b) for a, b in zip(crops, dataset.crops(range(7)), strict=True))
+
+
+def test_nearly_black_image_is_passed_over_with_its_largest_value_and_range(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(np.array([[0, 299]] * 20, dtype=np.uint16).repeat(10, axis=1)).save(path)
+    message = r"a.png: the whole image is black: its largest value is 299 of 65535 \(0.0046 of"
+    with pytest.raises(ImageError, match=message):
+        patches([path])[0]
+    bright = patches([path], white_value=299)[0]
+    assert bright.max() == 1

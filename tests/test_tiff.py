@@ -1,5 +1,7 @@
 """TIFF files of every depth, and those that are refused."""
 
+import struct
+
 import numpy as np
 import pytest
 import torch
@@ -56,4 +58,63 @@ def test_signed_tiff_is_refused(tmp_path, dtype):
 def test_tiff_of_several_pages_is_refused(tmp_path, dtype):
     tifffile.imwrite(tmp_path / "a.tif", values(dtype, 6, 5, 7), photometric="minisblack")
     with pytest.raises(ImageError, match=r"a.tif has 6 pages; expected 1"):
+        read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("compression", ["lzw", "zlib", "packbits", "zstd"])
+@pytest.mark.parametrize("kind", ["u2", "u2 rgb", "f4"])
+def test_compressed_deep_tiff_is_read_exactly(tmp_path, compression, kind):
+    stored = values(kind[:2], 5, 7, 3 if "rgb" in kind else 1).squeeze()
+    photometric = "rgb" if "rgb" in kind else "minisblack"
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric=photometric, compression=compression)
+    assert torch.equal(read_image(tmp_path / "a.tif"), unit(stored))
+
+
+def test_packed_12_bits_are_divided_by_4095(tmp_path):
+    stored = np.array([[0, 4095, 2048, 819]], dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", stored, bitspersample=12)
+    assert read_image(tmp_path / "a.tif").flatten().tolist() == pytest.approx(
+        [0, 1, 2048 / 4095, 0.2]
+    )
+
+
+def change_tag(path, tag: int, value: int) -> None:
+    """Overwrites the first value of a tag of one long or short number."""
+    data = bytearray(path.read_bytes())
+    (start,) = struct.unpack("<I", data[4:8])
+    (count,) = struct.unpack("<H", data[start : start + 2])
+    for entry in range(start + 2, start + 2 + 12 * count, 12):
+        if struct.unpack("<H", data[entry : entry + 2])[0] == tag:
+            data[entry + 2 : entry + 12] = struct.pack("<HII", 4, 1, value)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("dtype", ["u1", "u2"])
+@pytest.mark.parametrize(("tag", "value"), [(257, 2_097_192), (257, 41), (256, 2_000_000)])
+def test_size_that_the_file_cannot_hold_is_refused(tmp_path, compression, dtype, tag, value):
+    stored = values(dtype, 40, 44, 3)
+    tifffile.imwrite(
+        tmp_path / "a.tif", stored, photometric="rgb", compression=compression, rowsperstrip=8
+    )
+    change_tag(tmp_path / "a.tif", tag, value)
+    with pytest.raises(ImageError, match=r"Cannot read the image .*a.tif: "):
+        read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2"])
+def test_missing_strip_does_not_become_zeros(tmp_path, dtype):
+    tifffile.imwrite(tmp_path / "a.tif", values(dtype, 40, 44), rowsperstrip=8)
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as file:
+        tag = file.pages[0].tags[279]  # byte counts
+        counts = list(tag.value)
+        tag.overwrite([*counts[:2], 0, *counts[3:]])
+    with pytest.raises(ImageError, match=r"need 5 strips or tiles, but 4 of 5 are in the file"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_deep_cmyk_is_refused_rather_than_read_as_rgb(tmp_path):
+    stored = values("u2", 5, 7, 4)
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="separated")
+    with pytest.raises(ImageError, match=r"a.tif: colours of kind .*SEPARATED.* are not read"):
         read_image(tmp_path / "a.tif")
