@@ -101,3 +101,5 @@ Samples = Annotated[int, AtLeast(1, 10**4)]
 """How often one image, window or picture is repeated."""
 Processes = Annotated[int, AtLeast(0, 1024)]
 ClassNumber = Annotated[int, AtLeast(0, 10**6)]
+WhiteValue = Annotated[int, AtLeast(1, 2**32)]
+"""A stored pixel value."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from common.config import ConfigError, PathText, check_fields
-from common.config_rules import AtLeast, ClassNumber, Processes
+from common.config_rules import AtLeast, ClassNumber, Processes, WhiteValue
 from common.datasets import DatasetError, dataset_row
 
 
@@ -24,7 +24,7 @@ class DataConfig:
     """Processes that read images ahead."""
     grey_images: Literal["convert", "refuse"] = "convert"
     """What to do with a grey file: repeat it three times, as published, or stop."""
-    white_value: Annotated[int, AtLeast(1, 2**32 - 1)] | None = None
+    white_value: WhiteValue | None = None
     """Stored value that means white in files of more bits, e.g. 4095; none = the type's largest."""
     on_bad_image: Literal["skip", "error"] = "skip"
     """An image that cannot be read is left out, named and counted, or stops the run (ours)."""

@@ -18,6 +18,7 @@ from common.config_rules import (
     Seed,
     Share,
     Weight,
+    WhiteValue,
 )
 from inpainter.run_settings import Metric, TestConfig, TrainConfig
 
@@ -139,7 +140,7 @@ class PicardConfig:
     """Folder of normal training images."""
     test_data_path: PathText | None = None
     """Folder of images to score."""
-    white_value: Annotated[int, AtLeast(1, 2**32 - 1)] | None = None
+    white_value: WhiteValue | None = None
     """Stored value that means white in files of more bits, e.g. 4095; none = the type's largest."""
     expname: NameText = "PICARD-train"
     """Name of the experiment, used in output folders."""

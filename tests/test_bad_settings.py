@@ -394,7 +394,8 @@ def test_numbers_are_refused_without_a_file_too(cls: type, name: str) -> None:
             "dim=8000000", "dim=12", "dim_mults=[0]", "dim_mults=[-1, 2]", "dim_mults=[]",
             "timesteps=1000000000000", "timesteps=50", "num_samples=1000000000",
             "gradient_accumulate_every=1000000000000000", "strip_steps=[]", "strip_steps=[1000]",
-            "steps=1000", "sampling_timesteps=1001", "adam_betas=[0.9, 1.0]", "ema_decay=1.0", "ratio=0",
+            "steps=1000", "sampling_timesteps=1001", "adam_betas=[0.9, 1.0]", "ema_decay=1.0",
+            "ratio=0",
         )),
     ],
 )  # fmt: skip
