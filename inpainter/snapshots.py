@@ -175,11 +175,11 @@ def restore_snapshot(
         LOG.warning("%s: %s.", path.name, changes)
     generator = generator_weights(checkpoint_path(folder, "gen", step))
     critics = critic_weights(checkpoint_path(folder, "dis", step))
-    _check_hashes(folder, step, state.get("weights"), {"gen": weights_hash(generator)})
-    _check_hashes(folder, step, state.get("weights"), _hashes(critics))
     load_module(networks.generator, generator, str(checkpoint_path(folder, "gen", step)))
     for name, critic in (("localD", networks.local_critic), ("globalD", networks.global_critic)):
         load_module(critic, critics[name], f"{checkpoint_path(folder, 'dis', step)}: {name}")
+    found = {"gen": weights_hash(generator), **_hashes(critics)}
+    _check_hashes(folder, step, state.get("weights"), found)
     train = config.train
     has_stepped = {
         "gen": not train.critic or step >= train.n_critic if same_run else None,

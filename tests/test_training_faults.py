@@ -64,6 +64,14 @@ def change(path: Path, edit: Callable[[dict], object]) -> None:
     save_atomic(value if edited is None else edited, path)
 
 
+def remove(values: dict, key: str) -> None:
+    del values[key]
+
+
+def fill(state: dict[str, torch.Tensor], name: str, value: str) -> None:
+    state[name].fill_(float(value))
+
+
 DAMAGES = {
     "gen list": ("gen", lambda v: [1, 2], "expected the weights of a network .* found list"),
     "gen None": ("gen", lambda v: {"a": None}, r"found a = nothing \(None\)"),
@@ -79,20 +87,20 @@ DAMAGES = {
         r"of another shape \(\S+: \(\) for \(4, ",
     ),
     "gen integers": ("gen", lambda v: {k: t.long() for k, t in v.items()}, "torch.int64 for torch"),
-    "gen lacks one": ("gen", lambda v: v.pop(LAYER) and None, rf"1 missing \({LAYER}\)"),
+    "gen lacks one": ("gen", lambda v: remove(v, LAYER), rf"1 missing \({LAYER}\)"),
     "gen has more": ("gen", lambda v: v.update(x=torch.ones(1)), r"1 unknown \(x\)"),
-    "gen NaN": ("gen", lambda v: v[LAYER].fill_(float("nan")) and None, "not finite .*" + LAYER),
+    "gen NaN": ("gen", lambda v: fill(v, LAYER, "nan"), "not finite .*" + LAYER),
     "dis inf": (
         "dis",
-        lambda v: v["globalD"]["linear.weight"].fill_(float("inf")) and None,
+        lambda v: fill(v["globalD"], "linear.weight", "inf"),
         "globalD: weights that are not finite .*linear.weight",
     ),
     "dis list": ("dis", lambda v: [], "expected a dict with localD, globalD, found list"),
-    "dis without localD": ("dis", lambda v: v.pop("localD") and None, "no entry localD"),
+    "dis without localD": ("dis", lambda v: remove(v, "localD"), "no entry localD"),
     "localD list": ("dis", lambda v: v.update(localD=[]), "localD: expected the weights"),
     "state list": ("state", lambda v: [], "expected a dict with step, config, .*found list"),
-    "state without config": ("state", lambda v: v.pop("config") and None, "no entry config"),
-    "state without random": ("state", lambda v: v.pop("random") and None, "no entry random"),
+    "state without config": ("state", lambda v: remove(v, "config"), "no entry config"),
+    "state without random": ("state", lambda v: remove(v, "random"), "no entry random"),
     "config list": ("state", lambda v: v.update(config=[]), "config: expected a dict, found list"),
     "step text": ("state", lambda v: v.update(step="4"), "of step 4, its name says 4"),
     "step negative": ("state", lambda v: v.update(step=-4), "of step -4, its name says 4"),
@@ -188,8 +196,8 @@ def same(a: object, b: object) -> bool:
 def test_non_finite_weights_are_not_loaded_for_prediction(tmp_path) -> None:
     config = tiny_config(tmp_path)
     write_checkpoint(tmp_path, config)
-    change(tmp_path / "gen_00000001.pt", lambda v: v[LAYER].fill_(float("inf")) and None)
-    change(tmp_path / "dis_00000001.pt", lambda v: v["localD"]["linear.bias"].fill_(float("nan")))
+    change(tmp_path / "gen_00000001.pt", lambda v: fill(v, LAYER, "inf"))
+    change(tmp_path / "dis_00000001.pt", lambda v: fill(v["localD"], "linear.bias", "nan"))
     with pytest.raises(CheckpointError, match=rf"gen_00000001.pt: weights .* not finite .*{LAYER}"):
         load_generator(tmp_path, 1, config.netG)
     change(tmp_path / "dis_00000001.pt", lambda v: {"localD": {"linear.bias": torch.ones(()) / 0}})
