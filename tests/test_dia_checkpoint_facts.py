@@ -1,0 +1,95 @@
+"""What a checkpoint's own run says of it when it is evaluated; and networks of any width."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.config import ConfigError, config_to_yaml
+from dia.building import check_dissolving, layout_for
+from dia.encoders import build_encoder
+from dia.evaluate import add_evaluation_flags, evaluation_config
+from dia.settings import ContrastiveConfig, DiaConfig
+from diffusion_models.diffusion import GaussianDiffusion
+from diffusion_models.dissolve import Dissolver
+from diffusion_models.unet import Unet
+from tests.test_dia_training import changed
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A file in the folder of a run with settings that are not the defaults."""
+    settings = ContrastiveConfig(
+        model="resnet18", width=8, simclr_dim=16, mode="simclr_DIA",
+        shift_trans_type="diffusion_rotation",
+    )  # fmt: skip
+    run = changed(DiaConfig(contrastive=settings), "data", resize_to=32, one_class_idx=0)
+    (tmp_path / "config.yaml").write_text(config_to_yaml(run))
+    return tmp_path / "best_CSI.model"
+
+
+def asked(checkpoint: Path, *flags: str) -> DiaConfig:
+    parser = argparse.ArgumentParser()
+    add_evaluation_flags(parser)
+    return evaluation_config(parser.parse_args(["--load_path", str(checkpoint), *flags]))
+
+
+@pytest.mark.parametrize("flags", ["", "--shift_trans_type rotation", "--resize_to 32 --width 8"])
+def test_run_says_what_the_command_does_not(checkpoint: Path, flags: str) -> None:
+    config = asked(checkpoint, *flags.split())
+    contrastive = config.contrastive
+    assert (contrastive.model, contrastive.width, contrastive.simclr_dim) == ("resnet18", 8, 16)
+    assert contrastive.shift_trans_type == "rotation"
+    assert (config.data.resize_to, config.data.one_class_idx) == (32, 0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "both"),
+    [
+        ("--shift_trans_type cutperm", "'cutperm' is asked for.*trained with 'rotation'"),
+        ("--resize_to 64", "64 is asked for.*trained with 32"),
+        ("--set contrastive.width=64", "64 is asked for.*trained with 8"),
+        ("--model resnet34", "'resnet34' is asked for.*trained with 'resnet18'"),
+        ("--one_class_idx 1", "1 is asked for.*trained with 0"),
+    ],
+)
+def test_command_that_contradicts_the_run_is_refused(checkpoint, flags: str, both: str) -> None:
+    with pytest.raises(ConfigError, match=both):
+        asked(checkpoint, *flags.split())
+
+
+def test_lone_checkpoint_is_what_the_command_says(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").unlink()
+    config = asked(checkpoint, "--shift_trans_type", "cutperm", "--model", "resnet34")
+    assert config.contrastive.shift_trans_type == "cutperm"
+    assert config.contrastive.model == "resnet34"
+
+
+@pytest.mark.parametrize("width", [1, 3, 4, 7, 8, 16])
+def test_gradients_on_the_layout_of_a_cpu_are_those_of_float64(width: int) -> None:
+    def gradients(dtype: torch.dtype, layout: torch.memory_format) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        encoder = build_encoder("resnet18", n_classes=2, n_shifts=4, width=width).to(dtype)
+        encoder = encoder.to(memory_format=layout)
+        images = torch.rand(4, 3, 16, 16).to(dtype)
+        encoder(images).penultimate.pow(2).sum().backward()
+        return {n: p.grad for n, p in encoder.named_parameters() if p.grad is not None}
+
+    right = gradients(torch.float64, torch.contiguous_format)
+    ours = gradients(torch.float32, layout_for(torch.device("cpu")))
+    largest = max(grad.abs().max() for grad in right.values())
+    assert max((ours[n] - right[n]).abs().max() for n in right) < 1e-3 * largest
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"diffusion_upper_offset": 99.0}, "diffusion_upper_offset.*has 100 steps.*at most 1"),
+        ({"diff_resolution": 33}, "diff_resolution.*multiple of 2 pixels"),
+    ],
+)
+def test_dissolving_beyond_the_diffusion_model_is_refused(values: dict, named: str) -> None:
+    dissolver = Dissolver(GaussianDiffusion(Unet(8, (1, 2)), steps=100))
+    with pytest.raises(ConfigError, match=named):
+        check_dissolving(ContrastiveConfig(**values), dissolver)
