@@ -204,11 +204,7 @@ def test_picard_trains_predicts_and_evaluates(name: str, channels: int, tmp_path
     settings = ("--config", FILES[name], *as_flags(overrides))
 
     assert "Checkpoints of step 5" in run(TRAIN, *settings)
-    (events,) = {path.parent for path in (tmp_path / "logs").rglob("events.out.tfevents.*")}
-    events = EventAccumulator(str(events))
-    events.Reload()
-    (shown,) = events.Images("train/completions")
-    pixels = pixels_of(io.BytesIO(shown.encoded_image_string))
+    (pixels,) = event_pictures(tmp_path / "logs", "train/completions")
     assert (np.ptp(pixels, axis=2).max() > 10) == (channels == 3)
 
     folder, boxes = tmp_path / "scored", tmp_path / "boxes.csv"
@@ -298,8 +294,17 @@ def diffusion_model(name: str, root: Path) -> Path:
     if not model.is_file():
         flags = commands(name, root, "diffusion.")
         run(DDPM, "--mode", "train", *flags, "--output_dir", model.parent)
-        check_pictures([*model.parent.glob("*.png")])
+        for pixels in event_pictures(model.parent, "eval/samples"):
+            assert np.ptp(pixels, axis=2).max() > 10
     return model
+
+
+def event_pictures(folder: Path, tag: str) -> list[np.ndarray]:
+    """The pictures (H, W, 3) in the one TensorBoard file below a folder, none of them constant."""
+    (events,) = {path.parent for path in folder.rglob("events.out.tfevents.*")}
+    events = EventAccumulator(str(events))
+    events.Reload()
+    return [pixels_of(io.BytesIO(image.encoded_image_string)) for image in events.Images(tag)]
 
 
 def check_pictures(paths: list[Path]) -> None:

@@ -1,0 +1,183 @@
+"""Every choice that a setting offers runs: trainings, prediction and evaluation at their smallest.
+
+The choices are read from the settings classes, so a new one is run, too.
+"""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+
+from common.config import ConfigError, load_config
+from common.config_types import leaf_types
+from dia.evaluate import evaluate
+from dia.settings import BANK_SCORES, DiaConfig, OodScore
+from dia.shifts import shift_names
+from dia.training import train as train_dia
+from diffusion_models import training as ddpm
+from diffusion_models.drawing import draw_dissolved, draw_samples
+from diffusion_models.settings import DdpmConfig
+from inpainter.prediction import PredictionOptions, predict
+from inpainter.settings import Metric, PicardConfig
+from inpainter.training import run_folder, train
+from tests.test_shipped_defaults import write_tree
+from tests.tiny_runs import heatmaps_in, settings, write_images
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+Row = dict[str, Any]
+NOT_HERE = {
+    "test.compile": "needs a C++ compiler and half a minute; tests/test_fast_sharing.py",
+    "cuda": "changes nothing on a CPU; tests/test_runtime.py",
+    "train.mask_type": "mosaic is refused; tests/test_settings.py",
+}
+SMALL_DDPM = {
+    "diffusion.image_size": 32,  # dilation begins there
+    "diffusion.dim": 8,
+    "diffusion.dim_mults": [1, 2],
+    "diffusion.timesteps": 400,
+    "diffusion.strip_steps": [0, 50],
+    "diffusion.ddpm_batch_size": 2,
+    "diffusion.gradient_accumulate_every": 1,
+    "diffusion.train_num_steps": 1,
+    "diffusion.save_every": 1,
+    "diffusion.sampling_timesteps": 1,
+    "diffusion.num_samples": 1,
+}
+SMALL_DIA = {
+    "contrastive.epochs": 1,
+    "contrastive.max_batches": 1,
+    "contrastive.batch_size": 2,
+    "contrastive.diff_resolution": 32,
+    "contrastive.kernel_size": 3,
+    "evaluation.ood_samples": 1,
+    "evaluation.select_ood_samples": 1,
+    "evaluation.bootstrap_samples": 10,
+}
+
+
+def choices_of(cls: type) -> dict[str, tuple[Any, ...]]:
+    """Dotted key -> values of every setting that offers some: texts and switches."""
+    found = {
+        key: (False, True) if annotation is bool else get_args(annotation)
+        for key, annotation in leaf_types(cls).items()
+        if annotation is bool or get_origin(annotation) is Literal
+    }
+    return {key: values for key, values in found.items() if key not in NOT_HERE}
+
+
+def covering_rows(choices: dict[str, tuple[Any, ...]], valid: Callable[[Row], bool]) -> list[Row]:
+    """Few combinations in which every choice occurs, mixed at random with a fixed seed."""
+    numbers = random.Random(3)
+    missing = {(key, value) for key, values in choices.items() for value in values}
+    rows: list[Row] = []
+    for _ in range(5000):
+        row = {
+            key: numbers.choice([v for v in values if (key, v) in missing] or values)
+            for key, values in choices.items()
+        }
+        if missing and valid(row):
+            rows.append(row)
+            missing -= set(row.items())
+    assert missing == set(), "no combination with these is accepted"
+    return rows
+
+
+def texts(row: Row) -> list[str]:
+    """A combination as key=value texts; JSON is YAML."""
+    return [f"{key}={json.dumps(value)}" for key, value in row.items()]
+
+
+def accepted(cls: type, *before: str) -> Callable[[Row], bool]:
+    """Whether the settings class takes a combination."""
+
+    def valid(row: Row) -> bool:
+        try:
+            load_config(cls, None, [*before, *texts(row)])
+        except ConfigError:
+            return False
+        return True
+
+    return valid
+
+
+def test_every_choice_of_picard_trains_and_predicts(tmp_path: Path) -> None:
+    write_images(tmp_path / "train")
+    write_images(tmp_path / "test", n=1, size=(40, 48))
+    choices = choices_of(PicardConfig) | {"test.refine": ("off", 2)}
+    metrics = f"test.heatmap_metrics={json.dumps(get_args(Metric))}"
+    small = settings(tmp_path, metrics, "train.n_steps=2", "train.snapshot_save_iter=2")
+    for number, row in enumerate(covering_rows(choices, accepted(PicardConfig, *small))):
+        row = {"expname": f"row{number}", **row, "test.save_heatmap_data": True}
+        config = load_config(PicardConfig, None, [*small, *texts(row)])
+        assert train(config).step == 2, row
+        output = tmp_path / f"heatmaps{number}"
+        result = predict(config, PredictionOptions(run_folder(config), output_dir=output))
+        assert result.finished == ["0.png"], row
+        for metric in get_args(Metric):
+            (heatmap,) = heatmaps_in(output, metric).values()
+            assert heatmap.shape == (40, 48), row
+            assert heatmap.isfinite().all(), row
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("every_choice")
+    write_tree(root)
+    return root
+
+
+def data(root: Path) -> list[str]:
+    small = ("data.dataset=kvasir", "data.resize_to=32", "data.one_class_idx=0", "device=cpu")
+    return [*small, f"data.data_root={root}"]
+
+
+def test_every_choice_of_the_diffusion_program_trains_and_draws(
+    images: Path, tmp_path: Path
+) -> None:
+    small = [*data(images), *texts(SMALL_DDPM)]
+    rows = covering_rows(choices_of(DdpmConfig), accepted(DdpmConfig, *small))
+    for number, row in enumerate(rows):
+        folder = tmp_path / str(number)
+        chosen = [*small, *texts(row), f"diffusion.output_dir={folder}"]
+        assert ddpm.train(load_config(DdpmConfig, None, chosen)).step == 1, row
+        chosen += [f"diffusion.state_dict_path={folder / 'model-1.pt'}"]
+        config = load_config(DdpmConfig, None, chosen)
+        for path in (*draw_dissolved(config), *draw_samples(config)):
+            assert path.is_file(), row
+
+
+def test_every_choice_of_dia_trains_and_evaluates(images: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "ddpm"
+    given = [*data(images), *texts(SMALL_DDPM), f"diffusion.output_dir={folder}"]
+    ddpm.train(load_config(DdpmConfig, None, given))
+    model = folder / "model-1.pt"
+    small = [*data(images), *texts(SMALL_DIA), f"contrastive.diffusion_model_path={model}"]
+    choices = choices_of(DiaConfig) | {"contrastive.shift_trans_type": tuple(shift_names())}
+    choices |= {"contrastive.width": (8, 64)}  # of the small-image encoders, and of the others
+    fits = accepted(DiaConfig, *small)
+
+    def valid(row: Row) -> bool:
+        imagenet = "imagenet" in row["contrastive.model"]
+        return (row["contrastive.width"] == 64) == imagenet and fits(row)
+
+    rows = covering_rows(choices, valid)
+    for number, row in enumerate(rows):
+        run = tmp_path / f"run{number}"
+        chosen = [*small, *texts(row), f"contrastive.run_dir={run}"]
+        assert train_dia(load_config(DiaConfig, None, chosen)).epoch == 1, row
+        chosen += [f"contrastive.load_path={run / 'last.model'}"]
+        for mode, scores in modes_of(number, len(rows)).items():
+            config = load_config(DiaConfig, None, [*chosen, f"evaluation.ood_score={scores}"])
+            assert "Written to" in evaluate(config, mode, []), row
+
+
+def modes_of(number: int, n_rows: int) -> dict[str, str]:
+    """What is evaluated of a row: the published score; of the last row everything."""
+    if number < n_rows - 1:
+        return {"ood_pre": '["CSI"]'}
+    others = [score for score in get_args(OodScore) if score not in BANK_SCORES]
+    modes = {"ood_pre": json.dumps(BANK_SCORES), "ood": json.dumps(others)}
+    return modes | dict.fromkeys(("test_acc", "test_marginalized_acc"), '["CSI"]')
