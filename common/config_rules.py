@@ -88,7 +88,8 @@ PositiveShare = Annotated[float, Range(0, 1, "(]")]
 """A share that is not nothing and may be all."""
 Weight = Annotated[float, AtLeast(0, 10**6)]
 """Weight of a term of a loss."""
-LearningRate = Annotated[float, Range(1e-12, 1000)]
+LearningRate = Annotated[float, Range(1e-12, 1e38)]
+"""What float32 holds; one that is too high ends in a loss that is not finite, with advice."""
 GradientNorm = Annotated[float, Range(1e-8, 10**8)]
 Steps = Annotated[int, AtLeast(1, 10**9)]
 """A number of steps, epochs or batches, or how many lie between two events."""

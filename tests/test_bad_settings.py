@@ -236,7 +236,7 @@ def test_set_is_as_strict_as_a_file(override: str, message: str) -> None:
 def test_refused_set_names_itself_alone() -> None:
     with pytest.raises(ConfigError) as raised:
         load_config(PicardConfig, None, ["expname=first", "train.lr=0", "cuda=false"])
-    assert str(raised.value).startswith("--set train.lr=0: train.lr: must be in [1e-12, 1000]")
+    assert str(raised.value).startswith("--set train.lr=0: train.lr: must be in [1e-12, 1e+38]")
     assert "first" not in str(raised.value)
 
 
@@ -331,7 +331,7 @@ def numeric_places() -> Iterator[tuple[type, str, int | None]]:
 def test_every_number_refuses_what_is_below_its_range_not_finite_or_absurd(
     cls: type, key: str, place: int | None
 ) -> None:
-    for bad in (-1, math.nan, math.inf, -math.inf, 10**30, 10**400):
+    for bad in (-1, math.nan, math.inf, -math.inf, 10**39, 10**400):
         value: Any = bad
         if place is not None:
             value = list(get(cls(), key))
