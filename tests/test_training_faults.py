@@ -19,9 +19,11 @@ from common.checkpoint import CheckpointError, checkpoint_path, load_tensors, sa
 from common.errors import UserError
 from common.loops import TrainingError
 from common.runtime import RuntimeSetupError
-from inpainter.networks import load_generator, load_local_critic
+from inpainter.networks import build_networks, load_generator, load_local_critic
 from inpainter.settings import PicardConfig
+from inpainter.snapshots import Progress, save_snapshot
 from inpainter.training import run_folder, train
+from inpainter.updates import build_optimisers
 from tests.tiny_runs import (
     TRAIN,
     as_flags,
@@ -264,13 +266,15 @@ def test_log_of_a_run_that_was_stopped_between_its_lines_equals_the_uninterrupte
     assert lines(halves) == lines(whole)
 
 
-def test_weights_that_became_infinite_are_not_saved(tmp_path) -> None:
-    write_images(tmp_path / "train")
-    endless = ("train.lr=1.0e+38", "train.n_critic=1", "train.select_crops=0")
-    config = tiny_config(tmp_path, *endless, "train.snapshot_save_iter=1")
-    with pytest.raises(TrainingError, match=r"weights of the generator are not finite at step 1"):
-        train(config)
-    assert not list(run_folder(config).glob("*.pt"))
+@pytest.mark.parametrize("network", ["generator", "local_critic", "global_critic"])
+def test_weights_that_became_infinite_are_not_saved(tmp_path, network) -> None:
+    config = tiny_config(tmp_path)
+    networks = build_networks(config, torch.device("cpu"))
+    optimisers = build_optimisers(networks, config.train)
+    next(getattr(networks, network).parameters()).data.fill_(float("inf"))
+    with pytest.raises(TrainingError, match=rf"weights of the {network} are not finite at step 3"):
+        save_snapshot(tmp_path / "new", Progress(3, {}, 0), networks, optimisers, config, {})
+    assert not (tmp_path / "new").exists()
 
 
 def damaged_records(folder: Path) -> None:
