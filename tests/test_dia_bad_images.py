@@ -1,4 +1,4 @@
-"""One image that cannot be read costs one image: trainings, selection, evaluation, with workers."""
+"""One image that cannot be read costs one image: trainings, selection, evaluation."""
 
 import json
 import multiprocessing
@@ -85,7 +85,7 @@ def test_training_and_evaluation_leave_a_bad_image_out(data, tmp_path: Path) -> 
     corrupt(data / "train/normal/2.png")
     corrupt(data / "test/spot/1.png")
     run = tmp_path / "run"
-    done = run_script(TRAIN, *train_flags(data, run), "--num_workers", 2, cwd=tmp_path)
+    done = run_script(TRAIN, *train_flags(data, run), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Left out" in done.stderr
     assert "2.png" in done.stderr
@@ -126,7 +126,7 @@ def test_diffusion_model_is_trained_and_shown_without_a_bad_image(data, tmp_path
     corrupt(data / "train/normal/2.png")
     small = "--dim 8 --dim_mults 1 2 --train_num_steps 3 --ddpm_batch_size 2 --num_samples 1 "
     small += f"--sampling_timesteps 1 --gradient_accumulate_every 1 --image_size {SIDE}"
-    flags = ["--dataset", "folder", "--data_root", data, "--device", "cpu", "--num_workers", 1]
+    flags = ["--dataset", "folder", "--data_root", data, "--device", "cpu"]
     done = run_script(
         DDPM, "--mode", "train", *flags, *small.split(), "--output_dir", tmp_path / "ddpm",
         cwd=tmp_path,
