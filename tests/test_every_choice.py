@@ -52,6 +52,7 @@ SMALL_DIA = {
     "contrastive.batch_size": 2,
     "contrastive.diff_resolution": 32,
     "contrastive.kernel_size": 3,
+    "contrastive.lr_init": 1.0e-4,
     "evaluation.ood_samples": 1,
     "evaluation.select_ood_samples": 1,
     "evaluation.bootstrap_samples": 10,
