@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from inpainter.demo import DemoError, run_command
-from inpainter.demo_report import Case, compare, format_table, save_results
+from demos.picard_report import Case, DemoError, compare, format_table, run_command, save_results
 
 TRUTH = np.array([[True, False], [False, False]])
 GOOD = np.array([[9, 1], [2, 3]], np.float32)  # AUROC 1, AP 1

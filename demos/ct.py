@@ -1,8 +1,8 @@
 """Demo on real lung CT: train on one patient's tumour-free slices, find the other's tumour.
 
-Fetches two volumes (34 MB; see common/lung_ct.py), trains both directions at once, one thread each,
-and ends in a table and a contact sheet for each. DEMO_SEEDS=3 trains three seeds per direction.
-Two patients with one tumour each: a demonstration, not a benchmark.
+Fetches two volumes (34 MB; see demos/data/lung_ct.py), trains both directions at once, one thread
+each, and ends in a table and a contact sheet for each. DEMO_SEEDS=3 trains three seeds per
+direction. Two patients with one tumour each: a demonstration, not a benchmark.
 """
 
 import argparse
@@ -19,10 +19,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, uninstalled
 
+from common.cli import run_script
 from common.images import read_image
-from common.lung_ct import (
+from demos import picard_report as report
+from demos.data.lung_ct import (
     VOLUMES,
-    LungCTError,
     Slices,
     fetch_volumes,
     prepare,
@@ -30,12 +31,11 @@ from common.lung_ct import (
     split,
     write_slices,
 )
-from inpainter import demo, demo_report
 
 CONFIG = "configs/demo_ct.yaml"
 SHRINK = 4  # 512 x 512 to 128 x 128: pixels of 2.3 and 2.5 mm, a hole of 16 is 36 and 40 mm
 SHOWN = ("MCD_feature", "MCD_image", "no_dropout", "knn_16x16")
-ONE_COMPLETION = demo.Variant(
+ONE_COMPLETION = report.Variant(
     " M=1", ("test.heatmap_M_inpaint=1", "test.heatmap_metrics=[MCD_image, MCD_feature]")
 )
 TINY = (
@@ -61,7 +61,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--archive", type=Path, metavar="FILE", help="pyradiomics-3.0.1.tar.gz, already downloaded")
     add("--set", action="append", default=[], metavar="KEY=VALUE",
         help="a setting that differs from the config's, as in train.py")  # fmt: skip
-    add("--output", type=Path, default=demo.ROOT / "demo" / "ct", metavar="DIR",
+    add("--output", type=Path, default=report.ROOT / "demo" / "ct", metavar="DIR",
         help="folder for everything; results there are replaced (default: demo/ct)")  # fmt: skip
     return parser.parse_args()
 
@@ -82,13 +82,13 @@ def prepare_data(output: Path, archive: Path | None) -> dict[str, Slices]:
     return prepared
 
 
-def read_cases(folder: Path, group: str) -> list[demo_report.Case]:
+def read_cases(folder: Path, group: str) -> list[report.Case]:
     """The tumour slices below a folder that write_slices wrote."""
     cases = []
     for path in sorted((folder / "images").iterdir()):
         truth = read_image(folder / "tumour" / path.name)[0].numpy() > 0
         outside = read_image(folder / "outside" / path.name)[0].numpy() > 0
-        cases.append(demo_report.Case(path.name, read_image(path), truth, ~outside, group))
+        cases.append(report.Case(path.name, read_image(path), truth, ~outside, group))
     return cases
 
 
@@ -112,13 +112,13 @@ class Direction:
     def training(self) -> Path:
         return self.output / "data" / self.source / "normal" / "images"
 
-    def cases(self) -> list[demo_report.Case]:
+    def cases(self) -> list[report.Case]:
         folder = self.output / "data" / self.target / "tumour"
         return read_cases(folder, f"{self.source} -> {self.target}")
 
     def run(
-        self, seeds: Sequence[int], overrides: Sequence[str], variants: Sequence[demo.Variant]
-    ) -> demo.Predicted:
+        self, seeds: Sequence[int], overrides: Sequence[str], variants: Sequence[report.Variant]
+    ) -> report.Predicted:
         """Trains and predicts through the documented commands."""
         images = self.output / "data" / self.target / "tumour" / "images"
         places = {
@@ -128,7 +128,7 @@ class Direction:
             "checkpoints_dir": self.folder / "checkpoints",
             "logs_dir": self.folder / "logs",
         }
-        return demo.run_seeds(
+        return report.run_seeds(
             CONFIG,
             seeds,
             [case.name for case in self.cases()],
@@ -139,17 +139,17 @@ class Direction:
             say=say,
         )
 
-    def report(self, predicted: demo.Predicted, record: dict[str, object]) -> str:
+    def report(self, predicted: report.Predicted, record: dict[str, object]) -> str:
         """Adds the baselines, writes results and contact sheet; returns the table."""
         clock = time.monotonic()
         training = [read_image(path) for path in sorted(self.training.iterdir())]
         cases = self.cases()
-        heatmaps = {**predicted.heatmaps, **demo.baseline_heatmaps(training, cases)}
-        rows = demo_report.compare(cases, heatmaps)
+        heatmaps = {**predicted.heatmaps, **report.baseline_heatmaps(training, cases)}
+        rows = report.compare(cases, heatmaps)
         seconds = {**predicted.seconds, "baselines": time.monotonic() - clock}
         record = {**record, "test_slices": [case.name for case in cases], "seconds": seconds}
-        demo_report.save_results(rows, cases, heatmaps, SHOWN, self.folder, record)
-        return demo_report.format_table(rows)
+        report.save_results(rows, cases, heatmaps, SHOWN, self.folder, record)
+        return report.format_table(rows)
 
 
 def main() -> int:
@@ -159,17 +159,13 @@ def main() -> int:
     # Two processes of one thread each are faster than one of two on networks this small.
     os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TQDM_DISABLE": "1"}
     torch.set_num_threads(1)
-    try:
-        prepare_data(output, arguments.archive)
-    except LungCTError as error:
-        print(f"demo_ct.py: {error}", file=sys.stderr)
-        return 1
+    prepare_data(output, arguments.archive)
     directions = [Direction(*pair, output) for pair in (VOLUMES, VOLUMES[::-1])]
     for direction in directions:
         shutil.rmtree(direction.folder, ignore_errors=True)
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     overrides = [*(TINY if arguments.tiny else ()), *arguments.set]
-    variants = [demo.Variant()] if arguments.tiny else [demo.Variant(), ONE_COMPLETION]
+    variants = [report.Variant()] if arguments.tiny else [report.Variant(), ONE_COMPLETION]
     with ThreadPoolExecutor(len(directions)) as pool:
         jobs = [pool.submit(each.run, seeds, overrides, variants) for each in directions]
         results = [job.result() for job in jobs]
@@ -191,7 +187,4 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except demo.DemoError as error:
-        sys.exit(f"demo_ct.py: {error}")
+    run_script(main)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from common.random_fields import FloatImage, pixel_grid
+from demos.data.random_fields import FloatImage, pixel_grid
 
 MAX_LESION_PX = (
     16  # the hole of configs/demo_phantom.yaml: a lesion must fit into what is completed

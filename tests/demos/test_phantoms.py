@@ -6,9 +6,8 @@ import pytest
 from common.annotations import boxes_to_labels, read_annotations
 from common.images import read_image
 from common.metrics import score_heatmap
-from common.synthetic import LESION_KINDS, PhantomStyle, draw_phantom
-from common.synthetic_data import write_phantoms
-from common.synthetic_lesions import MAX_LESION_PX
+from demos.data.lesions import MAX_LESION_PX
+from demos.data.phantoms import LESION_KINDS, PhantomStyle, draw_phantom, write_phantoms
 
 SEEDS = range(700, 706)
 

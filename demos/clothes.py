@@ -22,12 +22,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, uninstalled
 
 from common.config import load_config
-from dia import demo, demo_images
-from dia.demo import Job
+from demos import dia_report as report
+from demos.data import clothes
+from demos.dia_report import Job
 from dia.settings import DiaConfig
 
 ROOT = Path(__file__).resolve().parent.parent
-ARCHIVE = ROOT / "benchmarks" / "data" / "fashion_mnist.npz"
+ARCHIVE = ROOT / "demos" / "data" / "fashion_mnist.npz"
 CONFIG = "configs/demo_dia.yaml"
 METHODS = {
     "CSI rotation": ("simclr_CSI", "rotation", "rotation"),
@@ -52,7 +53,7 @@ TINY = {
     "contrastive": ("contrastive.epochs=1", "contrastive.batch_size=4", "contrastive.width=8",
                     "contrastive.max_batches=2", "evaluation.ood_samples=1"),
 }  # fmt: skip
-SMALL_COUNTS = demo_images.Counts(train=8, test=6, per_other_class=2)
+SMALL_COUNTS = clothes.Counts(train=8, test=6, per_other_class=2)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -63,7 +64,7 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--tiny", action="store_true", help="see in a minute that it runs; its numbers mean nothing"
     )
-    add("--normal", default="bag", choices=(*demo_images.CLASSES, demo_images.TISSUE),
+    add("--normal", default="bag", choices=(*clothes.CLASSES, clothes.TISSUE),
         help="the normal class: one of the clothes, or tissue (default: bag)")  # fmt: skip
     add("--seeds", type=int, default=int(os.environ.get("DEMO_SEEDS", "1")), metavar="N",
         help="trainings (default: the variable DEMO_SEEDS, or 1)")  # fmt: skip
@@ -87,33 +88,33 @@ def main() -> int:
     output, normal = arguments.output.resolve(), arguments.normal
     for part in ("images", "runs"):
         shutil.rmtree(output / part, ignore_errors=True)
-    written = demo_images.write_images(images_of(arguments), output / "images")
+    written = clothes.write_images(images_of(arguments), output / "images")
     say(f"Normal: {normal}. Test images by folder: {written}")
     kind = kind_of(arguments)
     methods = arguments.methods or SHOWN[kind]
     runs = [output / "runs" / f"seed{n}" for n in range(arguments.seeds)]
     jobs = [job for seed in range(len(runs)) for job in jobs_of(arguments, output, seed, methods)]
-    seconds = demo.run_jobs(jobs, output / "runs" / "logs", say)
+    seconds = report.run_jobs(jobs, output / "runs" / "logs", say)
     rows = []
     for name in methods:
         for seed, folder in enumerate(runs):
-            scores = demo.read_scores(results_of(folder, name) / "scores_CSI.csv", normal)
-            rows += demo.compare(name, scores, normal, seed)
-    baselines = demo.baseline_scores(output / "images", normal)
+            scores = report.read_scores(results_of(folder, name) / "scores_CSI.csv", normal)
+            rows += report.compare(name, scores, normal, seed)
+    baselines = report.baseline_scores(output / "images", normal)
     for name, scores in baselines.items():
-        rows += demo.compare(name, scores, normal)
+        rows += report.compare(name, scores, normal)
     seconds["total"] = time.monotonic() - started
-    found = demo.findings(rows, pairs(methods, list(baselines), BEST_SHIFT[kind]))
+    found = report.findings(rows, pairs(methods, list(baselines), BEST_SHIFT[kind]))
     dissolving = dissolved_at(runs[0], methods)
-    say("\n" + demo.format_table(rows))
+    say("\n" + report.format_table(rows))
     say(f"\nFound with {len(runs)} seed(s), {dissolving}"
         + (", numbers without meaning:" if arguments.tiny else ":"))  # fmt: skip
     say("\n".join(found))
     record = {"command": sys.argv, "normal": normal, "dissolving": dissolving, "found": found}
-    demo.save_results(output / "results.json", rows, {**record, "seconds": seconds})
+    report.save_results(output / "results.json", rows, {**record, "seconds": seconds})
     say(f"\nNumbers: {output / 'results.json'}")
     if diffusion_model(runs[0]).is_file():
-        strip = demo.save_strip(output, normal, diffusion_model(runs[0]), STRIP_STEPS)
+        strip = report.save_strip(output, normal, diffusion_model(runs[0]), STRIP_STEPS)
         say(f"Originals and dissolved versions at t = {STRIP_STEPS}: {strip}")
     say(f"Losses: tensorboard --logdir {output / 'runs'}")
     say("Seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
@@ -122,14 +123,14 @@ def main() -> int:
 
 def kind_of(arguments: argparse.Namespace) -> str:
     """A key of SHOWN."""
-    return demo_images.TISSUE if arguments.normal == demo_images.TISSUE else "clothes"
+    return clothes.TISSUE if arguments.normal == clothes.TISSUE else "clothes"
 
 
-def images_of(arguments: argparse.Namespace) -> demo_images.DemoImages:
-    counts = SMALL_COUNTS if arguments.tiny else demo_images.Counts()
-    if arguments.normal == demo_images.TISSUE:
-        return demo_images.tissue(counts)
-    return demo_images.clothes(ARCHIVE, arguments.normal, counts)
+def images_of(arguments: argparse.Namespace) -> clothes.DemoImages:
+    counts = SMALL_COUNTS if arguments.tiny else clothes.Counts()
+    if arguments.normal == clothes.TISSUE:
+        return clothes.tissue(counts)
+    return clothes.clothes(ARCHIVE, arguments.normal, counts)
 
 
 def pairs(methods: list[str], baselines: list[str], best_shift: str) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""What benchmarks/demo_dia.py does with its images: the README's commands, one table.
+"""What demos/clothes.py does with its images: the README's commands, one table.
 
 Images are files of a train/<class>, test/<class> tree. Scores are turned so that larger = more
 anomalous.
@@ -24,8 +24,8 @@ from common.checkpoint import save_text_atomic
 from common.config import REPOSITORY
 from common.images import read_image, write_image
 from common.metrics import Interval, binary_intervals
-from common.pixel_baselines import BASELINES
-from dia.demo_images import GROUPS, OTHER_CLASSES
+from demos.baselines import IMAGE_BASELINES
+from demos.data.clothes import GROUPS, OTHER_CLASSES
 from diffusion_models.dissolve import load_dissolver
 from diffusion_models.pictures import dissolving_strip
 
@@ -124,7 +124,7 @@ def baseline_scores(folder: Path, normal: str) -> dict[str, dict[str, NDArray[np
     files = sorted((folder / "test").rglob("*.png"))
     groups = np.array([group_of(file.as_posix(), normal) for file in files])
     test = flat(files)
-    scores = {name: score(train, test) for name, score in BASELINES.items()}
+    scores = {name: score(train, test) for name, score in IMAGE_BASELINES.items()}
     return {
         name: {group: values[groups == group] for group in dict.fromkeys(groups.tolist())}
         for name, values in scores.items()

@@ -1,7 +1,7 @@
-"""Writes benchmarks/data/fashion_mnist.npz, the images of demo_dia.py, from the original files.
+"""Writes demos/data/fashion_mnist.npz, the images of demos/clothes.py, from the original files.
 
 apt-get download dataset-fashion-mnist && dpkg -x dataset-fashion-mnist_*.deb unpacked
-python benchmarks/make_fashion_subset.py unpacked/usr/share/datasets/fashion-mnist
+python demos/data/make_fashion_subset.py unpacked/usr/share/datasets/fashion-mnist
 """
 
 import argparse
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-TARGET = Path(__file__).resolve().parent / "data" / "fashion_mnist.npz"
+TARGET = Path(__file__).resolve().parent / "fashion_mnist.npz"
 PER_CLASS = {"train": 400, "t10k": 120}
 HEADER = {"images": 16, "labels": 8}
 

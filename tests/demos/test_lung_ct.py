@@ -10,12 +10,14 @@ import nrrd
 import numpy as np
 import pytest
 
+from common.config import REPOSITORY
 from common.images import read_image
-from common.lung_ct import (
+from demos.data.lung_ct import (
     FILES,
     LungCTError,
     Volume,
     body_mask,
+    check_hashes,
     fetch_volumes,
     prepare,
     read_volume,
@@ -92,6 +94,13 @@ def test_failed_download_says_what_to_do_and_leaves_nothing(tmp_path, monkeypatc
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_fetched_file_of_other_content_is_refused(tmp_path):
+    for name in FILES:
+        (tmp_path / name).write_bytes(b"something else")
+    with pytest.raises(LungCTError, match=r"lung1_image\.nrrd .* expected 379fa48b"):
+        check_hashes(tmp_path)
+
+
 def test_image_and_label_of_different_size_are_refused(tmp_path):
     nrrd.write(str(tmp_path / "lung1_image.nrrd"), np.zeros((4, 4, 3), "i2"))
     nrrd.write(str(tmp_path / "lung1_label.nrrd"), np.zeros((4, 4, 2), "i2"))
@@ -155,9 +164,9 @@ def test_written_slices_and_masks_read_back(tmp_path):
 
 @pytest.mark.slow
 def test_demo_trains_both_directions_and_ends_in_tables(tmp_path):
-    """The whole of benchmarks/demo_ct.py, with a few steps on made volumes."""
-    root = Path(__file__).resolve().parent.parent
-    command = [sys.executable, "benchmarks/demo_ct.py", "--tiny", "--output", tmp_path / "out"]
+    """The whole of demos/ct.py, with a few steps on made volumes."""
+    root = REPOSITORY
+    command = [sys.executable, "demos/ct.py", "--tiny", "--output", tmp_path / "out"]
     command += ["--archive", made_archive(tmp_path, zoom=3)]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -4,14 +4,20 @@ import numpy as np
 import pytest
 
 from common.config import REPOSITORY
-from common.local_changes import CHANGES
 from common.metrics import Interval
-from common.pixel_baselines import nearest_neighbour, pca_reconstruction
-from common.tissue import TISSUE_CHANGES, draw_tissue
-from dia.demo import Job, Row, baseline_scores, findings, format_table, run_jobs
-from dia.demo_images import Counts, clothes, tissue, write_images
+from demos.baselines import nearest_neighbour, pca_reconstruction
+from demos.data.clothes import (
+    CHANGES,
+    TISSUE_CHANGES,
+    Counts,
+    clothes,
+    draw_tissue,
+    tissue,
+    write_images,
+)
+from demos.dia_report import Job, Row, baseline_scores, findings, format_table, run_jobs
 
-ARCHIVE = REPOSITORY / "benchmarks" / "data" / "fashion_mnist.npz"
+ARCHIVE = REPOSITORY / "demos" / "data" / "fashion_mnist.npz"
 
 
 def bag() -> np.ndarray:

@@ -19,7 +19,7 @@ def run(script: str, *arguments: str | Path) -> str:
 
 @pytest.mark.slow
 def test_the_demo_ends_in_its_table_and_pictures_and_its_engines_agree(tmp_path) -> None:
-    table = run("benchmarks/demo_phantom.py", "--tiny", "--output", tmp_path)
+    table = run("demos/phantom.py", "--tiny", "--output", tmp_path)
     for name in ("mass", "distortion", "calcifications", "MCD_image M=1", "knn_16x16"):
         assert f"\n{name}" in table or f"\n  {name} " in table
     assert (tmp_path / "contact_sheet.png").stat().st_size > 10_000
