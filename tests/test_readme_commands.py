@@ -1,4 +1,4 @@
-"""Every command line of README.md is one that its program takes: none can go stale."""
+"""Every command line of README.md and docs/ is one that its program takes: none can go stale."""
 
 import argparse
 import re
@@ -13,7 +13,8 @@ import pytest
 
 from common.config import REPOSITORY
 
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+TEXT = "\n\n".join(path.read_text(encoding="utf-8") for path in PAGES)
 STAND_INS = {"NAME": "kvasir", "FOLDER": "folder"}
 """What a reader would type instead of a placeholder."""
 PROGRAM = re.compile(
@@ -44,9 +45,9 @@ class Command(NamedTuple):
 
 def code_lines() -> Iterator[str]:
     """Every line of the blocks and every piece of code in a sentence, in one line each."""
-    blocks = README.split("```")[1::2]
+    blocks = TEXT.split("```")[1::2]
     yield from (line.partition(" #")[0].strip() for block in blocks for line in block.splitlines())
-    for text in README.split("```")[::2]:
+    for text in TEXT.split("```")[::2]:
         yield from (" ".join(code.split()) for code in re.findall(r"`([^`]+)`", text))
         yield from table_lines(text)
 
@@ -93,6 +94,10 @@ def call(script: Path, function: str) -> object:
         return runpy.run_path(str(script), run_name="a_command_of_the_readme")[function]()
     except SystemExit as ended:
         return ended.code
+
+
+def test_readme_can_be_read_in_five_minutes() -> None:
+    assert len(PAGES[0].read_text(encoding="utf-8").split()) <= 1500
 
 
 def test_readme_calls_every_program_and_every_table_file() -> None:
