@@ -6,10 +6,10 @@ dropped, as published.
 
 from torch import Tensor
 
-from inpainter.fast.chains import Chain
 from inpainter.fast.geometry import Region
 from inpainter.fast.layers import FastLayer
 from inpainter.fast.scorer import FastScorer
+from inpainter.fast.stages import Chain
 
 PUBLISHED_LIVE = 9  # coarse conv2 … conv10
 
@@ -25,7 +25,7 @@ def completion_macs(scorer: FastScorer, windows: Tensor) -> float:
     if fine is None:
         return total
     for changed in fine.shared_chains(frozenset()):
-        pairs = zip(changed.chain.layers, changed.fresh, strict=True)
+        pairs = zip(changed.chain.layers, changed.changed, strict=True)
         total += sum(layer_macs(layer, region) for layer, region in pairs)
     total += chain_macs(fine.matched) + chain_macs(fine.decoder)
     return total + fine.attend.macs()
@@ -40,7 +40,7 @@ def prepared_macs(scorer: FastScorer, windows: Tensor) -> float:
     if fine is None:
         return total
     for changed in fine.shared_chains(frozenset()):
-        pairs = zip(changed.chain.layers, changed.still, strict=True)
+        pairs = zip(changed.chain.layers, changed.static, strict=True)
         total += sum(layer_macs(layer, r) for layer, r in pairs if r is not None)
     return total
 

@@ -73,7 +73,7 @@ def main() -> int:
     scorers = {"published": PublishedScorer(*subject.parts())}
     for name in arguments.precision.split(","):
         scorers[name] = FastScorer(*subject.parts(), precision=name)
-        scorers[name](subject.batches[0], range(len(subject.batches[0])), subject.draw(0))  # plans
+        scorers[name](subject.batches[0], subject.masks(len(subject.batches[0]), 0))  # plans
     results = measure(scorers, subject)
     results |= summary(results, subject, scorers, convolution_peak(device)) | memory
     results["stages"] = {name: stage_seconds(subject, scorer) for name, scorer in scorers.items()}
@@ -104,7 +104,7 @@ def measure(scorers: dict, subject: Subject) -> dict:
         scores = {}
         for name, scorer in scorers.items():
             started = time.perf_counter()
-            found = scorer(windows, range(len(windows)), subject.draw(pair))
+            found = scorer(windows, subject.masks(len(windows), pair))
             scores[name] = {metric: values.cpu() for metric, values in found.items()}
             seconds[name].append((time.perf_counter() - started) / len(windows))
         for name, values in scores.items():
@@ -143,7 +143,8 @@ def summary(results: dict, subject: Subject, scorers: dict, peak: float) -> dict
             values[f"ratio_{name}"] = statistics.median(slow / fast for slow, fast in pairs)
     if "fp32" in seconds:
         scorer, windows = scorers["fp32"], subject.batches[0]
-        macs = prepared_macs(scorer, windows) + scorer.M * completion_macs(scorer, windows)
+        M = subject.config.test.heatmap_M_inpaint
+        macs = prepared_macs(scorer, windows) + M * completion_macs(scorer, windows)
         rate = macs / 1e9 / statistics.median(seconds["fp32"])
         values |= {
             "max_rel_error": results["largest_difference"]["fp32"],

@@ -135,13 +135,11 @@ def load_scorer(
         generator,
         critic,
         test.heatmap_metrics,
-        test.heatmap_M_inpaint,
         test.mask_shape,
     )
     if test.engine == "plain":
         return WindowScorer(*parts), step
-    options_of = {"precision": test.precision, "shared_masks": test.share_dropout_masks}
-    return FastScorer(*parts, compiled=test.compile, **options_of), step
+    return FastScorer(*parts, precision=test.precision, compiled=test.compile), step
 
 
 def one_image(
@@ -155,10 +153,10 @@ def one_image(
 ) -> None:
     """Reads, scores and writes one image."""
     image = read()
-    draw = dropout_of(scorer.generator, config.netG, config.test, config.seed, name)
+    dropout = dropout_of(scorer.generator, config.netG, config.test, config.seed, name)
     started = time.monotonic()
     with WindowBar(name, image, config, output) as bar:
-        scored = score_image(image, scorer, config.test, draw, device, bar.note)
+        scored = score_image(image, scorer, config.test, dropout, device, bar.note)
     seconds = time.monotonic() - started
     size = (image.shape[1], image.shape[2])
     boxes = annotations.boxes(name, size) if annotations is not None else ()
