@@ -9,13 +9,13 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 # One thread: on networks this small two threads wait for each other more than they work.
 demo: .venv/installed
-	OMP_NUM_THREADS=1 $(VENV) benchmarks/demo_phantom.py
+	OMP_NUM_THREADS=1 $(VENV) demos/phantom.py
 
 demo-ct: .venv/installed
-	$(VENV) benchmarks/demo_ct.py
+	$(VENV) demos/ct.py
 
 demo-dia: .venv/installed
-	$(VENV) benchmarks/demo_dia.py
+	$(VENV) demos/clothes.py
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(VENV) -m pytest -n auto

@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, 
 
 import torch
 
-from common.synthetic_data import write_phantoms
-from inpainter.demo import ROOT
+from demos.data.phantoms import write_phantoms
+from demos.picard_report import ROOT
 
 OUTPUT = ROOT / "demo" / "collapse"
 DATA_SEED = 21

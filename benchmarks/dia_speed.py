@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.published_dia import loop_csi_scores, loop_views, with_loop_layers
 from common.checkpoint import save_text_atomic
 from dia.augment import Augmentation, AugmentationSettings, augment
 from dia.building import layout_for
 from dia.draws import random_augmentation
 from dia.encoders import build_encoder
 from dia.objective import Objective, contrastive_losses
-from dia.published_loops import loop_csi_scores, loop_views, with_loop_layers
 from dia.scoring import csi_score, fit_csi
 from dia.shifts import ShiftType
 from dia.steps import BetaParameters

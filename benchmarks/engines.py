@@ -18,7 +18,7 @@ import numpy as np
 
 from common.images import read_image
 from common.metrics import score_heatmap
-from inpainter import demo
+from demos import picard_report as report
 from inpainter.heatmap_files import list_heatmaps, read_heatmap
 
 ROWS = {
@@ -47,10 +47,10 @@ class Demo(NamedTuple):
 def demo_of(name: str, output: Path | None) -> Demo:
     """The phantoms, or the direction lung 1 -> lung 2 of the CT demo."""
     if name == "phantom":
-        folder = output or demo.ROOT / "demo" / "phantom"
+        folder = output or report.ROOT / "demo" / "phantom"
         parts = (folder / "checkpoints", folder / "test", folder / "masks", folder / "bodies", True)
         return Demo("configs/demo_phantom.yaml", "demo_phantom", *parts)
-    folder = output or demo.ROOT / "demo" / "ct"
+    folder = output or report.ROOT / "demo" / "ct"
     slices = folder / "data" / "lung2" / "tumour"
     checkpoints = folder / "lung1_to_lung2" / "checkpoints"
     parts = (checkpoints, slices / "images", slices / "tumour", slices / "outside", False)
@@ -67,7 +67,7 @@ def complete(subject: Demo, overrides: tuple[str, ...], output: Path) -> tuple[f
     for override in sets:
         command += ["--set", override]
     (output / "compute_times.csv").unlink(missing_ok=True)  # rows are added to it
-    demo.run_command(command, lambda text: print(text, flush=True))
+    report.run_command(command, lambda text: print(text, flush=True))
     with (output / "compute_times.csv").open() as file:
         rows = list(csv.DictReader(file))
     return sum(float(r["seconds"]) for r in rows), sum(int(r["completed_windows"]) for r in rows)
@@ -118,5 +118,5 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except demo.DemoError as error:
+    except report.DemoError as error:
         sys.exit(f"engines.py: {error}")

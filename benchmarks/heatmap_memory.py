@@ -45,12 +45,12 @@ def _score_here(
         refine="off",
     )
     generator, critic = random_networks(config, 1.0, device)
-    scorer = FastScorer(generator, critic, METRICS, test.heatmap_M_inpaint, test.mask_shape)
-    draw = dropout_of(generator, config.netG, test, 0, "benchmark")
+    scorer = FastScorer(generator, critic, METRICS, test.mask_shape)
+    dropout = dropout_of(generator, config.netG, test, 0, "benchmark")
     image = torch.zeros(test.patch_shape[2], *image_hw)
     top, left = (side // 2 for side in image_hw)
     image[:, top : top + TISSUE, left : left + TISSUE] = 0.5
-    result = score_image(image, scorer, test, draw, device)
+    result = score_image(image, scorer, test, dropout, device)
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device) / 2**30
     else:

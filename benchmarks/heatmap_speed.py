@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, 
 import torch
 import torch.nn.functional as F
 
+from benchmarks.heatmap_costs import completion_macs, prepared_macs
 from benchmarks.heatmap_memory import image_memory
 from benchmarks.heatmap_stages import report_stages, stage_seconds
 from benchmarks.heatmap_subject import Subject, random_settings, random_subject, trained_subject
@@ -23,7 +24,6 @@ from benchmarks.published_heatmap import PublishedScorer
 from common.checkpoint import save_text_atomic
 from common.config import load_config, resolve_path
 from common.runtime import resolve_device
-from inpainter.fast.costs import completion_macs, prepared_macs
 from inpainter.fast.scorer import FastScorer
 from inpainter.settings import PicardConfig
 
@@ -73,7 +73,7 @@ def main() -> int:
     scorers = {"published": PublishedScorer(*subject.parts())}
     for name in arguments.precision.split(","):
         scorers[name] = FastScorer(*subject.parts(), precision=name)
-        scorers[name](subject.batches[0], range(len(subject.batches[0])), subject.draw(0))  # plans
+        scorers[name](subject.batches[0], subject.masks(len(subject.batches[0]), 0))  # plans
     results = measure(scorers, subject)
     results |= summary(results, subject, scorers, convolution_peak(device)) | memory
     results["stages"] = {name: stage_seconds(subject, scorer) for name, scorer in scorers.items()}
@@ -104,7 +104,7 @@ def measure(scorers: dict, subject: Subject) -> dict:
         scores = {}
         for name, scorer in scorers.items():
             started = time.perf_counter()
-            found = scorer(windows, range(len(windows)), subject.draw(pair))
+            found = scorer(windows, subject.masks(len(windows), pair))
             scores[name] = {metric: values.cpu() for metric, values in found.items()}
             seconds[name].append((time.perf_counter() - started) / len(windows))
         for name, values in scores.items():
@@ -143,7 +143,8 @@ def summary(results: dict, subject: Subject, scorers: dict, peak: float) -> dict
             values[f"ratio_{name}"] = statistics.median(slow / fast for slow, fast in pairs)
     if "fp32" in seconds:
         scorer, windows = scorers["fp32"], subject.batches[0]
-        macs = prepared_macs(scorer, windows) + scorer.M * completion_macs(scorer, windows)
+        M = subject.config.test.heatmap_M_inpaint
+        macs = prepared_macs(scorer, windows) + M * completion_macs(scorer, windows)
         rate = macs / 1e9 / statistics.median(seconds["fp32"])
         values |= {
             "max_rel_error": results["largest_difference"]["fp32"],

@@ -50,7 +50,6 @@ def _now() -> float:
 def stage_seconds(subject: Subject, scorer: Callable) -> dict[str, float]:
     """Seconds by stage of one window, on one CPU thread: the fastest of some runs."""
     window, threads = subject.batches[0][:1], torch.get_num_threads()
-    score = scorer.score if isinstance(scorer, FastScorer) else scorer
     best: dict[str, float] = {}
     torch.set_num_threads(1)
     try:
@@ -59,7 +58,7 @@ def stage_seconds(subject: Subject, scorer: Callable) -> dict[str, float]:
             if isinstance(scorer, FastScorer):
                 scorer.prepared.clear()  # else the second run would find the first one's
             with torch.inference_mode(), clocked(clock, subject, scorer, window):
-                clock.timed("rest", score)(window, [0], subject.draw(0))
+                clock.timed("rest", scorer)(window, subject.masks(1, seed=0))
             if not best or sum(clock.seconds.values()) < sum(best.values()):
                 best = clock.seconds
     finally:

@@ -17,8 +17,9 @@ from common.config import ConfigError
 from common.image_folders import list_images
 from common.images import ImageError, read_image, to_signed
 from common.runtime import generator_for
-from inpainter.completion import DrawDropout, dropout_of
+from inpainter.completion import dropout_of
 from inpainter.critic import Critic
+from inpainter.dropout import ChannelMasks
 from inpainter.generator import Generator
 from inpainter.heatmap import windows_to_score
 from inpainter.networks import load_generator, load_local_critic
@@ -39,12 +40,12 @@ class Subject:
 
     def parts(self) -> tuple:
         """What every scorer is made of."""
-        test = self.config.test
-        return self.generator, self.critic, METRICS, test.heatmap_M_inpaint, test.mask_shape
+        return self.generator, self.critic, METRICS, self.config.test.mask_shape
 
-    def draw(self, seed: int) -> DrawDropout:
-        """Channel dropout of the settings' layers, drawn for each window."""
-        return dropout_of(self.generator, self.config.netG, self.config.test, seed, "benchmark")
+    def masks(self, n: int, seed: int) -> ChannelMasks:
+        """Channel dropout of the settings' layers, drawn for each of n windows."""
+        netG, test = self.config.netG, self.config.test
+        return dropout_of(self.generator, netG, test, seed, "benchmark").masks(range(n))
 
 
 def random_settings(window: int, M: int, ngf: int) -> PicardConfig:

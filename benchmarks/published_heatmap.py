@@ -4,15 +4,13 @@ M copies of every window run through the whole network, attention is a loop over
 convolutions, the ground truth's features are computed once per completion, ELU is torch's own.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from inpainter.attention import NORM_EPSILON, SOFTMAX_SCALE
-from inpainter.completion import DrawDropout, WindowScorer
-from inpainter.dropout import ChannelDropout
+from inpainter.completion import WindowScorer
+from inpainter.dropout import ChannelDropout, ChannelMasks
 from inpainter.generator import FineGenerator, with_mask_planes
 from inpainter.masks import centre_crop, centre_mask
 from inpainter.scores import distances_over, l2_distance, metric_values
@@ -22,28 +20,25 @@ class PublishedScorer(WindowScorer):
     """Called as WindowScorer is; the images of a batch are tiled M times, as published."""
 
     @torch.inference_mode()
-    def __call__(
-        self, windows: Tensor, numbers: Sequence[int], draw: DrawDropout
-    ) -> dict[str, Tensor]:
+    def __call__(self, windows: Tensor, masks: ChannelMasks) -> dict[str, Tensor]:
         """Scores of a batch: every metric's (N,) values, larger = more anomalous."""
         count = len(windows)
-        truth = centre_crop(windows, self.mask_hw).repeat(self.M, 1, 1, 1)
-        completions = centre_crop(self.complete_all(windows, numbers, draw), self.mask_hw)
+        truth = centre_crop(windows, self.mask_hw).repeat(masks.M, 1, 1, 1)
+        completions = centre_crop(self.complete_all(windows, masks), self.mask_hw)
         spaces = {"image": (truth, completions)}
         if "feature" in self.spaces:
             spaces["feature"] = (self.critic.features(truth), self.critic.features(completions))
         distances = {
-            space: distances_over(l2_distance(*pair).view(self.M, count))
+            space: distances_over(l2_distance(*pair).view(masks.M, count))
             for space, pair in spaces.items()
         }
         return metric_values(self.metrics, distances)
 
-    def complete_all(self, windows: Tensor, numbers: Sequence[int], draw: DrawDropout) -> Tensor:
+    def complete_all(self, windows: Tensor, masks: ChannelMasks) -> Tensor:
         """All completions at once, pasted into the windows: (M * N, C, H, W)."""
-        drops = [draw(numbers, m) for m in range(self.M)]
-        keep = {name: torch.cat([drop.keep[name] for drop in drops]) for name in drops[0].keep}
-        drop = ChannelDropout(keep, 1 - 1 / drops[0].scale)
-        images = windows.repeat(self.M, 1, 1, 1)
+        keep = {name: kept.transpose(0, 1).flatten(0, 1) for name, kept in masks.keep.items()}
+        drop = ChannelDropout(keep, masks.p)  # of M * N windows, completion by completion
+        images = windows.repeat(masks.M, 1, 1, 1)
         hw = (windows.shape[2], windows.shape[3])
         mask = centre_mask(hw, self.mask_hw, windows.device).expand(len(images), -1, -1, -1)
         known = images * (1 - mask)

@@ -4,96 +4,61 @@ The plain way: every completion is a pass of the whole generator. N windows, M c
 channels, H x W window, h x w hole.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from common.runtime import generator_for
 from inpainter.blocks import Drop
 from inpainter.critic import Critic
-from inpainter.dropout import ChannelDropout, ElementDropout, draw_keep_masks, live_layers
+from inpainter.dropout import ImageDropout, WindowMasks, active_dropout_layers
 from inpainter.generator import Generator
 from inpainter.masks import centre_crop, centre_mask
 from inpainter.scores import distances_over, l2_distance, metric_values, spaces_of
 from inpainter.settings import GeneratorConfig, Metric, TestConfig
 
-DrawDropout = Callable[[Sequence[int], int], Drop | None]
-"""(window numbers, m) -> what the m-th completion of these windows drops."""
-
-
-def channel_dropout_of(
-    layers: dict[str, int], M: int, p: float, seed: int, image_name: str, shared: bool = False
-) -> DrawDropout:
-    """Channel dropout drawn for each window from the seed, the image's name and its number.
-
-    layers: name -> channels. Results so depend neither on the batch nor on the windows before; the
-    first completions of a larger M are those of a smaller. shared: all windows drop the same.
-    """
-    drawn: dict[int, dict[str, Tensor]] = {}
-
-    def draw(numbers: Sequence[int], m: int) -> ChannelDropout:
-        if m == 0:
-            drawn.clear()
-            for number in numbers:
-                generator = generator_for(seed, image_name, "all" if shared else number)
-                drawn[number] = draw_keep_masks(layers, M, p, generator)
-        keep = {name: torch.stack([drawn[n][name][m] for n in numbers]) for name in layers}
-        return ChannelDropout(keep, p)
-
-    return draw
-
-
-def element_dropout_of(layers: Sequence[str], p: float, seed: int, image_name: str) -> DrawDropout:
-    """Elementwise dropout (`netG.dropout_type: 1D`), drawn for each window and completion."""
-
-    def draw(numbers: Sequence[int], m: int) -> ElementDropout:
-        generators = [generator_for(seed, image_name, number, m) for number in numbers]
-        return ElementDropout(layers, p, generators)
-
-    return draw
-
 
 def dropout_of(
     generator: Generator, netG: GeneratorConfig, test: TestConfig, seed: int, image_name: str
-) -> DrawDropout | None:
-    """What drops while completing the windows of one image; none where nothing does."""
+) -> ImageDropout | None:
+    """What drops while completing the windows of one image; None where nothing does."""
     channels = generator.droppable_layers()
-    layers = {name: channels[name] for name in live_layers(netG, list(channels))}
+    layers = {name: channels[name] for name in active_dropout_layers(netG, list(channels))}
     if test.droprate == 0 or not layers:
         return None
-    if netG.dropout_type == "1D":
-        return element_dropout_of(list(layers), test.droprate, seed, image_name)
-    shared = test.share_dropout_masks
-    M, p = test.heatmap_M_inpaint, test.droprate
-    return channel_dropout_of(layers, M, p, seed, image_name, shared)
+    return ImageDropout(
+        layers,
+        test.heatmap_M_inpaint,
+        test.droprate,
+        seed,
+        image_name,
+        elementwise=netG.dropout_type == "1D",
+        shared=test.share_dropout_masks,
+    )
 
 
 class Scorer(Protocol):
-    """What makes completions and sees them as the metrics do, in whichever way."""
+    """Interface of a window scorer: generates completions and maps them to the metric spaces."""
 
     metrics: tuple[Metric, ...]
     mask_hw: tuple[int, int]
     spaces: frozenset[str]
 
-    def completions(
-        self, windows: Tensor, numbers: Sequence[int], draw: DrawDropout | None
-    ) -> Iterator[Tensor]: ...
+    def completions(self, windows: Tensor, masks: WindowMasks | None) -> Iterator[Tensor]: ...
 
     def represent(self, holes: Tensor) -> dict[str, Tensor]: ...
 
 
 @dataclass(frozen=True)
 class WindowScorer:
-    """Scores windows by completion distance: the oracle of every faster way."""
+    """Scores windows by completion distance: the reference implementation."""
 
     generator: Generator
     critic: Critic | None
-    """Its features are the space of the `_feature` metrics; none where there are no such."""
+    """Its features are the space of the `_feature` metrics; None where there are no such."""
     metrics: tuple[Metric, ...]
-    M: int
     mask_hw: tuple[int, int]
     spaces: frozenset[str] = field(init=False)
 
@@ -101,21 +66,20 @@ class WindowScorer:
         object.__setattr__(self, "spaces", frozenset(spaces_of(self.metrics)))
 
     @torch.inference_mode()
-    def __call__(
-        self, windows: Tensor, numbers: Sequence[int], draw: DrawDropout | None
-    ) -> dict[Metric, Tensor]:
+    def __call__(self, windows: Tensor, masks: WindowMasks | None) -> dict[Metric, Tensor]:
         """Scores of a batch: every metric's (N,) values, larger = more anomalous.
 
-        windows: (N, C, H, W) in [-1, 1]; numbers: the windows' numbers in their image.
+        windows: (N, C, H, W) in [-1, 1]; masks: what their completions drop, None = nothing.
         """
-        return score_windows(self, windows, numbers, draw)
+        return score_windows(self, windows, masks)
 
-    def completions(
-        self, windows: Tensor, numbers: Sequence[int], draw: DrawDropout | None
-    ) -> Iterator[Tensor]:
+    def completions(self, windows: Tensor, masks: WindowMasks | None) -> Iterator[Tensor]:
         """The holes' completions, (N, C, h, w) each, one after the other; one if nothing drops."""
-        for m in range(self.M if draw is not None else 1):
-            yield self.complete(windows, draw(numbers, m) if draw is not None else None)
+        if masks is None:
+            yield self.complete(windows, None)
+            return
+        for m in range(masks.M):
+            yield self.complete(windows, masks.completion(m))
 
     def complete(self, windows: Tensor, drop: Drop | None) -> Tensor:
         """One completion of every window's hole: (N, C, H, W) -> (N, C, h, w) in [-1, 1]."""
@@ -134,22 +98,22 @@ class WindowScorer:
 
 
 def score_windows(
-    scorer: "Scorer", windows: Tensor, numbers: Sequence[int], draw: DrawDropout | None
+    scorer: Scorer, windows: Tensor, masks: WindowMasks | None
 ) -> dict[Metric, Tensor]:
     """Every metric's (N,) values of a batch, from the completions that the scorer makes.
 
-    windows: (N, C, H, W) in [-1, 1]; numbers: the windows' numbers in their image.
+    windows: (N, C, H, W) in [-1, 1]; masks: what their completions drop, None = nothing.
     """
     truth = scorer.represent(centre_crop(windows, scorer.mask_hw))
     distances: dict[str, list[Tensor]] = {space: [] for space in truth}
     if scorer.spaces - {"no_dropout"}:
-        for completion in scorer.completions(windows, numbers, draw):
+        for completion in scorer.completions(windows, masks):
             estimate = scorer.represent(completion)
             for space, values in distances.items():
                 values.append(l2_distance(truth[space], estimate[space]))
     stacked = {space: distances_over(values) for space, values in distances.items() if values}
     if "no_dropout" in scorer.spaces:
-        (estimate,) = scorer.completions(windows, numbers, None)
+        (estimate,) = scorer.completions(windows, None)
         distance = l2_distance(centre_crop(windows, scorer.mask_hw), estimate)
         stacked["no_dropout"] = distance[:, None]
     return metric_values(scorer.metrics, stacked)

@@ -1,21 +1,23 @@
-"""Which layers drop channels, and the drawing of what they drop. N samples, M completions."""
+"""Which layers drop channels, and what they drop, as data. N samples or windows, M completions."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from common.runtime import generator_for
 from inpainter.settings import GeneratorConfig
 
 KeepMasks = Mapping[str, Tensor]
 """Layer name -> (N, C) bool, true where the channel is kept; other layers keep everything."""
 
 
-def live_layers(config: GeneratorConfig, droppable: Sequence[str]) -> list[str]:
+def active_dropout_layers(config: GeneratorConfig, droppable: Sequence[str]) -> list[str]:
     """Names of the layers that drop while completing, by `netG.dropout_which`.
 
     CUSTOM takes the layers whose published module path, `<stage>.<layer>.dropout`, contains an
-    entry of the custom lists (quirks P2 and P3).
+    entry of the custom lists (P2, P3).
     """
     coarse = [name for name in droppable if name.startswith("coarse_generator.")]
     fine = [name for name in droppable if name.startswith("fine_generator.")]
@@ -66,6 +68,91 @@ class ElementDropout:
             return x
         draws = torch.stack([torch.rand(x.shape[1:], generator=g) for g in self.generators])
         return x * ((draws >= self.p).to(x.device, x.dtype) / (1 - self.p))
+
+
+@dataclass(frozen=True)
+class ChannelMasks:
+    """The channels that the M completions of N windows keep."""
+
+    keep: Mapping[str, Tensor]
+    """Layer name -> (N, M, C) bool."""
+    p: float
+    """Probability with which a channel was dropped."""
+    same: bool = False
+    """All windows keep the same channels, so that the others need not be computed at all."""
+
+    @property
+    def M(self) -> int:  # noqa: N802
+        return next(iter(self.keep.values())).shape[1]
+
+    def completion(self, m: int) -> ChannelDropout:
+        """What the m-th completion of these windows drops."""
+        return ChannelDropout({name: keep[:, m] for name, keep in self.keep.items()}, self.p)
+
+    def of_window(self, i: int) -> "ChannelMasks":
+        """The masks of one of the windows."""
+        keep = {name: masks[i : i + 1] for name, masks in self.keep.items()}
+        return ChannelMasks(keep, self.p, same=True)
+
+
+@dataclass(frozen=True)
+class ElementMasks:
+    """Elementwise dropout of N windows: masks as large as the activations, drawn when used."""
+
+    layers: tuple[str, ...]
+    M: int
+    p: float
+    keys: tuple[tuple[int | str, ...], ...]
+    """What each window's random numbers depend on, besides the completion."""
+
+    def completion(self, m: int) -> ElementDropout:
+        """What the m-th completion of these windows drops."""
+        return ElementDropout(self.layers, self.p, [generator_for(*key, m) for key in self.keys])
+
+    def of_window(self, i: int) -> "ElementMasks":
+        """The masks of one of the windows."""
+        return replace(self, keys=self.keys[i : i + 1])
+
+
+WindowMasks = ChannelMasks | ElementMasks
+
+
+@dataclass(frozen=True)
+class ImageDropout:
+    """What drops while the windows of one image are completed.
+
+    A window's masks follow from the seed, the image's name and the window's number alone, so
+    results depend neither on the batch nor on the windows before; the first completions of a larger
+    M are those of a smaller one.
+    """
+
+    layers: Mapping[str, int]
+    """Active layers: name -> channels."""
+    M: int
+    p: float
+    seed: int
+    image_name: str
+    elementwise: bool = False
+    """`netG.dropout_type: 1D`."""
+    shared: bool = False
+    """All windows drop the same channels."""
+
+    def masks(self, numbers: Sequence[int]) -> WindowMasks:
+        """What the completions of these windows drop, by their numbers in the image."""
+        if self.elementwise:
+            keys = tuple((self.seed, self.image_name, number) for number in numbers)
+            return ElementMasks(tuple(self.layers), self.M, self.p, keys)
+        drawn = [
+            draw_keep_masks(
+                self.layers,
+                self.M,
+                self.p,
+                generator_for(self.seed, self.image_name, "all" if self.shared else number),
+            )
+            for number in numbers
+        ]
+        keep = {name: torch.stack([masks[name] for masks in drawn]) for name in self.layers}
+        return ChannelMasks(keep, self.p, same=self.shared)
 
 
 def draw_keep_masks(

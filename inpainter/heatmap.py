@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from common.images import to_signed
-from inpainter.completion import DrawDropout, WindowScorer
+from inpainter.completion import WindowScorer
+from inpainter.dropout import ImageDropout
 from inpainter.fast.scorer import FastScorer
 from inpainter.refine import filled_in, first_pass, second_pass
 from inpainter.settings import Metric, TestConfig
@@ -42,13 +43,13 @@ def score_image(
     image: Tensor,
     scorer: WindowScorer | FastScorer,
     test: TestConfig,
-    draw: DrawDropout | None,
+    dropout: ImageDropout | None,
     device: torch.device,
     progress: Callable[[dict[Metric, Tensor], WindowGrid, int], None] = lambda *_: None,
 ) -> Heatmaps:
     """Heatmaps of one image by every metric of the scorer.
 
-    image: (C, H, W) in [0, 1]; draw: what drops, by window number and completion; progress: called
+    image: (C, H, W) in [0, 1]; dropout: what drops, None = nothing; progress: called
     after each batch with the scores so far (by metric, one per window), the grid and the number of
     windows newly done. Raises WindowError for an image smaller than the window where
     test.heatmap_alignment is stretched.
@@ -65,7 +66,8 @@ def score_image(
             windows = cut_windows(padded, grid, batch)
             if device.type == "cuda":
                 windows = windows.pin_memory().to(device, non_blocking=True)
-            found = scorer(to_signed(windows), batch, draw)
+            masks = None if dropout is None else dropout.masks(batch)
+            found = scorer(to_signed(windows), masks)
             together = torch.stack([found[metric].float() for metric in scores]).cpu()
             for metric, values in zip(scores, together, strict=True):
                 scores[metric][batch] = values

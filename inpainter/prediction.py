@@ -205,13 +205,11 @@ def build_scorer(
         generator,
         critic,
         test.heatmap_metrics,
-        test.heatmap_M_inpaint,
         test.mask_shape,
     )
     if test.engine == "plain":
         return WindowScorer(*parts)
-    options_of = {"precision": test.precision, "shared_masks": test.share_dropout_masks}
-    return FastScorer(*parts, compiled=test.compile, **options_of)
+    return FastScorer(*parts, precision=test.precision, compiled=test.compile)
 
 
 @dataclass
@@ -255,14 +253,14 @@ class Run:
         """The heatmaps of an image. Raises ImageError where they are not finite."""
         config = self.config
         name_of_draws = escaped(name)  # random numbers depend on the name; it need not be UTF-8
-        draw = dropout_of(
+        dropout = dropout_of(
             self.scorer.generator, config.netG, config.test, config.seed, name_of_draws
         )
         with (
             tf32_products(config.test.precision == "tf32"),
             WindowBar(name, image, config, self.output) as bar,
         ):
-            scored = score_image(image, self.scorer, config.test, draw, self.device, bar.note)
+            scored = score_image(image, self.scorer, config.test, dropout, self.device, bar.note)
         for metric, grid in scored.grids.items():
             n_bad = int((~grid.isfinite()).sum())
             if n_bad:

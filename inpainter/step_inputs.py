@@ -9,7 +9,7 @@ from torch import Tensor
 
 from common.runtime import Processes, generator_for
 from inpainter.blocks import Drop
-from inpainter.dropout import ChannelDropout, ElementDropout, draw_keep_masks, live_layers
+from inpainter.dropout import ChannelDropout, ElementDropout, active_dropout_layers, draw_keep_masks
 from inpainter.generator import Generator
 from inpainter.masks import discount_weights, random_boxes, shrunken_masks
 from inpainter.settings import PicardConfig
@@ -30,7 +30,7 @@ class InputMaker:
         layers = generator.droppable_layers()
         names = list(layers)
         if config.netG.train_drop_layers == "as_in_test":
-            names = live_layers(config.netG, names)
+            names = active_dropout_layers(config.netG, names)
         self.layers = {name: layers[name] for name in names}
 
     def make(self, step: int, real: Tensor) -> StepInputs:

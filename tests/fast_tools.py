@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from inpainter.completion import DrawDropout, WindowScorer, channel_dropout_of
+from inpainter.completion import WindowScorer
 from inpainter.critic import Critic
-from inpainter.dropout import live_layers
+from inpainter.dropout import ChannelMasks, ImageDropout, WindowMasks, active_dropout_layers
 from inpainter.fast.scorer import FastScorer
 from inpainter.generator import Generator
 from inpainter.settings import GeneratorConfig
@@ -57,28 +57,29 @@ class Case:
         generator = torch.Generator().manual_seed(3)
         return torch.rand(self.N, self.channels, *self.window, generator=generator) * 2 - 1
 
-    def draw(self, generator: Generator) -> DrawDropout:
+    def masks(self, generator: Generator) -> ChannelMasks:
+        """Channel dropout of all windows."""
         channels = generator.droppable_layers()
-        layers = {name: channels[name] for name in live_layers(self.config(), list(channels))}
-        return channel_dropout_of(layers, self.M, self.p, 5, "image.png")
+        active = active_dropout_layers(self.config(), list(channels))
+        layers = {name: channels[name] for name in active}
+        return ImageDropout(layers, self.M, self.p, 5, "image.png").masks(range(self.N))
 
-    def scores(self, draw: DrawDropout | None = None, **options) -> tuple[dict, dict]:
+    def scores(self, masks: WindowMasks | None = None, **options) -> tuple[dict, dict]:
         """Scores of the plain and of the fast engine, fed the same masks."""
         networks = self.networks()
-        draw = draw or self.draw(networks[0])
-        numbers = list(range(self.N))
-        parts = (*networks, METRICS, self.M, self.hole)
-        plain = WindowScorer(*parts)(self.windows(), numbers, draw)
-        return plain, FastScorer(*parts, **options)(self.windows(), numbers, draw)
+        masks = masks or self.masks(networks[0])
+        parts = (*networks, METRICS, self.hole)
+        plain = WindowScorer(*parts)(self.windows(), masks)
+        return plain, FastScorer(*parts, **options)(self.windows(), masks)
 
     def exact_scores(self, **options) -> tuple[dict, dict]:
         """Scores of both engines with networks and windows in float64."""
         generator, critic = self.networks()
-        draw, numbers = self.draw(generator), list(range(self.N))
-        parts = (generator.double(), critic.double(), METRICS, self.M, self.hole)
+        masks = self.masks(generator)
+        parts = (generator.double(), critic.double(), METRICS, self.hole)
         windows = self.windows().double()
-        plain = WindowScorer(*parts)(windows, numbers, draw)
-        return plain, FastScorer(*parts, precision="fp64", **options)(windows, numbers, draw)
+        plain = WindowScorer(*parts)(windows, masks)
+        return plain, FastScorer(*parts, precision="fp64", **options)(windows, masks)
 
 
 def worst_error(plain: dict[str, Tensor], fast: dict[str, Tensor]) -> float:

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from common.metrics import score_heatmap
 from inpainter.attention import contextual_attention, match_offsets
 from inpainter.completion import WindowScorer
 from inpainter.critic import Critic
-from inpainter.dropout import ChannelDropout, live_layers
+from inpainter.dropout import ChannelDropout, ChannelMasks, active_dropout_layers
 from inpainter.fast.scorer import FastScorer
 from inpainter.generator import Completion, Generator
 from inpainter.heatmap import score_image, stitch
@@ -112,7 +112,7 @@ def check_dropout(folder: Path, entry: Entry, arrays: Arrays) -> None:
     generator = Generator(config)
     load(generator, folder, entry, arrays, "sd")
     droppable = list(generator.droppable_layers())
-    active = [f"{name}.dropout" for name in live_layers(config, droppable)]
+    active = [f"{name}.dropout" for name in active_dropout_layers(config, droppable)]
     assert sorted(active) == sorted(str(name) for name in arrays["active_modules"])
     if "modules_with_dropout_layer" in arrays:
         recorded = {str(name) for name in arrays["modules_with_dropout_layer"]}
@@ -270,6 +270,16 @@ def find(parameters: dict[str, Tensor], name: str, prefixes: tuple[str, ...]) ->
     return next(parameters[prefix + name] for prefix in prefixes if prefix + name in parameters)
 
 
+class RecordedDropout(NamedTuple):
+    """The recorded masks in the place of `inpainter.dropout.ImageDropout`."""
+
+    keep: dict[str, torch.Tensor]
+    p: float
+
+    def masks(self, numbers: list[int]) -> ChannelMasks:
+        return ChannelMasks({name: kept[numbers] for name, kept in self.keep.items()}, self.p)
+
+
 def check_heatmap(folder: Path, entry: Entry, arrays: Arrays) -> None:
     """The recorded scores and maps, by the plain and by the fast engine."""
     for engine in (WindowScorer, FastScorer):
@@ -281,13 +291,10 @@ def check_heatmap_by(engine: type, folder: Path, entry: Entry, arrays: Arrays) -
     image = as_tensor(arrays["image01"])[0]
     grids = group(arrays, "grid")
     generator, critic, test = heatmap_parts(folder, entry, arrays, tuple(grids))
-    scorer = engine(generator, critic, test.heatmap_metrics, settings["M"], test.mask_shape)
-    masks = {k: v.unflatten(0, (-1, settings["M"])) for k, v in keep_masks(arrays).items()}
-
-    def draw(numbers: list[int], m: int) -> ChannelDropout:
-        return ChannelDropout({k: v[numbers, m] for k, v in masks.items()}, float(arrays["p"]))
-
-    result = score_image(image, scorer, test, draw, torch.device("cpu"))
+    scorer = engine(generator, critic, test.heatmap_metrics, test.mask_shape)
+    keep = {k: v.unflatten(0, (-1, settings["M"])) for k, v in keep_masks(arrays).items()}
+    dropout = RecordedDropout(keep, float(arrays["p"]))
+    result = score_image(image, scorer, test, dropout, torch.device("cpu"))
     for metric, recorded in grids.items():
         assert_close(result.grids[metric], recorded, tolerance["grid"], f"grid {metric}")
     for metric, recorded in group(arrays, "heatmap").items():
@@ -299,7 +306,7 @@ def check_heatmap_by(engine: type, folder: Path, entry: Entry, arrays: Arrays) -
         assert_close(heat, recorded, tolerance["heatmap"], f"averaged {metric}")
     windows = to_signed(cut_windows(image, grid, [0]))
     with torch.inference_mode():
-        completions = torch.cat(list(scorer.completions(windows, [0], draw)))
+        completions = torch.cat(list(scorer.completions(windows, dropout.masks([0]))))
     recorded = arrays["completions_of_first_window"]
     assert_close(completions, recorded, tolerance["completions_of_first_window"], "completions")
 

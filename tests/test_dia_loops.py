@@ -2,7 +2,7 @@
 
 import torch
 
-from dia.published_loops import loop_csi_scores, loop_views, with_loop_layers
+from benchmarks.published_dia import loop_csi_scores, loop_views, with_loop_layers
 from dia.scoring import csi_score, fit_csi
 from dia.shifts import ShiftType
 from dia.steps import BetaParameters

@@ -129,9 +129,9 @@ def test_windows_on_the_gpu_are_scored_there(fake, dropout_type, engine) -> None
     nets = networks()
     test = CONFIG.test
     netG = dataclasses.replace(CONFIG.netG, dropout_type=dropout_type)
-    scorer = engine(nets.generator, nets.local_critic, test.heatmap_metrics, 2, (16, 16))
-    draw = dropout_of(nets.generator, netG, test, 1, "image.png")
-    scores = scorer(on_cuda(3, 1, 32, 32), [0, 1, 2], draw)
+    scorer = engine(nets.generator, nets.local_critic, test.heatmap_metrics, (16, 16))
+    dropout = dropout_of(nets.generator, netG, test, 1, "image.png")
+    scores = scorer(on_cuda(3, 1, 32, 32), dropout.masks([0, 1, 2]))
     assert set(scores) == set(test.heatmap_metrics)
     assert {values.device.type for values in scores.values()} == {"cuda"}
 
@@ -158,12 +158,12 @@ class Transfers(TorchDispatchMode):
 
 def test_the_cpu_does_not_wait_for_the_gpu_between_completions(fake) -> None:
     nets, test = networks(), CONFIG.test
-    scorer = FastScorer(nets.generator, nets.local_critic, test.heatmap_metrics, 2, (16, 16))
-    draw = dropout_of(nets.generator, CONFIG.netG, test, 1, "image.png")
+    scorer = FastScorer(nets.generator, nets.local_critic, test.heatmap_metrics, (16, 16))
+    dropout = dropout_of(nets.generator, CONFIG.netG, test, 1, "image.png")
     windows = on_cuda(3, 1, 32, 32)
-    scorer(windows, [0, 1, 2], draw)  # plans what later batches use again
+    scorer(windows, dropout.masks([0, 1, 2]))  # plans what later batches use again
     with Transfers() as transfers:
-        scorer(windows, [3, 4, 5], draw)
+        scorer(windows, dropout.masks([3, 4, 5]))
     assert transfers.count > 0
     assert transfers.waiting == []
 

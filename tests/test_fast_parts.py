@@ -6,17 +6,24 @@ import torch.nn.functional as F
 
 from inpainter.attention import contextual_attention
 from inpainter.fast.attention import FastAttention
-from inpainter.fast.geometry import Reach, Region, Span, centre, whole
-from inpainter.fast.winograd import Tiling, tiles_for, transformed_kernel, winograd
-from inpainter.fast.workspace import Workspace
+from inpainter.fast.geometry import ConvGeometry, Region, Span, centre, whole
+from inpainter.fast.winograd import Tiling, Workspace, tiles_for, transformed_kernel, winograd
 from inpainter.masks import centre_mask
 
-REACHES = [Reach(3), Reach(5), Reach(3, stride=2), Reach(3, dilation=4), Reach(3, up=True)]
+REACHES = [
+    ConvGeometry(3),
+    ConvGeometry(5),
+    ConvGeometry(3, stride=2),
+    ConvGeometry(3, dilation=4),
+    ConvGeometry(3, up=True),
+]
 
 
 @pytest.mark.parametrize("reach", REACHES, ids=str)
 @pytest.mark.parametrize("span", [(0, 24), (0, 5), (6, 11), (7, 18), (20, 24)])
-def test_intervals_are_those_that_a_convolution_shows(reach: Reach, span: tuple[int, int]) -> None:
+def test_intervals_are_those_that_a_convolution_shows(
+    reach: ConvGeometry, span: tuple[int, int]
+) -> None:
     """A change of the input shows where `reached` says; outputs read what `taps` says."""
     size, changed = 24, Span(*span)
 
@@ -29,15 +36,15 @@ def test_intervals_are_those_that_a_convolution_shows(reach: Reach, span: tuple[
     x[span[0] : span[1]] = 1
     assert reach.out_size(size) == len(run(x))
     touched = run(x).nonzero().flatten()
-    reached = reach.reached(Region(changed, changed), (size, size)).rows
+    reached = reach.affected_outputs(Region(changed, changed), (size, size)).rows
     assert (reached.lo, reached.hi) == (int(touched[0]), int(touched[-1]) + 1)
     taps = reach.taps(reached, size)
     assert (taps.span.lo <= changed.lo, taps.span.hi >= changed.hi) == (True, True)
-    computable = reach.computable(Region(taps.span, taps.span), (size, size)).rows
+    computable = reach.valid_outputs(Region(taps.span, taps.span), (size, size)).rows
     assert (computable.lo <= reached.lo, computable.hi >= reached.hi) == (True, True)
     outside = 1 - x
     clean = (run(outside) == 0).nonzero().flatten() if span != (0, size) else touched
-    known = reach.computable(Region(changed, changed), (size, size)).rows
+    known = reach.valid_outputs(Region(changed, changed), (size, size)).rows
     assert list(range(*known)) == clean.tolist()
 
 

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from inpainter.completion import WindowScorer, element_dropout_of
-from inpainter.dropout import ChannelDropout
+from inpainter.completion import WindowScorer
+from inpainter.dropout import ChannelMasks, ImageDropout
 from inpainter.fast.scorer import FastScorer
 from inpainter.fast.winograd import winograd
 from tests.fast_tools import METRICS, Case, worst_error
@@ -88,23 +88,19 @@ def typical_error(exact: dict, scores: dict) -> float:
 @pytest.mark.parametrize("layer", ["coarse_generator.conv5", "fine_generator.pmconv6"])
 def test_a_layer_may_drop_every_channel(layer: str, thin: bool) -> None:
     case = Case((96, 96), (32, 32), settings=net(dropout_which="ALL"))
-    plenty = case.draw(case.networks()[0])
-
-    def draw(numbers, m):
-        drop = plenty(numbers, m)
-        none = torch.zeros_like(drop.keep[layer])
-        return ChannelDropout({**drop.keep, layer: none}, case.p)
-
-    assert worst_error(*case.scores(draw, thin=thin)) < LIMIT
+    masks = case.masks(case.networks()[0])
+    none = torch.zeros_like(masks.keep[layer])
+    masks = ChannelMasks({**masks.keep, layer: none}, case.p)
+    assert worst_error(*case.scores(masks, thin=thin)) < LIMIT
 
 
 def test_completions_are_the_plain_ones_pixel_by_pixel() -> None:
     generator, critic = PUBLISHED.networks()
-    parts = (generator, critic, METRICS, PUBLISHED.M, PUBLISHED.hole)
-    draw = PUBLISHED.draw(generator)
+    parts = (generator, critic, METRICS, PUBLISHED.hole)
+    masks = PUBLISHED.masks(generator)
     with torch.inference_mode():
-        fast = list(FastScorer(*parts).completions(PUBLISHED.windows(), [0, 1], draw))
-        plain = list(WindowScorer(*parts).completions(PUBLISHED.windows(), [0, 1], draw))
+        fast = list(FastScorer(*parts).completions(PUBLISHED.windows(), masks))
+        plain = list(WindowScorer(*parts).completions(PUBLISHED.windows(), masks))
     assert len(fast) == PUBLISHED.M
     assert torch.stack(plain).std() > 0.05
     torch.testing.assert_close(torch.stack(fast), torch.stack(plain), rtol=0, atol=1e-4)
@@ -114,36 +110,32 @@ def test_completions_are_the_plain_ones_pixel_by_pixel() -> None:
 def test_score_of_a_window_does_not_depend_on_the_batch(thin: bool) -> None:
     case = Case((64, 64), (32, 32), N=32)
     generator, critic = case.networks()
-    draw = case.draw(generator)
-    scorer = FastScorer(generator, critic, METRICS, case.M, case.hole, thin=thin)
-    together = scorer(case.windows(), list(range(32)), draw)
-    alone = scorer(case.windows()[30:31], [30], draw)
+    masks = case.masks(generator)
+    scorer = FastScorer(generator, critic, METRICS, case.hole, thin=thin)
+    together = scorer(case.windows(), masks)
+    alone = scorer(case.windows()[30:31], masks.of_window(30))
     assert worst_error({k: v[30:31] for k, v in together.items()}, alone) < LIMIT
 
 
 def test_masks_that_all_windows_share_are_thinned_for_the_batch() -> None:
     case = Case((64, 64), (32, 32), N=3)
-    plenty = case.draw(case.networks()[0])
-
-    def draw(numbers, m):
-        drop = plenty([0], m)
-        keep = {name: rows.expand(len(numbers), -1) for name, rows in drop.keep.items()}
-        return ChannelDropout(keep, case.p)
-
-    assert worst_error(*case.scores(draw, shared_masks=True)) < LIMIT
+    masks = case.masks(case.networks()[0])
+    keep = {name: kept[:1].expand(3, -1, -1) for name, kept in masks.keep.items()}
+    assert worst_error(*case.scores(ChannelMasks(keep, case.p, same=True))) < LIMIT
 
 
 def test_dropout_of_single_elements_takes_the_plain_path() -> None:
     case = Case((64, 64), (32, 32))
-    draw = element_dropout_of(["coarse_generator.conv5"], 0.5, 3, "image.png")
-    assert worst_error(*case.scores(draw)) < LIMIT
+    layers = {"coarse_generator.conv5": 16}
+    dropout = ImageDropout(layers, case.M, 0.5, 3, "image.png", elementwise=True)
+    assert worst_error(*case.scores(dropout.masks(range(case.N)))) < LIMIT
 
 
 def test_without_dropout_there_is_one_completion() -> None:
     generator, critic = PUBLISHED.networks()
-    scorer = FastScorer(generator, critic, METRICS, 7, PUBLISHED.hole)
+    scorer = FastScorer(generator, critic, METRICS, PUBLISHED.hole)
     with torch.inference_mode():
-        assert len(list(scorer.completions(PUBLISHED.windows(), [0, 1], None))) == 1
+        assert len(list(scorer.completions(PUBLISHED.windows(), None))) == 1
 
 
 def test_bf16_scores_are_near_and_rank_the_same() -> None:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from inpainter.fast.coarse import FastCoarse
 from inpainter.fast.scorer import FastScorer
+from inpainter.fast.stages import FastCoarse
 from inpainter.masks import centre_crop
 from tests.fast_tools import METRICS, Case, worst_error
 
@@ -37,17 +37,17 @@ def windows_around(values: list[float]) -> Tensor:
 
 
 def new_scorer(**options) -> FastScorer:
-    return FastScorer(*ONE.networks(), METRICS[:4], ONE.M, ONE.hole, **options)
+    return FastScorer(*ONE.networks(), METRICS[:4], ONE.hole, **options)
 
 
 def test_equal_surroundings_in_a_row_are_encoded_once_with_the_same_scores(encoded) -> None:
     windows = windows_around([-1.0, -1.0, -1.0, 0.5, 0.5, -1.0])
-    draw = ONE.draw(ONE.networks()[0])
+    masks = ONE.masks(ONE.networks()[0])
     together = new_scorer(thin=True)
-    found = [together(windows[i : i + 1], [i], draw) for i in range(len(windows))]
+    found = [together(windows[i : i + 1], masks) for i in range(len(windows))]
     assert [float(known[0, 0, 0, 0]) for known in encoded] == [-1.0, 0.5, -1.0]
     for i, scores in enumerate(found):
-        alone = new_scorer(thin=True)(windows[i : i + 1], [i], draw)
+        alone = new_scorer(thin=True)(windows[i : i + 1], masks)
         assert all(torch.equal(scores[metric], alone[metric]) for metric in alone)
     assert len({float(scores["MCD_image"]) for scores in found}) == len(windows)
 
@@ -55,9 +55,9 @@ def test_equal_surroundings_in_a_row_are_encoded_once_with_the_same_scores(encod
 def test_a_single_pixel_makes_surroundings_differ(encoded) -> None:
     windows = windows_around([0.25, 0.25])
     windows[1, 0, 63, 63] += 1e-6
-    scorer, draw = new_scorer(), ONE.draw(ONE.networks()[0])
+    scorer, masks = new_scorer(), ONE.masks(ONE.networks()[0])
     for i in range(2):
-        scorer(windows[i : i + 1], [i], draw)
+        scorer(windows[i : i + 1], masks)
     assert len(encoded) == 2
 
 

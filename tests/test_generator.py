@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from inpainter.critic import Critic, to_channels
-from inpainter.dropout import ChannelDropout, draw_keep_masks, live_layers
+from inpainter.dropout import ChannelDropout, active_dropout_layers, draw_keep_masks
 from inpainter.generator import Generator
 from inpainter.settings import GeneratorConfig
 from tests.networks import lively_generator, random_window
@@ -69,13 +69,14 @@ def test_published_lists_drop_in_nine_coarse_layers_only() -> None:
     config = GeneratorConfig(ngf=4)
     names = list(Generator(config).droppable_layers())
     assert len(names) == 38
-    live = live_layers(config, names)
+    live = active_dropout_layers(config, names)
     assert len(live) == 9
     assert all(name.startswith("coarse_generator.") for name in live)
     stripped = dataclasses.replace(config, strip_self_prefix=True)
-    assert len(live_layers(stripped, names)) == 32
+    assert len(active_dropout_layers(stripped, names)) == 32
     for which, count in (("ALL", 38), ("COARSE", 15), ("FINE", 23)):
-        assert len(live_layers(dataclasses.replace(config, dropout_which=which), names)) == count
+        config = dataclasses.replace(config, dropout_which=which)
+        assert len(active_dropout_layers(config, names)) == count
 
 
 def test_dropped_channels_are_zero_and_kept_ones_scaled() -> None:

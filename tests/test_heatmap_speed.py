@@ -45,7 +45,7 @@ def test_all_engines_score_windows_of_images_by_trained_weights_alike(checkpoint
     subject = trained(checkpoint)
     assert [tuple(batch.shape) for batch in subject.batches] == [(1, 1, 32, 32)] * 3
     plain, fast, published = (
-        engine(*subject.parts())(subject.batches[1], [0], subject.draw(3))
+        engine(*subject.parts())(subject.batches[1], subject.masks(1, 3))
         for engine in (WindowScorer, FastScorer, PublishedScorer)
     )
     assert set(plain) == set(METRICS)

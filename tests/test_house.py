@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "diffusion_models": {"common", "diffusion_models"},
     "dia": {"common", "diffusion_models", "dia"},
 }
-CODE_FOLDERS = [*MAY_IMPORT, "benchmarks", "tests"]
+CODE_FOLDERS = [*MAY_IMPORT, "demos", "benchmarks", "tests"]
 THIRD_PARTY = {
     *("torch", "torchvision", "numpy", "scipy", "yaml", "PIL", "sklearn", "tensorboard"),
     *("matplotlib", "tqdm", "nrrd", "pydicom", "tifffile", "pytest"),
@@ -61,7 +61,7 @@ def test_imports_point_towards_common_only(package: str) -> None:
 def test_no_script_is_imported() -> None:
     scripts = {path for path in python_files() if is_script(path)}
     names = {".".join(path.relative_to(REPOSITORY).with_suffix("").parts) for path in scripts}
-    names |= {path.stem for path in scripts if path.parent.name == "benchmarks"}
+    names |= {path.stem for path in scripts if path.parent.name in ("benchmarks", "demos")}
     wrong = [
         f"{path.relative_to(REPOSITORY)} imports {module}"
         for path in python_files()

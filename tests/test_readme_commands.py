@@ -1,4 +1,4 @@
-"""Every command line of README.md is one that its program takes: none can go stale."""
+"""Every command line of README.md and docs/ is one that its program takes: none can go stale."""
 
 import argparse
 import re
@@ -13,7 +13,8 @@ import pytest
 
 from common.config import REPOSITORY
 
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+TEXT = "\n\n".join(path.read_text(encoding="utf-8") for path in PAGES)
 STAND_INS = {"NAME": "kvasir", "FOLDER": "folder"}
 """What a reader would type instead of a placeholder."""
 PROGRAM = re.compile(
@@ -44,9 +45,9 @@ class Command(NamedTuple):
 
 def code_lines() -> Iterator[str]:
     """Every line of the blocks and every piece of code in a sentence, in one line each."""
-    blocks = README.split("```")[1::2]
+    blocks = TEXT.split("```")[1::2]
     yield from (line.partition(" #")[0].strip() for block in blocks for line in block.splitlines())
-    for text in README.split("```")[::2]:
+    for text in TEXT.split("```")[::2]:
         yield from (" ".join(code.split()) for code in re.findall(r"`([^`]+)`", text))
         yield from table_lines(text)
 
@@ -95,6 +96,10 @@ def call(script: Path, function: str) -> object:
         return ended.code
 
 
+def test_readme_can_be_read_in_five_minutes() -> None:
+    assert len(PAGES[0].read_text(encoding="utf-8").split()) <= 1500
+
+
 def test_readme_calls_every_program_and_every_table_file() -> None:
     found = {(command.folder / command.script).relative_to(REPOSITORY) for command in commands()}
     assert {Path(name.split()[0]) for name in PROGRAMS} <= found
@@ -107,7 +112,7 @@ def test_readme_calls_every_program_and_every_table_file() -> None:
 def test_program_takes_the_command(command: Command, monkeypatch, capsys) -> None:
     monkeypatch.chdir(command.folder)
     script = command.folder / command.script
-    if script.parent.name == "benchmarks":  # these have no --dry_run
+    if script.parent.name in ("benchmarks", "demos"):  # these have no --dry_run
         monkeypatch.setattr("sys.argv", [command.script, *command.flags])
         assert isinstance(call(script, "parse_arguments"), argparse.Namespace)
         return
@@ -120,9 +125,9 @@ def test_program_takes_the_command(command: Command, monkeypatch, capsys) -> Non
 
 def test_every_flag_belongs_to_a_program(monkeypatch, capsys) -> None:
     known = set(FLAGS_OF_OTHERS)
-    benchmarks = (REPOSITORY / "benchmarks").glob("*.py")
-    benchmarks = [path for path in benchmarks if "def main" in path.read_text(encoding="utf-8")]
-    for line in [*PROGRAMS, *(f"benchmarks/{path.name}" for path in benchmarks)]:
+    others = [path for name in ("benchmarks", "demos") for path in (REPOSITORY / name).glob("*.py")]
+    others = [path for path in others if "def main" in path.read_text(encoding="utf-8")]
+    for line in [*PROGRAMS, *(str(path.relative_to(REPOSITORY)) for path in others)]:
         name, *flags = line.split()
         monkeypatch.setattr("sys.argv", [name, *flags, "--help"])
         assert call(REPOSITORY / name, "main") == 0

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from common.runtime import at_least_fp32
 from inpainter.attention import NORM_EPSILON, SOFTMAX_SCALE
-from inpainter.fast.diagonals import along_columns, along_rows, fuse_columns, fuse_rows
 from inpainter.fast.geometry import Region, Span, whole
 
 NEGLIGIBLE = 1e-30
@@ -30,7 +29,9 @@ class FastAttention:
     def __init__(self, hw: tuple[int, int], wanted: Region, hole: Region, channels: int) -> None:
         self.grid = (hw[0] // 2, hw[1] // 2)
         self.wanted = wanted
-        self.queries = Region(*(pasted(*pair) for pair in zip(wanted, self.grid, strict=True)))
+        self.queries = Region(
+            *(patches_over(*pair) for pair in zip(wanted, self.grid, strict=True))
+        )
         inside = all(
             span.lo >= PATCH_MARGIN and span.hi + PATCH_MARGIN <= side
             for span, side in zip(self.queries, self.grid, strict=True)
@@ -38,7 +39,7 @@ class FastAttention:
         if not inside:  # fused diagonals wrap around the grid of queries, so all are needed
             self.queries = whole(self.grid)
         self.inside = inside
-        self.hidden = Region(*(touching(*pair) for pair in zip(hole, self.grid, strict=True)))
+        self.hidden = Region(*(keys_over(*pair) for pair in zip(hole, self.grid, strict=True)))
         self.channels = channels
         self.epsilon = 9 * channels * NORM_EPSILON
 
@@ -96,7 +97,7 @@ class FastAttention:
     def weights(self, logits: Tensor) -> Tensor:
         """(N, qh, qw, h * w) -> (N, qh, qw, h, w + 1): softmax over keys, zeros in the last column.
 
-        Hidden keys keep the logit 0 in the denominator and are zeroed afterwards (quirk P17).
+        Hidden keys keep the logit 0 in the denominator and are zeroed afterwards (P17).
         """
         n, qh, qw, _ = logits.shape
         h, w = self.grid
@@ -136,18 +137,18 @@ class FastAttention:
                 product = products(both.to(features.dtype), values)
                 out[:, :, a, :, b] = product.view(n, *cells, channels)
         out = out.view(n, 2 * cells[0], 2 * cells[1], channels).permute(0, 3, 1, 2)
-        made = Region(Span(top, top + 2 * cells[0]), Span(left, left + 2 * cells[1]))
-        rows, cols = self.wanted.within(made)
+        region = Region(Span(top, top + 2 * cells[0]), Span(left, left + 2 * cells[1]))
+        rows, cols = self.wanted.within(region)
         return out[:, :, rows, cols] / 4
 
 
-def pasted(span: Span, side: int) -> Span:
+def patches_over(span: Span, side: int) -> Span:
     """The patches, 4 wide at stride 2 from -1, that touch the pairs of outputs of a span."""
     return Span(max(span.lo // 2 - 1, 0), min((span.hi + 1) // 2 + 1, side))
 
 
-def touching(hole: Span, side: int) -> Span:
-    """The keys, one for 8 pixels, whose 3x3 patch holds a pixel of the hole."""
+def keys_over(hole: Span, side: int) -> Span:
+    """Key positions (stride 8) whose 3x3 patch overlaps the hole."""
     return Span(max(hole.lo // 8 - 1, 0), min(-(-hole.hi // 8) + 1, side))
 
 
@@ -162,3 +163,99 @@ def products(a: Tensor, b: Tensor) -> Tensor:
     if len(a) == 1:
         return torch.mm(a[0], b[0])[None]
     return torch.stack([torch.mm(*pair) for pair in zip(a, b, strict=True)])
+
+
+def fuse_rows(scores: Tensor, inside: bool) -> Tensor:
+    """Adds both neighbours on the diagonal, positions counted row by row.
+
+    (N, qh, qw, K) -> (N, qh, qw - 2, K) inside, else the same shape.
+    """
+    if inside:
+        return _shifted_by_one(scores[:, :, :-2], scores[:, :, 1:-1], scores[:, :, 2:])
+    flat = scores.flatten(1, 2)
+    return _ends_kept(flat, _add_previous_key, _add_next_key).view(scores.shape)
+
+
+def fuse_columns(scores: Tensor, grid: tuple[int, int], inside: bool) -> Tensor:
+    """Adds both neighbours on the diagonal, positions counted column by column.
+
+    (N, qh, qw, K) -> (N, qh - 2, qw, K) inside, else the same shape. grid: of the keys.
+    """
+    w = grid[1]
+
+    def add_previous(out: Tensor, x: Tensor) -> None:
+        out[..., w:] += x[..., :-w]
+        out[..., 1:w] += x[..., -w:-1]  # above the first row is the end of the column before
+
+    def add_next(out: Tensor, x: Tensor) -> None:
+        out[..., :-w] += x[..., w:]
+        out[..., -w:-1] += x[..., 1:w]
+
+    if inside:
+        before, here, after = scores[:, :-2], scores[:, 1:-1], scores[:, 2:]
+        out = torch.empty_like(here, memory_format=torch.contiguous_format)
+        torch.add(here[..., w:], before[..., :-w], out=out[..., w:])
+        out[..., :w] = here[..., :w]
+        out[..., 1:w] += before[..., -w:-1]
+        add_next(out, after)
+        return out
+    n, qh, qw, _ = scores.shape
+    flat = scores.transpose(1, 2).flatten(1, 2)
+    return _ends_kept(flat, add_previous, add_next).view(n, qw, qh, -1).transpose(1, 2)
+
+
+def _shifted_by_one(before: Tensor, here: Tensor, after: Tensor) -> Tensor:
+    """here[k] + before[k - 1] + after[k + 1], zero outside the keys."""
+    out = torch.empty_like(here, memory_format=torch.contiguous_format)
+    torch.add(here[..., 1:], before[..., :-1], out=out[..., 1:])
+    out[..., 0] = here[..., 0]
+    out[..., :-1] += after[..., 1:]
+    return out
+
+
+def _ends_kept(x: Tensor, add_previous, add_next) -> Tensor:
+    """Adds to every query what the one before and the one after it give, (N, Q, K)."""
+    out = x.clone()
+    add_previous(out[:, 1:], x[:, :-1])
+    add_next(out[:, :-1], x[:, 1:])
+    return out
+
+
+def _add_previous_key(out: Tensor, x: Tensor) -> None:
+    out[..., 1:] += x[..., :-1]
+
+
+def _add_next_key(out: Tensor, x: Tensor) -> None:
+    out[..., :-1] += x[..., 1:]
+
+
+def along_rows(weights: Tensor, parity: int, width: int) -> Tensor:
+    """Weights that fall on output rows 2i + parity: patch i and its neighbour, keys likewise.
+
+    (N, qh, qw, K) -> (N, qh - 2, qw, K), K = h * width.
+    """
+    here = weights[:, 1:-1]
+    out = torch.empty_like(here, memory_format=torch.contiguous_format)
+    if parity == 0:
+        torch.add(here[..., width:], weights[:, :-2, :, :-width], out=out[..., width:])
+        out[..., :width] = here[..., :width]
+    else:
+        torch.add(here[..., :-width], weights[:, 2:, :, width:], out=out[..., :-width])
+        out[..., -width:] = here[..., -width:]
+    return out
+
+
+def along_columns(weights: Tensor, parity: int) -> Tensor:
+    """The same for output columns; (N, qh, qw, K) -> (N, qh, qw - 2, K).
+
+    The last column of keys must be zero, so that nothing passes from one row to the next.
+    """
+    here = weights[:, :, 1:-1]
+    out = torch.empty_like(here, memory_format=torch.contiguous_format)
+    if parity == 0:
+        torch.add(here[..., 1:], weights[:, :, :-2, :-1], out=out[..., 1:])
+        out[..., 0] = here[..., 0]
+    else:
+        torch.add(here[..., :-1], weights[:, :, 2:, 1:], out=out[..., :-1])
+        out[..., -1] = here[..., -1]
+    return out

@@ -1,4 +1,4 @@
-"""Which part of a layer's output is needed, reached by a change, or computable from a part.
+"""Which part of a layer's output is needed, affected by a change, or valid given a part.
 
 All intervals are half-open, in pixels of the layer's own resolution, and clipped to the image; a
 convolution pads with zeros where an interval meets the image's border.
@@ -67,7 +67,7 @@ def centre(hw: tuple[int, int], hole_hw: tuple[int, int]) -> Region:
     return Region(Span(top, top + hole_hw[0]), Span(left, left + hole_hw[1]))
 
 
-class Taps(NamedTuple):
+class ConvInput(NamedTuple):
     """What a convolution reads along one axis: a span of the input, then zeros around it."""
 
     span: Span
@@ -75,7 +75,7 @@ class Taps(NamedTuple):
     after: int
 
 
-class Reach(NamedTuple):
+class ConvGeometry(NamedTuple):
     """The geometry of a layer: same-padded convolution, after a nearest ×2 upsampling if `up`."""
 
     kernel: int
@@ -93,7 +93,7 @@ class Reach(NamedTuple):
     def out_hw(self, hw: tuple[int, int]) -> tuple[int, int]:
         return self.out_size(hw[0]), self.out_size(hw[1])
 
-    def taps(self, out: Span, size: int) -> Taps:
+    def taps(self, out: Span, size: int) -> ConvInput:
         """What the outputs [lo, hi) read of an input of `size` pixels.
 
         For an upsampling layer in pixels before the upsampling; its 2x2 phases of the taps [a, b)
@@ -105,17 +105,17 @@ class Reach(NamedTuple):
             lo = out.lo * self.stride - self.padding
             hi = (out.hi - 1) * self.stride - self.padding + self.dilation * (self.kernel - 1) + 1
         span = Span(min(max(lo, 0), size), max(min(hi, size), 0))
-        return Taps(span, max(-lo, 0), max(hi - size, 0))
+        return ConvInput(span, max(-lo, 0), max(hi - size, 0))
 
     def needed(self, out: Region, hw: tuple[int, int]) -> Region:
         """The part of an input of hw pixels that an output region is made of."""
         return Region(self.taps(out.rows, hw[0]).span, self.taps(out.cols, hw[1]).span)
 
-    def reached(self, changed: Region, hw: tuple[int, int]) -> Region:
+    def affected_outputs(self, changed: Region, hw: tuple[int, int]) -> Region:
         """The outputs that a change of the input region can alter."""
-        return Region(self._reached(changed.rows, hw[0]), self._reached(changed.cols, hw[1]))
+        return Region(self._affected(changed.rows, hw[0]), self._affected(changed.cols, hw[1]))
 
-    def _reached(self, changed: Span, size: int) -> Span:
+    def _affected(self, changed: Span, size: int) -> Span:
         if self.up:
             lo, hi = 2 * changed.lo - 1, 2 * changed.hi + 1
         else:
@@ -124,18 +124,18 @@ class Reach(NamedTuple):
             hi = (changed.hi - 1 + self.padding) // self.stride + 1
         return Span(max(lo, 0), min(hi, self.out_size(size)))
 
-    def computable(self, known: Region, hw: tuple[int, int]) -> Region:
+    def valid_outputs(self, known: Region, hw: tuple[int, int]) -> Region:
         """The outputs that can be computed where the input is known in a region only."""
-        return Region(self._computable(known.rows, hw[0]), self._computable(known.cols, hw[1]))
+        return Region(self._valid(known.rows, hw[0]), self._valid(known.cols, hw[1]))
 
-    def _computable(self, known: Span, size: int) -> Span:
+    def _valid(self, known: Span, size: int) -> Span:
         from_border, to_border = known.lo == 0, known.hi == size
         if self.up:
             lo = 0 if from_border else 2 * known.lo + 1
             hi = 2 * size if to_border else 2 * known.hi - 1
         else:
-            reach = self.dilation * (self.kernel - 1)
+            width = self.dilation * (self.kernel - 1)
             lo = 0 if from_border else -(-(known.lo + self.padding) // self.stride)
-            last = (known.hi - 1 + self.padding - reach) // self.stride
+            last = (known.hi - 1 + self.padding - width) // self.stride
             hi = self.out_size(size) if to_border else last + 1
         return Span(lo, max(lo, hi))

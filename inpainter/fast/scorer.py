@@ -3,7 +3,10 @@
 N windows, M completions, C channels, H x W window, h x w hole.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from queue import SimpleQueue
 from typing import Literal
 
 import torch
@@ -11,18 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.runtime import at_least_fp32
-from inpainter.completion import DrawDropout, WindowScorer, score_windows
+from inpainter.completion import WindowScorer, score_windows
 from inpainter.critic import Critic, to_channels
-from inpainter.dropout import ChannelDropout
-from inpainter.fast.coarse import CoarsePrefix, FastCoarse
-from inpainter.fast.dropping import NOTHING, Dropping, dropping_of
-from inpainter.fast.fine import FastFine, Surroundings
-from inpainter.fast.layers import Arithmetic
-from inpainter.fast.side_by_side import SideBySide
-from inpainter.fast.workspace import Workspace
+from inpainter.dropout import ChannelMasks, ElementMasks, WindowMasks
+from inpainter.fast.layers import NO_DROPOUT, Arithmetic, DropPlan, drop_plan
+from inpainter.fast.stages import CoarsePrefix, FastCoarse, FastFine, Surroundings
+from inpainter.fast.winograd import Workspace
 from inpainter.generator import Generator
 from inpainter.masks import centre_crop
-from inpainter.scores import spaces_of
 from inpainter.settings import Metric
 
 Precision = Literal["fp32", "bf16", "tf32", "fp64"]
@@ -36,26 +35,45 @@ every window costs more than the convolutions that it saves."""
 class Prepared:
     """What all completions of a batch share, and what turned out to be the same for all so far.
 
-    known: the windows with the hole zeroed, (N, C, H, W), on which all of it depends.
+    stages: those that complete it. known: the windows with the hole zeroed, (N, C, H, W), on which
+    all of it depends. around: None where there is no fine stage.
     """
 
-    def __init__(self, known: Tensor, prefix: CoarsePrefix, around: Surroundings | None) -> None:
+    def __init__(
+        self,
+        stages: tuple[FastCoarse, FastFine | None],
+        known: Tensor,
+        prefix: CoarsePrefix,
+        around: Surroundings | None,
+    ) -> None:
+        self.stages = stages
         self.known = known
         self.prefix = prefix
         self.around = around
         self.coarse: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class ScorerOptions:
+    """How a FastScorer computes."""
+
+    precision: Precision = "fp32"
+    """bf16 rounds activations and weights, softmax and norms stay in fp32; fp64 goes with networks
+    and windows of that type, and tells rounding from a difference in what is computed."""
+    thin: bool | None = None
+    """Leave dropped channels out window by window; None = where it is faster."""
+    minimal_filtering: bool = True
+    """See `inpainter.fast.winograd`."""
+    compiled: bool = False
+    """The attention goes through torch.compile."""
+
+
 class FastScorer:
     """Scores windows by completion distance; called as WindowScorer is, with the same results.
 
-    generator, critic, metrics, M, mask_hw: as of WindowScorer. precision: bf16 rounds activations
-    and weights, softmax and norms stay in fp32; fp64 goes with networks and windows of that type,
-    and tells rounding from a difference in what is computed. shared_masks: all windows of a batch
-    drop the same channels, which are then left out of the convolutions. thin: leave them out window
-    by window; none = where it is faster. minimal_filtering: see `inpainter.fast.winograd`.
-    compiled: the attention goes through torch.compile. The weights are taken at the first call and
-    not looked at again.
+    generator, critic, metrics, mask_hw: as of WindowScorer; options: fields of ScorerOptions. Where
+    all windows of a batch drop the same channels (`masks.same`), these are left out of the
+    convolutions. The weights are taken at the first call and not looked at again.
     """
 
     def __init__(
@@ -63,107 +81,73 @@ class FastScorer:
         generator: Generator,
         critic: Critic | None,
         metrics: tuple[Metric, ...],
-        M: int,
         mask_hw: tuple[int, int],
-        *,
-        precision: Precision = "fp32",
-        shared_masks: bool = False,
-        thin: bool | None = None,
-        minimal_filtering: bool = True,
-        compiled: bool = False,
+        **options,
     ) -> None:
-        self.plain = WindowScorer(generator, critic, metrics, M, mask_hw)
+        self.plain = WindowScorer(generator, critic, metrics, mask_hw)
         self.generator, self.critic = generator, critic
-        self.metrics, self.M, self.mask_hw = metrics, M, mask_hw
-        self.spaces = frozenset(spaces_of(metrics))
-        dtype = DTYPES.get(precision, torch.float32)
-        self.arithmetic = Arithmetic(dtype, Workspace(), minimal_filtering)
-        self.shared_masks, self.thin, self.compiled = shared_masks, thin, compiled
-        self.parts = (generator, critic, metrics, M, mask_hw)
-        self.options = {
-            "precision": precision,
-            "shared_masks": shared_masks,
-            "thin": thin,
-            "minimal_filtering": minimal_filtering,
-            "compiled": compiled,
-        }
-        self.threads: SideBySide | None = None
+        self.metrics, self.mask_hw = metrics, mask_hw
+        self.spaces = self.plain.spaces
+        self.options = ScorerOptions(**options)
+        dtype = DTYPES.get(self.options.precision, torch.float32)
+        self.arithmetic = Arithmetic(dtype, Workspace(), self.options.minimal_filtering)
+        self.threads: WindowThreadPool | None = None
         self.stages: dict[tuple[int, int], tuple[FastCoarse, FastFine | None]] = {}
         self.prepared: dict[frozenset[str], Prepared] = {}
 
     @torch.inference_mode()
-    def __call__(
-        self, windows: Tensor, numbers: Sequence[int], draw: DrawDropout | None
-    ) -> dict[Metric, Tensor]:
+    def __call__(self, windows: Tensor, masks: WindowMasks | None) -> dict[Metric, Tensor]:
         """Scores of a batch: every metric's (N,) values, larger = more anomalous.
 
-        windows: (N, C, H, W) in [-1, 1]; numbers: the windows' numbers in their image.
+        windows: (N, C, H, W) in [-1, 1]; masks: what their completions drop, None = nothing.
         """
         if not self.one_by_one(windows):
-            return self.score(windows, numbers, draw)
+            return self.score(windows, masks)
         tasks = [
-            (windows[i : i + 1], numbers[i : i + 1], self.drawn(numbers[i : i + 1], draw))
+            (windows[i : i + 1], None if masks is None else masks.of_window(i))
             for i in range(len(windows))
         ]
         workers = torch.get_num_threads() if windows.device.type == "cpu" else 1
         if workers > 1 and len(windows) > 1:
             if self.threads is None:
-                self.threads = SideBySide(
-                    lambda: FastScorer(*self.parts, **self.options).score, workers
-                )
+                self.threads = WindowThreadPool(lambda: self.twin().score, workers)
             single = self.threads.scores(tasks)
         else:
             single = [self.score(*task) for task in tasks]
         return {metric: torch.cat([s[metric] for s in single]) for metric in self.metrics}
 
-    def drawn(self, numbers: Sequence[int], draw: DrawDropout | None) -> DrawDropout | None:
-        """The same masks, drawn now: `draw` remembers its last windows only."""
-        if draw is None:
-            return None
-        drops = [draw(numbers, m) for m in range(self.M)]
-        return lambda _, m: drops[m]
+    def twin(self) -> "FastScorer":
+        """Another scorer of the same networks, with scratch memory of its own."""
+        parts = (self.generator, self.critic, self.metrics, self.mask_hw)
+        return FastScorer(*parts, **asdict(self.options))
 
     def one_by_one(self, windows: Tensor) -> bool:
         """Whether windows are completed one at a time, so that each is thinned by its own masks."""
-        if self.thin is not None:
-            return self.thin
+        if self.options.thin is not None:
+            return self.options.thin
         large = windows.shape[2] * windows.shape[3] >= THIN_FROM_PIXELS
         return windows.device.type == "cpu" and large
 
-    def score(
-        self, windows: Tensor, numbers: Sequence[int], draw: DrawDropout | None
-    ) -> dict[Metric, Tensor]:
+    def score(self, windows: Tensor, masks: WindowMasks | None) -> dict[Metric, Tensor]:
         """Scores of windows that are completed together."""
-        return score_windows(self, windows, numbers, draw)
+        return score_windows(self, windows, masks)
 
-    def completions(
-        self, windows: Tensor, numbers: Sequence[int], draw: DrawDropout | None
-    ) -> Iterator[Tensor]:
+    def completions(self, windows: Tensor, masks: WindowMasks | None) -> Iterator[Tensor]:
         """The holes' completions, (N, C, h, w) each, one after the other; one if nothing drops."""
-        if len(windows) > 1 and self.one_by_one(windows):
-            single = [
-                list(self.completions(windows[i : i + 1], numbers[i : i + 1], draw))
-                for i in range(len(windows))
-            ]
-            yield from map(torch.cat, zip(*single, strict=True))
+        if isinstance(masks, ElementMasks):
+            yield from self.plain.completions(windows, masks)
             return
-        prepared = None
-        for m in range(self.M if draw is not None else 1):
-            drop = draw(numbers, m) if draw is not None else None
-            if drop is not None and not isinstance(drop, ChannelDropout):
-                yield self.plain.complete(windows, drop)
-                continue
-            live = frozenset(drop.keep) if drop is not None else frozenset()
-            if prepared is None:
-                prepared = self.prepare(windows, live)
-            yield self.complete(prepared, live, self.dropping(drop, windows))
+        active = frozenset() if masks is None else frozenset(masks.keep)
+        prepared = self.prepare(windows, active)
+        for m in range(1 if masks is None else masks.M):
+            yield self.complete(prepared, active, self.drop_plan(masks, m, windows))
 
-    def dropping(self, drop: ChannelDropout | None, windows: Tensor) -> Dropping:
-        if drop is None:
-            return NOTHING
-        thin = self.shared_masks or self.one_by_one(windows)
+    def drop_plan(self, masks: ChannelMasks | None, m: int, windows: Tensor) -> DropPlan:
+        """What the m-th completion drops, in the form that the layers take."""
+        if masks is None:
+            return NO_DROPOUT
         like = windows.new_empty(0, dtype=self.arithmetic.dtype)
-        return dropping_of(drop, like, thin=thin, multiple=8)
+        return drop_plan(masks.completion(m), like, thin=masks.same, multiple=8)
 
     def stages_for(self, window_hw: tuple[int, int]) -> tuple[FastCoarse, FastFine | None]:
         """Both stages for a size of window, planned at its first use."""
@@ -174,38 +158,37 @@ class FastScorer:
                 FastCoarse(coarse, *sizes),
                 FastFine(fine, *sizes) if fine is not None else None,
             )
-            if self.compiled and fine is not None:
+            if self.options.compiled and fine is not None:
                 stage = self.stages[window_hw][1]
                 stage.attend = torch.compile(stage.attend)
         return self.stages[window_hw]
 
-    def prepare(self, windows: Tensor, live: frozenset[str]) -> Prepared:
-        """What the completions of a batch share; live: the layers that drop.
+    def prepare(self, windows: Tensor, active: frozenset[str]) -> Prepared:
+        """What the completions of a batch share; active: the layers that drop.
 
         On a CPU the last batch's is kept: where nothing around the holes differs, as in an even
         background, it serves again. (A GPU would have to wait for the comparison.)
         """
-        coarse, fine = self.stages_for((windows.shape[2], windows.shape[3]))
-        self.current = (coarse, fine)
+        coarse, fine = stages = self.stages_for((windows.shape[2], windows.shape[3]))
         known = windows.clone()
         centre_crop(known, self.mask_hw).zero_()
-        if live in self.prepared and torch.equal(self.prepared[live].known, known):
-            return self.prepared[live]
-        self.prepared.pop(live, None)  # its memory is free before the next one is made
-        around = fine.surroundings(known, live) if fine is not None else None
-        prepared = Prepared(known, coarse.prefix(known, live), around)
+        if active in self.prepared and torch.equal(self.prepared[active].known, known):
+            return self.prepared[active]
+        self.prepared.pop(active, None)  # its memory is free before the next one is made
+        around = fine.surroundings(known, active) if fine is not None else None
+        prepared = Prepared(stages, known, coarse.prefix(known, active), around)
         if windows.device.type == "cpu":
-            self.prepared[live] = prepared
+            self.prepared[active] = prepared
         return prepared
 
-    def complete(self, prepared: Prepared, live: frozenset[str], dropping: Dropping) -> Tensor:
+    def complete(self, prepared: Prepared, active: frozenset[str], plan: DropPlan) -> Tensor:
         """One completion of every window's hole, (N, C, h, w) in [-1, 1], fp32 or wider."""
-        coarse, fine = self.current
-        if prepared.coarse is None or live & set(coarse.chain.names):
-            prepared.coarse = coarse.complete(prepared.prefix, dropping)
+        coarse, fine = prepared.stages
+        if prepared.coarse is None or active & set(coarse.chain.names):
+            prepared.coarse = coarse.complete(prepared.prefix, plan)
         if fine is None:
             return at_least_fp32(prepared.coarse)
-        return at_least_fp32(fine.complete(prepared.around, prepared.coarse, dropping))
+        return at_least_fp32(fine.complete(prepared.around, prepared.coarse, plan))
 
     def represent(self, holes: Tensor) -> dict[str, Tensor]:
         """Holes (N, C, h, w) as the metrics' spaces see them: pixels, critic features, or both."""
@@ -224,3 +207,31 @@ class FastScorer:
             weight, bias = conv.weight.to(x.dtype), conv.bias.to(x.dtype)
             x = F.leaky_relu_(F.conv2d(x, weight, bias, stride=2, padding=2), 0.2)
         return x
+
+
+Score = Callable[..., dict[Metric, Tensor]]
+
+
+class WindowThreadPool:
+    """Threads of one core each.
+
+    make: gives a scoring function; each thread uses one of its own, as they hold scratch memory.
+    """
+
+    def __init__(self, make: Callable[[], Score], workers: int) -> None:
+        self.pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+        self.idle: SimpleQueue[Score] = SimpleQueue()
+        for _ in range(workers):
+            self.idle.put(make())
+
+    def scores(self, tasks: Sequence[tuple]) -> list[dict[Metric, Tensor]]:
+        """The scoring function's results for each task's arguments, in order."""
+        return list(self.pool.map(self._score, tasks))
+
+    def _score(self, task: tuple) -> dict[Metric, Tensor]:
+        score = self.idle.get()
+        try:
+            with torch.inference_mode():
+                return score(*task)
+        finally:
+            self.idle.put(score)
