@@ -340,7 +340,7 @@ def test_warm_up_beyond_the_run_is_said(tmp_path, caplog) -> None:
     assert "train.warmup_steps: 9 is more than the 4 steps of the run" in caplog.text
 
 
-ENDLESS = ("num_workers=2", "train.n_steps=100000", "train.snapshot_save_iter=20")
+ENDLESS = ("num_workers=2", "train.n_steps=100000", "train.snapshot_save_iter=2")
 
 
 def train_with_a_reader_killed(config: PicardConfig) -> None:
@@ -357,9 +357,9 @@ def train_with_a_reader_killed(config: PicardConfig) -> None:
 
 
 def train_on_a_full_disk(config: PicardConfig) -> None:
-    """The same; files of more than 5 kB cannot be written, as on a full disk."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
-    with pytest.raises(OSError, match=r"File too large: .*_00000020\.pt"):
+    """The same; files of more than 10 kB cannot be written, as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+    with pytest.raises(OSError, match=r"File too large: .*_00000002\.pt"):
         train(config)
     assert not list(run_folder(config).glob("*.tmp"))
 
