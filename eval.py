@@ -5,7 +5,8 @@ Writes results.json, one line per image as CSV and plots, and prints a table.
 
 import signal
 
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below: no traceback
+if __name__ == "__main__":  # not in reading processes, which import this file under spawn
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below: no traceback
 
 import argparse
 import sys

@@ -6,7 +6,8 @@ has, or the run could not go on; 130 after Ctrl-C, 143 after SIGTERM. What is fi
 
 import signal
 
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below: no traceback
+if __name__ == "__main__":  # not in reading processes, which import this file under spawn
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below: no traceback
 
 import argparse
 import sys

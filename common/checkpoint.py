@@ -11,10 +11,10 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,6 @@ from common.files import write_atomic
 from common.log_lines import LOG_NAME, read_log
 
 SELECTION_KEY = "select_l1"
-WORDS = ("latest", "best")
-TRIES = 20
-Loaded = TypeVar("Loaded")
 
 LOAD_ERRORS = (
     AssertionError,
@@ -55,8 +52,6 @@ REAL = (
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
     *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
 )
-LARGE = 2**28
-"""Bytes of a tensor that may be made from a smaller stored one."""
 
 
 class CheckpointError(UserError):
@@ -77,10 +72,6 @@ def save_text_atomic(text: str, path: Path) -> None:
     write_atomic(path, lambda file: file.write(data))
 
 
-class MissingCheckpointError(CheckpointError):
-    """The file is not there."""
-
-
 def load_tensors(path: Path) -> Any:
     """Loads a file of tensors and plain values onto the CPU, without running code from it.
 
@@ -90,7 +81,7 @@ def load_tensors(path: Path) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise MissingCheckpointError(_missing(path))
+        raise CheckpointError(_missing(path))
     try:
         damaged = damaged_record(path)
         if damaged is not None:
@@ -102,7 +93,7 @@ def load_tensors(path: Path) -> Any:
     except PermissionError as error:
         raise CheckpointError(f"{path}: {error.strerror}. Allow reading it.") from error
     except FileNotFoundError as error:
-        raise MissingCheckpointError(_missing(path)) from error
+        raise CheckpointError(_missing(path)) from error
     except LOAD_ERRORS as error:
         forbidden = re.search(r"Unsupported (?:global|class).*?([\w]+(?:\.\w+)+)", str(error))
         if forbidden:
@@ -139,8 +130,11 @@ def content_hash(path: Path) -> str:
 
 @lru_cache(maxsize=4096)
 def _content_hash(path: str, size: int, time_ns: int) -> str:
+    digest = hashlib.sha256()
     with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def checkpoint_path(folder: Path, role: str, step: int) -> Path:
@@ -176,7 +170,7 @@ def resolve_step(
     steps = sorted(set.intersection(*(set(steps_in(folder, role)) for role in roles)))
     if not steps:
         what = " + ".join(f"{role}_<step>.pt" for role in roles)
-        raise MissingCheckpointError(
+        raise CheckpointError(
             f"No checkpoint ({what}) in {folder}.{_state_of(folder)} Train first, or pass another "
             "folder."
         )
@@ -204,34 +198,8 @@ def resolve_step(
             for role in roles
             if not checkpoint_path(folder, role, step).is_file()
         ]
-        raise MissingCheckpointError(f"No {', '.join(missing)} in {folder}. {listing}{remedy}")
+        raise CheckpointError(f"No {', '.join(missing)} in {folder}. {listing}{remedy}")
     return step
-
-
-def load_step(
-    folder: Path,
-    wanted: int | str | Literal["latest", "best"],
-    load: Callable[[int], Loaded],
-    roles: Sequence[str] = ("gen",),
-    *,
-    option: str | None = None,
-) -> tuple[int, Loaded]:
-    """The step that is meant, and what load(step) makes of its files. See resolve_step.
-
-    A training that runs beside may delete the files of `latest` or `best` between the two, when it
-    has written newer ones (keep_snapshots): then the step is looked up anew.
-    """
-    for _ in range(TRIES):
-        step = resolve_step(folder, wanted, roles, option=option)
-        try:
-            return step, load(step)
-        except (MissingCheckpointError, FileNotFoundError):
-            if checkpoint_path(folder, roles[0], step).is_file() or wanted not in WORDS:
-                raise
-    raise CheckpointError(
-        f"{folder}: the training that runs there deletes its snapshots faster than they are read. "
-        "Raise train.keep_snapshots, or wait for its end."
-    )
 
 
 def selection_errors(folder: Path) -> dict[int, float]:
@@ -378,29 +346,6 @@ def load_optimiser(
                     f"numbers of shape {tuple(shape)}. {remedy}"
                 )
     optimiser.load_state_dict(value)
-
-
-def require_dense(value: Any, source: str) -> Tensor:
-    """The value, a tensor of real numbers, as an ordinary one: detached, on the CPU, all there.
-
-    Raises CheckpointError for anything else, and where the whole tensor would be large although
-    little of it is stored (a broadcast or sparse one).
-    """
-    if not isinstance(value, Tensor) or value.is_complex() or value.is_quantized:
-        raise CheckpointError(
-            f"{source}: expected a tensor of real numbers, found {_found(value)}."
-        )
-    if value.is_meta:
-        raise CheckpointError(f"{source}: a tensor without contents (device meta).")
-    size = value.numel() * value.element_size()
-    stored = value.untyped_storage().nbytes() if value.layout == torch.strided else 0
-    if size > max(stored, LARGE):
-        raise CheckpointError(
-            f"{source}: a tensor {tuple(value.shape)} of {size / 2**30:.0f} GiB, of which almost "
-            "nothing is stored. It is damaged or no file of this project."
-        )
-    dense = value.detach().cpu()
-    return (dense if dense.layout == torch.strided else dense.to_dense()).contiguous()
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -23,6 +23,7 @@ from common.errors import UserError
 from common.image_sets import ImageSet, Sample
 from common.images import ImageError
 from common.interrupts import leave_signals_to_main
+from common.readers import read_ahead
 from common.runtime import Processes, RuntimeSetupError, generator_for
 
 LOG = logging.getLogger(__name__)
@@ -143,7 +144,7 @@ def epoch_batches(
     processes: Processes,
     num_workers: int = 0,
     bad: BadImages | None = None,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """One process's batches of one pass, in an order that depends on seed and epoch alone.
 
     Images that cannot be shared out evenly among the processes are left out of that pass. The
@@ -158,7 +159,7 @@ def epoch_batches(
 
 def ordered_batches(
     images: ImageSet, batch_size: int, num_workers: int = 0, bad: BadImages | None = None
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """All images once, in their order, but for those that cannot be read.
 
     Raises what `BadImages` does, and DatasetError where no image can be read.
@@ -167,51 +168,35 @@ def ordered_batches(
     return _read(batches, num_workers, bad or BadImages())
 
 
-def _read(batches: _Batches, num_workers: int, bad: BadImages) -> Iterator[Batch]:
+def _read(batches: _Batches, num_workers: int, bad: BadImages) -> Generator[Batch, None, None]:
     """The batches in their order, read by this process or by num_workers others."""
     numbers = range(len(batches))
-    read: Iterable[_Read] = map(batches.__getitem__, numbers)
+    read: Generator[_Read, None, None] = (batches[number] for number in numbers)
     if num_workers > 0:
-        read = DataLoader(
-            batches,
-            batch_size=None,
-            sampler=numbers,
-            num_workers=num_workers,
-            worker_init_fn=leave_signals_to_main,
-            generator=generator_for("workers"),  # else it draws from the global one
+        read = read_ahead(
+            DataLoader(
+                batches,
+                batch_size=None,
+                sampler=numbers,
+                num_workers=num_workers,
+                worker_init_fn=leave_signals_to_main,
+                generator=generator_for("workers"),  # else it draws from the global one
+            )
         )
     empty = True
-    for batch, messages, error in read:
-        bad.note(messages)
-        if error is not None:
-            raise DatasetError(error)
-        if batch is not None:
-            empty = False
-            yield batch
+    with contextlib.closing(read):
+        for batch, messages, error in read:
+            bad.note(messages)
+            if error is not None:
+                raise DatasetError(error)
+            if batch is not None:
+                empty = False
+                yield batch
     if empty:
         raise DatasetError(
             f"none of {len(batches.order)} images can be read. Check data.data_root; the first "
             f"message: {next(iter(bad.found.values()), 'the set is empty')}"
         )
-
-
-@contextlib.contextmanager
-def reading(batches: Iterator[Batch]) -> Iterator[Iterator[Batch]]:
-    """Lets go of the batches at the end, whatever happens, so that no worker stays behind.
-
-    Workers ignore signals: one that is not told to end is waited for by Python's exit, for ever.
-    Raises RuntimeSetupError where a worker was killed.
-    """
-    try:
-        with contextlib.closing(batches):
-            yield batches
-    except RuntimeError as error:  # torch's, from a signal handler: it may come at any place
-        if "DataLoader worker" not in str(error):
-            raise
-        raise RuntimeSetupError(
-            "A process that reads images ended unexpectedly; the system may have killed it for "
-            "lack of memory. Lower data.num_workers (0 reads in the main process)."
-        ) from error
 
 
 def set_identity(images: ImageSet, *, whole: bool = False) -> dict[str, object]:

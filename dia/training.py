@@ -23,12 +23,12 @@ from common.checkpoint import (
     save_atomic,
 )
 from common.config import config_to_dict, config_to_yaml, resolve_path
+from common.datasets import dataset_row
 from common.image_batches import (
     BadImages,
     Batch,
     batches_per_epoch,
     epoch_batches,
-    reading,
     set_identity,
 )
 from common.image_sets import ImageSet
@@ -40,10 +40,12 @@ from common.loops import (
     main_log,
     require_finite,
 )
+from common.readers import reading
 from common.run_log import RunLog
 from common.runtime import (
     Processes,
     generator_for,
+    require_memory,
     resolve_device,
     seed_everything,
     tf32_products,
@@ -76,6 +78,7 @@ from dia.views import draw_views, make_views, shift_labels, views_in
 
 LOG = logging.getLogger(__name__)
 PROBE_RATE = 1.0e-3
+FLOAT_BYTES = 4
 KEPT_BY_MOMENTUM = ("momentum_buffer",)
 KEPT_BY_ADAM = ("step", "exp_avg", "exp_avg_sq")
 LOWER_RATE = "Start a new run with a lower --lr_init, or with the other --optimizer."
@@ -102,6 +105,7 @@ def train(
     device = resolve_device(config.device)
     allowed = tf32_products(config.precision == "tf32")
     with allowed, joined_processes(device) as processes:
+        require_training_memory(config, device)
         seed_everything(config.seed)
         folder = run_folder(config)
         if config.contrastive.resume_path is None:
@@ -126,6 +130,23 @@ def train(
         if trainer.bad.found:
             LOG.warning("%d images could not be read.", len(trainer.bad.found))
         return Trained(folder, trainer.epoch, trainer.best, stop.exit_status)
+
+
+def require_training_memory(config: DiaConfig, device: torch.device) -> None:
+    """Raises RuntimeSetupError where encoder or one batch cannot fit, whatever else there is.
+
+    Lower bounds: the last stage of a small-image encoder with gradients and momentum, and the rows
+    of all views of a batch.
+    """
+    settings = config.contrastive
+    last_stage = 3 * 9 * (8 * settings.width) ** 2 * 3
+    what = f"The encoder (--width {settings.width})"
+    require_memory(last_stage * FLOAT_BYTES, what, device, "Lower --width.")
+    side = config.data.resize_to or dataset_row(config.data.dataset).size
+    views = views_in(settings.mode) * effective_shift(settings).count
+    rows = settings.batch_size * views * 3 * side**2
+    what = f"A batch (--batch_size {settings.batch_size}, {views} views of {side}² pixels)"
+    require_memory(rows * FLOAT_BYTES, what, device, "Lower --batch_size or --resize_to.")
 
 
 class Trainer:

@@ -31,7 +31,6 @@ from common.image_batches import (
     batches_per_epoch,
     epoch_batches,
     ordered_batches,
-    reading,
     set_identity,
 )
 from common.interrupts import StopRequest
@@ -43,10 +42,12 @@ from common.loops import (
     main_log,
     require_finite,
 )
+from common.readers import reading
 from common.run_log import RunLog
 from common.runtime import (
     Processes,
     generator_for,
+    require_memory,
     resolve_device,
     seed_everything,
     tf32_products,
@@ -68,6 +69,7 @@ LOG = logging.getLogger(__name__)
 EMA_START = 100
 """Steps during which the average is a copy, as in the published trainer's EMA."""
 STRIP_IMAGES = 4
+FLOAT_BYTES = 4
 KEPT_BY_ADAM = ("step", "exp_avg", "exp_avg_sq")
 LOWER_RATE = "Start a new run with a lower --train_lr or --clip_norm."
 
@@ -95,6 +97,7 @@ def train(
     device = resolve_device(config.device)
     allowed = tf32_products(config.precision == "tf32")
     with allowed, joined_processes(device) as processes:
+        require_training_memory(config, device)
         seed_everything(config.seed)
         folder = resume or new_folder(config)
         if resume is None:
@@ -118,6 +121,24 @@ def train(
         if trainer.bad.found:
             LOG.warning("%d images could not be read.", len(trainer.bad.found))
         return Trained(folder, trainer.step, stop.exit_status)
+
+
+def require_training_memory(config: DdpmConfig, device: torch.device) -> None:
+    """Raises RuntimeSetupError where the U-Net, a batch or a picture of samples cannot fit.
+
+    Lower bounds: the two middle blocks five times (weights, average, gradients, Adam's moments), and
+    the first layer's output.
+    """
+    settings = config.diffusion
+    widest = settings.dim * max(settings.dim_mults)
+    what = f"The U-Net (--dim {settings.dim}, --dim_mults up to {max(settings.dim_mults)})"
+    blocks = 4 * 9 * widest**2 * 5
+    require_memory(blocks * FLOAT_BYTES, what, device, "Lower --dim or --dim_mults.")
+    for name in ("ddpm_batch_size", "num_samples"):
+        images = getattr(settings, name)
+        first_layer = images * (3 + settings.dim) * settings.side**2
+        what = f"{images} images of {settings.side}² pixels (--{name})"
+        require_memory(first_layer * FLOAT_BYTES, what, device, f"Lower --{name} or --image_size.")
 
 
 class Trainer:

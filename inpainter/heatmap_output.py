@@ -99,6 +99,7 @@ class HeatmapFolder:
         finished = set(past.finished)
         for table in (self.contents, self.scores, self.files, self.times, self.left_out):
             table.keep(finished)
+        self.scores.start()
         return past
 
     def content_state(self, image: str, path: Path) -> str:

@@ -54,6 +54,11 @@ class ImageTable:
         """The rows of an image, none where it has none."""
         return self.of_image.get(image, [])
 
+    def start(self) -> None:
+        """Writes the heading where there is no file yet: a run that scores nothing says so."""
+        if not self.path.is_file():
+            save_text_atomic(self._lines([], header=True), self.path)
+
     def keep(self, images: Container[str]) -> None:
         """Drops the rows of all other images, and what a kill left of a line."""
         self.of_image = {name: rows for name, rows in self.of_image.items() if name in images}

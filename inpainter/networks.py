@@ -73,10 +73,11 @@ def load_generator(folder: Path, step: int, config: GeneratorConfig) -> Generato
     """The generator of `folder` at `step`, in evaluation mode on the CPU.
 
     Raises CheckpointError where the file's architecture, or the settings saved beside it, differ
-    from `config`; the message has both values.
+    from `config`; the message has both values. Whether the weights are finite is left to the
+    caller; see `common.checkpoint.require_finite_weights`.
     """
     path = checkpoint_path(folder, "gen", step)
-    state = generator_weights(path)
+    state = require_state_dict(load_tensors(path), str(path))
     found = architecture_of(state, path)._asdict() | _saved_settings(folder)
     differing = {k: v for k, v in found.items() if getattr(config, k) != v}
     if differing:
@@ -120,7 +121,6 @@ def load_local_critic(folder: Path, step: int, config: PicardConfig) -> Critic:
     source = f"{path}: localD"
     critics = require_mapping(load_tensors(path), str(path), ("localD",))
     state = require_state_dict(critics["localD"], source)
-    require_finite_weights(state, source)
     critic = Critic(config.netD.input_dim, config.netD.ndf, config.test.mask_shape)
     first, linear = "dis_conv_module.conv1.conv.weight", "linear.weight"
     if all(name in state for name in (first, linear)) and (

@@ -17,6 +17,7 @@ from common.checkpoint import (
     CheckpointError,
     checkpoint_path,
     content_hash,
+    require_finite_weights,
     resolve_step,
     save_text_atomic,
 )
@@ -115,6 +116,7 @@ def predict(config: PicardConfig, options: PredictionOptions) -> PredictionResul
     command = [escaped(part) for part in options.command]
     write_run_record(folder, config_yaml=config_to_yaml(config), command=command)
     past = output.sort_out()
+    checkpoint.require_finite()
     result = PredictionResult(folder, already_there=past.finished)
     result.notes += notes_on(past, annotations)
     run = Run(config, checkpoint.scorer, device, output, annotations)
@@ -163,6 +165,12 @@ class LoadedCheckpoint(NamedTuple):
     """Folder and step, in words."""
     weights: dict[str, str]
     """SHA-256 of the file by role."""
+
+    def require_finite(self) -> None:
+        """Raises CheckpointError where weights are NaN or infinite: every score would be."""
+        for network in (self.scorer.generator, self.scorer.critic):
+            if network is not None:
+                require_finite_weights(network.state_dict(), self.source)
 
 
 def load_scorer(

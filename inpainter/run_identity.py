@@ -119,7 +119,7 @@ def output_folder(
         return max(same) if same else new_folder(base / time.strftime("%Y-%m-%d_%H-%M-%S"))
     if given.exists() and not given.is_dir():
         raise CheckpointError(f"--output_dir {given} is a file. Pass a folder, or a new name.")
-    old = None if overwrite else read_identity(given)
+    old = read_identity(given) if not overwrite and holds_scores(given) else None
     differing = [] if old is None or _is_earlier(old, identity) else differences(old, identity)
     if differing:
         more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
@@ -130,6 +130,16 @@ def output_folder(
         )
     given.mkdir(parents=True, exist_ok=True)
     return given
+
+
+def holds_scores(folder: Path) -> bool:
+    """Whether any image was scored into this folder."""
+    path = folder / "scores.csv"
+    try:
+        with path.open("rb") as file:
+            return len(file.readlines(2**16)) > 1
+    except FileNotFoundError:
+        return False
 
 
 def _is_earlier(old: Identity, identity: Identity) -> bool:

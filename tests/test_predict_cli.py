@@ -67,7 +67,8 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on(tmp_path) -> None:
     write_checkpoint(tmp_path / "model", tiny_config(tmp_path, *BOTH_STAGES))
     command = ("--config", path, "--checkpoint_dir", tmp_path / "model")
     process = start_script(PREDICT, *command)
-    wait_until(lambda: process.poll() or list(tmp_path.glob("heatmaps/*/*/*/scores.csv")))
+    tables = "heatmaps/*/*/*/scores.csv"
+    wait_until(lambda: process.poll() or any(map(read_table, tmp_path.glob(tables))))
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143, errors
