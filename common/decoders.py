@@ -14,7 +14,6 @@ from PIL import ExifTags, Image
 
 from common.image_errors import READ_ERRORS, ImageError, check_samples
 from common.notices import notice
-from common.tiff import read_deep_tiff
 
 PILLOW_FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "GIF", "WEBP", "JPEG2000")
 """Formats that Pillow may decode: pixel formats alone, none that runs another program."""
@@ -81,6 +80,8 @@ def read_pixels(path: Path) -> np.ndarray:
             # scans of 10 000 x 10 000 pixels are no attack; twice that still is an error
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             if file_format(path) == "tiff":
+                from common.tiff import read_deep_tiff  # few sets have one
+
                 deep = read_deep_tiff(file, path)
                 if deep is not None:
                     return turned(*deep, path)

@@ -22,6 +22,12 @@ GRACE_SECONDS = 2.0
 """What a reading process is given to end by itself."""
 RUNNING: set[BaseProcess] = set()
 
+UNEXPECTED = (
+    "A process that reads images ended unexpectedly ({}). If the system ended it for lack of "
+    "memory, set a lower num_workers; 0 reads in the training process. Then go on from the last "
+    "checkpoint."
+)
+
 
 class ReaderError(UserError):
     """A process that reads data has died."""
@@ -39,6 +45,8 @@ def read_ahead(loader: DataLoader) -> Generator[Any, None, None]:
         RUNNING.update(workers)
     try:
         yield from stream
+    except (EOFError, ConnectionError) as error:  # a batch whose maker died in handing it over
+        raise ReaderError(UNEXPECTED.format("killed while it sent a batch")) from error
     finally:
         stream._shutdown_workers()  # torch has no public name for it; before the killing, or torch
         _end(workers)  # takes that for a failure
@@ -59,11 +67,7 @@ def reading(stream: Generator[Item, None, None]) -> Iterator[Iterator[Item]]:
         if found is None:
             raise
         reason = found[1].split(". ")[0].rstrip(". ")
-        raise ReaderError(
-            f"A process that reads images ended unexpectedly ({reason}). If the system ended it "
-            "for lack of memory, set a lower num_workers; 0 reads in the training process. Then go "
-            "on from the last checkpoint."
-        ) from error
+        raise ReaderError(UNEXPECTED.format(reason)) from error
 
 
 def _end(workers: set[BaseProcess]) -> None:

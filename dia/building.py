@@ -26,9 +26,14 @@ MOMENTUM = 0.9
 IMAGE_CHANNELS = 3
 
 
-def layout_for(device: torch.device) -> torch.memory_format:
-    """How a network's kernels lie in memory: channels last on a CPU, which is faster there."""
-    return torch.channels_last if device.type == "cpu" else torch.preserve_format
+def layout_for(device: torch.device, width: int = 64) -> torch.memory_format:
+    """How a network's kernels lie in memory; width: channels of its first layer.
+
+    Channels last on a CPU where the network is narrower than the published ones: that is faster
+    there (1.3 to 1.7 times), and at width 64 it is not (0.7 to 1.1 times).
+    """
+    narrow = width < 64 and device.type == "cpu"
+    return torch.channels_last if narrow else torch.contiguous_format
 
 
 def build_negatives(config: DiaConfig, device: torch.device) -> Negatives:
@@ -45,7 +50,9 @@ def build_negatives(config: DiaConfig, device: torch.device) -> Negatives:
             weights=settings.dissolve_weights,
             dissolve_range=settings.dissolve_range,
             image_size=settings.diff_resolution,
-        ).to(device, memory_format=layout_for(device))
+        )
+        width = dissolve.diffusion.model.init_conv.out_channels
+        dissolve = dissolve.to(device, memory_format=layout_for(device, width))
         check_dissolving(settings, dissolve)
         last_step = dissolve.diffusion.steps - 1
     return Negatives(

@@ -150,7 +150,8 @@ def evaluate(config: DiaConfig, mode: EvalMode, command: list[str]) -> str:
     device = resolve_device(config.device)
     scores = () if mode in ACCURACY_MODES else checked_scores(config, mode)
     encoder, checkpoint = load_encoder(config)
-    encoder = encoder.to(device, memory_format=layout_for(device)).eval()
+    layout = layout_for(device, config.contrastive.width)
+    encoder = encoder.to(device, memory_format=layout).eval()
     folder = results_folder(config, mode, checkpoint)
     checkpoint_hash = content_hash(checkpoint)
     source = FeatureSource(

@@ -161,7 +161,8 @@ class Trainer:
         encoder = initial_encoder(settings, len(images.classes))
         if processes.world_size > 1 and device.type == "cuda":
             encoder = nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
-        self.encoder: Encoder = encoder.to(device, memory_format=layout_for(device))
+        layout = layout_for(device, settings.width)
+        self.encoder: Encoder = encoder.to(device, memory_format=layout)
         self.negatives = build_negatives(config, device)
         self.objective = Objective(
             mode=settings.mode,

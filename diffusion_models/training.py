@@ -126,7 +126,7 @@ def train(
 def require_training_memory(config: DdpmConfig, device: torch.device) -> None:
     """Raises RuntimeSetupError where the U-Net, a batch or a picture of samples cannot fit.
 
-    Lower bounds: the two middle blocks five times (weights, average, gradients, Adam's moments), and
+    Lower bounds: the middle blocks five times (weights, average, gradients, Adam's moments), and
     the first layer's output.
     """
     settings = config.diffusion

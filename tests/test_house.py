@@ -12,6 +12,7 @@ from common.config import REPOSITORY, load_config
 from common.config_types import leaf_types
 from dia.settings import DiaFile
 from inpainter.settings import PicardConfig
+from tests.tiny_runs import CONFIGS
 
 MAY_IMPORT = {
     "common": {"common"},
@@ -24,7 +25,6 @@ THIRD_PARTY = {
     *("torch", "torchvision", "numpy", "scipy", "yaml", "PIL", "sklearn", "tensorboard"),
     *("matplotlib", "tqdm", "nrrd", "pydicom", "tifffile", "pytest"),
 }
-CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
 
 
 def python_files() -> list[Path]:

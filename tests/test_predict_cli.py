@@ -98,5 +98,5 @@ def test_expected_errors_are_one_message_without_traceback(tmp_path) -> None:
     message = done.stderr.splitlines()[-1]
     assert message.startswith(f"predict_heatmap.py: {broken} (")
     assert "bytes) is truncated or no checkpoint" in message
-    assert "Other steps there: 2. Pass one with --checkpoint_iter." in message
+    assert "Other steps there: 2. Ask for one of these." in message
     assert "Traceback" not in done.stderr

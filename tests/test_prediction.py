@@ -130,7 +130,7 @@ def test_a_killed_run_goes_on_and_leaves_nothing_half_written(folder) -> None:
     options = {"output_dir": folder / "mine"}
     child = forked(partial(run, folder, config, **options))
     table = folder / "mine" / "heatmaps.csv"  # the last to be written
-    wait_until(lambda: table.is_file() or not child.is_alive())
+    wait_until(lambda: (table.is_file() and read_table(table)) or not child.is_alive())
     os.kill(child.pid, signal.SIGKILL)
     assert ended(child) == -signal.SIGKILL
     done = len({row["image"] for row in read_table(table)})

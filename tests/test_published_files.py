@@ -156,6 +156,6 @@ def test_a_critic_of_another_width_is_refused(folder) -> None:
 def test_a_file_that_is_no_generator_is_named(folder) -> None:
     torch.save({"weight": torch.zeros(2)}, folder / "model" / "gen_00020000.pt")
     config = load_config(PicardConfig, published_file(folder))
-    with pytest.raises(CheckpointError, match=r"gen_00020000\.pt: no weight .* not a PICARD gen"):
+    with pytest.raises(CheckpointError, match=r"gen_00020000\.pt: the weight .* not a PICARD gen"):
         predict(config, PredictionOptions(folder / "model"))
     assert set(load_tensors(folder / "model" / "dis_00020000.pt")) == {"localD", "globalD"}

@@ -321,15 +321,18 @@ def test_file_where_the_events_should_go_costs_a_warning(tmp_path, caplog) -> No
 @pytest.mark.parametrize(
     ("setting", "what"),
     [
-        ("train.batch_size=1000000000", "The crops of a step"),
-        ("train.select_crops=1000000000", "train.select_crops"),
-        ("netG.ngf=100000", "The networks"),
-        ("netD.ndf=1000000", "The networks"),
-        ("train.image_shape=[64000, 32000, 1]", "The networks and one step|The crops of a step"),
+        ("train.batch_size=65536", "The crops of a step"),
+        ("train.select_crops=65536", "train.select_crops"),
+        ("netG.ngf=4096", "The networks"),
+        ("netD.ndf=4096", "The networks"),
+        ("train.image_shape=[8192, 8192, 1]", "The networks and one step|The crops of a step"),
     ],
 )
-def test_size_that_no_memory_holds_is_refused_before_it_is_allocated(tmp_path, setting, what):
+def test_size_that_no_memory_holds_is_refused_before_it_is_allocated(
+    tmp_path, monkeypatch, setting, what
+):
     write_images(tmp_path / "train")
+    monkeypatch.setattr("common.runtime.memory_of", lambda _: 2**26)
     with pytest.raises(RuntimeSetupError, match=rf"({what}).*at least .* GiB.* Lower "):
         train(tiny_config(tmp_path, setting))
 

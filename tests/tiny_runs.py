@@ -28,6 +28,7 @@ from inpainter.settings import PicardConfig
 from tests.image_files import write_png16
 
 ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
+CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
 TRAIN = str(REPOSITORY / "inpainter" / "train.py")
 PREDICT = str(REPOSITORY / "predict_heatmap.py")
 SMALL = (
