@@ -63,7 +63,7 @@ def reading(stream: Generator[Item, None, None]) -> Iterator[Iterator[Item]]:
         with contextlib.closing(stream):
             yield stream
     except RuntimeError as error:
-        found = re.search(r"DataLoader worker \(pid[^)]*\) (.*)", str(error))
+        found = re.search(r"DataLoader worker \(pid(?:\(s\))? [^)]*\) (.*)", str(error))
         if found is None:
             raise
         reason = found[1].split(". ")[0].rstrip(". ")

@@ -14,8 +14,8 @@ from common.datasets import DatasetError
 from common.image_batches import BadImages, epoch_batches, ordered_batches
 from common.image_sets import load_set
 from common.images import ImageError, write_image
-from common.readers import reading
-from common.runtime import Processes, RuntimeSetupError
+from common.readers import ReaderError, reading
+from common.runtime import Processes
 from tests.tiny_runs import corrupt, read_table, run_script, texture
 
 SIDE = 16
@@ -78,7 +78,7 @@ def read_on_after_a_kill(data: Path) -> None:
 def test_killed_reader_is_a_message(data) -> None:
     for number in range(60):  # more than a reader reads ahead
         write_image(data / "train/normal" / f"more{number}.png", texture(SIDE, SIDE, 3))
-    with pytest.raises(RuntimeSetupError, match="ended unexpectedly"):
+    with pytest.raises(ReaderError, match="ended unexpectedly"):
         read_on_after_a_kill(data)
 
 

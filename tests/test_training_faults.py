@@ -19,7 +19,7 @@ from common.checkpoint import CheckpointError, checkpoint_path, load_tensors, sa
 from common.errors import UserError
 from common.loops import TrainingError
 from common.runtime import RuntimeSetupError
-from inpainter.networks import build_networks, load_generator, load_local_critic
+from inpainter.networks import build_networks, critic_weights, generator_weights
 from inpainter.settings import PicardConfig
 from inpainter.snapshots import Progress, save_snapshot
 from inpainter.training import run_folder, train
@@ -195,16 +195,15 @@ def same(a: object, b: object) -> bool:
     return a == b
 
 
-def test_non_finite_weights_are_not_loaded_for_prediction(tmp_path) -> None:
+def test_non_finite_weights_do_not_go_into_a_training(tmp_path) -> None:
     config = tiny_config(tmp_path)
     write_checkpoint(tmp_path, config)
     change(tmp_path / "gen_00000001.pt", lambda v: fill(v, LAYER, "inf"))
     change(tmp_path / "dis_00000001.pt", lambda v: fill(v["localD"], "linear.bias", "nan"))
     with pytest.raises(CheckpointError, match=rf"gen_00000001.pt: weights .* not finite .*{LAYER}"):
-        load_generator(tmp_path, 1, config.netG)
-    change(tmp_path / "dis_00000001.pt", lambda v: {"localD": {"linear.bias": torch.ones(()) / 0}})
+        generator_weights(tmp_path / "gen_00000001.pt")
     with pytest.raises(CheckpointError, match=r"dis_00000001.pt: localD: weights .* not finite"):
-        load_local_critic(tmp_path, 1, config)
+        critic_weights(tmp_path / "dis_00000001.pt")
 
 
 @pytest.mark.parametrize(
