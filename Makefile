@@ -18,7 +18,7 @@ demo-dia: .venv/installed
 	$(VENV) demos/clothes.py
 
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(VENV) -m pytest -n auto
+	OMP_NUM_THREADS=1 $(VENV) -m pytest -n auto --dist worksteal
 
 lint: .venv/installed
 	$(VENV) -m ruff check .

@@ -23,7 +23,7 @@ from common.flags import add_flags, flag_keys, load_from_flags
 from common.image_batches import BadImages
 from common.run_log import write_run_record
 from common.runtime import resolve_device, seed_everything, tf32_products
-from dia.building import encoder_weights, layout_for
+from dia.building import effective_shift, encoder_weights, layout_for
 from dia.data import evaluation_sets, load_split, normal_train_set
 from dia.encoders import Encoder, build_encoder, load_weights
 from dia.evaluation import (
@@ -103,8 +103,7 @@ def with_run_settings(
     given: keys that the command gives; ConfigError where one of them contradicts the run.
     """
     same_data = dataset_row(config.data.dataset) == dataset_row(run.data.dataset)
-    shift = "none" if run.contrastive.mode == "simclr" else run.contrastive.shift_trans_type
-    kind = parse_shift(shift)
+    kind = effective_shift(run.contrastive)
     values: dict[str, Any] = {
         "contrastive.model": run.contrastive.model,
         "contrastive.width": run.contrastive.width,
@@ -115,11 +114,12 @@ def with_run_settings(
     if same_data:
         values["data.one_class_idx"] = run.data.one_class_idx
     asked = {key: value_of(config, key) for key in values}
+    written = {key: value_of(run, key) for key in values}  # a shift that mode simclr leaves unused
     asked["contrastive.shift_trans_type"] = parse_shift(asked["contrastive.shift_trans_type"]).base
     if asked["data.resize_to"] is None:
         asked["data.resize_to"] = dataset_row(config.data.dataset).size
     for key, value in values.items():
-        if key in given and asked[key] != value:
+        if key in given and asked[key] not in (value, written[key]):
             raise ConfigError(
                 f"{key}: {asked[key]!r} is asked for, but {checkpoint} was trained with {value!r} "
                 f"(config.yaml beside it). Give {value!r}, or leave it out, or move the file away "

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from common.checkpoint import save_text_atomic
+from common.config_yaml import DEEP
 from common.file_names import escaped
 from common.metrics import Interval
 from inpainter.evaluation import Evaluation, EvaluationSettings, ImageRow, MetricResult
@@ -80,6 +81,8 @@ def read_record(path: Path) -> Any:
         return text.strip()
     if path.suffix == ".json":
         return json.loads(text)
+    if DEEP.search(text):
+        raise ValueError("values nested deeper than our records are")
     if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
         raise ValueError("YAML aliases, which our records have none of and which may multiply")
     return yaml.safe_load(text)

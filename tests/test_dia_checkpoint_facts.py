@@ -59,6 +59,16 @@ def test_command_that_contradicts_the_run_is_refused(checkpoint, flags: str, bot
         asked(checkpoint, *flags.split())
 
 
+def test_run_without_shifts_is_evaluated_by_its_own_settings(checkpoint: Path) -> None:
+    settings = ContrastiveConfig(mode="simclr", shift_trans_type="rotation", width=8)
+    path = checkpoint.parent / "config.yaml"
+    path.write_text(config_to_yaml(changed(DiaConfig(contrastive=settings), "data", resize_to=32)))
+    config = asked(checkpoint, "--config", str(path))
+    assert config.contrastive.shift_trans_type == "none"
+    with pytest.raises(ConfigError, match=r"'cutperm' is asked for.*trained with 'none'"):
+        asked(checkpoint, "--shift_trans_type", "cutperm")
+
+
 def test_lone_checkpoint_is_what_the_command_says(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").unlink()
     config = asked(checkpoint, "--shift_trans_type", "cutperm", "--model", "resnet34")

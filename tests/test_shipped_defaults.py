@@ -65,7 +65,7 @@ DDPM_CUTS = {
     "diffusion.log_every": "1",
     "diffusion.ema_update_every": "1",
     "diffusion.sampling_timesteps": "2",
-    "diffusion.num_samples": "4",
+    "diffusion.num_samples": "1",
 }
 DIA_CUTS = {
     "data.resize_to": "32",
@@ -257,7 +257,7 @@ def check_evaluation(folder: Path, table: str, config: PicardConfig) -> None:
 
 def write_tree(root: Path) -> None:
     """Normal and anomalous colour images, 8-bit and a 16-bit one, as kvasir's are laid out."""
-    for split, count in (("train", 4), ("test", 3)):
+    for split, count in (("train", 2), ("test", 3)):
         for name, lesion in (("normal", False), ("polyps", True)):
             folder = root / "kvasir-anomaly-polyps" / split / name
             for seed in range(count):
