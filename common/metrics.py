@@ -110,7 +110,7 @@ def score_heatmap(
     """Pixel AUROC and AP of one heatmap (H, W), larger = more anomalous.
 
     segmentation, ignore_mask: (H, W), non-zero = lesion, = does not count. The published code drops
-    the masked heatmap (quirk P9); here both are masked, as was intended. Raises ValueError where
+    the masked heatmap (P9); here both are masked, as was intended. Raises ValueError where
     shapes differ, MetricError where scores are not finite or the pixels that count are all lesion
     or all normal.
     """

@@ -59,7 +59,7 @@ def per_image_draws(settings: AugmentationSettings, seed: int) -> DrawViews:
 def published_draws(settings: AugmentationSettings) -> DrawViews:
     """The published draws: all generators reset to the sample's number for every batch.
 
-    They depend on an image's place in its batch and on the batch size (quirk D11).
+    They depend on an image's place in its batch and on the batch size (D11).
     """
 
     def draw(names: Sequence[str], sample: int, n_shifts: int, size: tuple[int, int]) -> ViewDraws:

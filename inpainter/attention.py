@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SOFTMAX_SCALE = 10.0
-NORM_EPSILON = 1e-4  # added once per element of a key, inside the sum (quirk P16)
+NORM_EPSILON = 1e-4  # added once per element of a key, inside the sum (P16)
 
 
 class Attention(NamedTuple):
@@ -36,7 +36,7 @@ def contextual_attention(
     logits = _similarity(foreground, background)
     logits = _fuse(logits, _key_grid(background), _key_grid(foreground))
     usable = _usable_keys(background, mask)  # (1 or N, L, 1)
-    # Unusable keys keep the logit 0 in the denominator and are zeroed afterwards (quirk P17).
+    # Unusable keys keep the logit 0 in the denominator and are zeroed afterwards (P17).
     weights = torch.softmax(logits * usable * SOFTMAX_SCALE, dim=1) * usable
     values = F.unfold(background, 4, stride=2, padding=1)  # (N, C*16, L)
     patches = torch.bmm(values, weights)  # (N, C*16, L queries)

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # torchvision's, which the published numbers used (quirk P15)
+GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # torchvision's, which the published numbers used (P15)
 
 
 class CriticBlock(nn.Module):

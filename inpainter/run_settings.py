@@ -118,7 +118,7 @@ class TrainConfig:
     grad_clip_norm: GradientNorm | None = None
     """Clip the generator's gradient to this norm."""
     clean_critic_gradients: bool = False
-    """The generator's adversarial gradient no longer leaks into the critics' step (quirk P6)."""
+    """The generator's adversarial gradient no longer leaks into the critics' step (P6)."""
     flip: bool = False
     """Mirror crops left to right with probability 1/2."""
     max_rotation: Annotated[float, Range(0, 180)] = 0.0

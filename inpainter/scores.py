@@ -23,7 +23,7 @@ def reduce_distances(distances: Tensor, reduction: str) -> Tensor:
     """Smallest (MCD), mean (MeanCD) or lower median (MedCD) over the completions.
 
     distances: (N, M) -> (N,). MCD is equation 3 of the paper; the median of an even M is the lower
-    one, as published (quirk P23).
+    one, as published (P23).
     """
     match reduction:
         case "MCD":

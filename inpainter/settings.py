@@ -77,7 +77,7 @@ class GeneratorConfig:
     custom_drop_layers_fine: tuple[str, ...] = tuple(f"self.{name}" for name in FINE_DROPPABLE)
     """The same for the fine stage. The published entries start with "self.", so match nothing."""
     strip_self_prefix: bool = False
-    """Read "self.conv3" in the lists as conv3, which the published code does not (quirk P2)."""
+    """Read "self.conv3" in the lists as conv3, which the published code does not (P2)."""
     train_drop_layers: Literal["all", "as_in_test"] = "all"
     """Layers that drop while training, if droprate is set: every one, or dropout_which's."""
     conv_type: Literal["plain", "gated"] = "plain"
@@ -91,7 +91,7 @@ class GeneratorConfig:
     elu: Literal["exact", "fast"] = "exact"
     """exact: torch's kernel; fast: exp instead of expm1, within 1e-7 and about twice as fast."""
     attention_mask: Literal["first", "per_sample"] = "first"
-    """Hole that the attention avoids: the first sample's for all (quirk P4), or each its own."""
+    """Hole that the attention avoids: the first sample's for all (P4), or each its own."""
 
     def __post_init__(self) -> None:
         check_fields(self, "netG")

@@ -50,7 +50,7 @@ def update(
     """Backward passes and optimiser steps of one training step, in the published order.
 
     The critics' gradients are zeroed before d's backward only: on generator steps g's backward adds
-    its adversarial gradient to them (quirk P6), unless train.clean_critic_gradients.
+    its adversarial gradient to them (P6), unless train.clean_critic_gradients.
     """
     critics, generator = networks.critics(), networks.generator
     if losses.d is not None:

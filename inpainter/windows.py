@@ -68,7 +68,7 @@ def window_grid(
     """The grid of an image.
 
     stretched: the (H - h) // s + 1 rows of windows that fit (the published code counts one short
-    where the stride divides H - h, quirk P8). centred: one window for every s x s cell of the
+    where the stride divides H - h, P8). centred: one window for every s x s cell of the
     image, centred on the cell. Raises WindowError where no window fits.
     """
     if alignment == "stretched":

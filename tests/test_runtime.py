@@ -2,9 +2,11 @@
 
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -25,6 +27,10 @@ from common.runtime import (
 )
 from tests.tiny_runs import PATIENCE
 
+PROGRAMS = (
+    *("inpainter/train.py", "predict_heatmap.py", "eval.py", "train_dia.py"),
+    "diffusion_models/train_eval_ddpm.py",
+)
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -180,3 +186,16 @@ def test_processes_in_torchruns_environment_reach_each_other():
     outputs = [process.communicate(timeout=PATIENCE)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert outputs == ["rank 0 of 2: 3.0", "rank 1 of 2: 3.0"]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_ctrl_c_during_the_imports_ends_a_program_without_traceback(program: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, REPOSITORY / program, "--dry_run"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        time.sleep(0.5)  # long before it has imported torch, or soon after on a fast machine
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=PATIENCE)
+    assert "Traceback" not in errors
+    assert process.returncode in (-signal.SIGINT, 128 + signal.SIGINT, 0, 2)

@@ -106,7 +106,7 @@ def written_out(
     g = g + config.gan_loss_alpha * terms["wgan_g"]
     critics = list(nets.critics().parameters())
     of_critics = torch.autograd.grad(d, critics)
-    if not config.train.clean_critic_gradients:  # quirk P6
+    if not config.train.clean_critic_gradients:  # P6
         leaked = torch.autograd.grad(g, critics, retain_graph=True)
         of_critics = [a + b for a, b in zip(of_critics, leaked, strict=True)]
     of_generator = torch.autograd.grad(g, list(nets.generator.parameters()))
