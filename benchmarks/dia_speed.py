@@ -22,7 +22,6 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.published_dia import loop_csi_scores, loop_views, with_loop_layers
 from common.checkpoint import save_text_atomic
 from dia.augment import Augmentation, AugmentationSettings, augment
-from dia.building import layout_for
 from dia.draws import random_augmentation
 from dia.encoders import build_encoder
 from dia.objective import Objective, contrastive_losses
@@ -78,8 +77,8 @@ def main() -> int:
 def measure_step(arguments: argparse.Namespace) -> dict[str, float]:
     """A training step of the published ResNet-18 both ways: seconds, ratio, difference of views.
 
-    The ways differ in how views are made and in the networks' memory layout; augmentation, losses
-    and gradients are the same code.
+    The ways differ in how views are made; augmentation, encoder, losses and gradients are the same
+    code.
     """
     images = torch.rand(arguments.batch, 3, arguments.side, arguments.side)
     generator = torch.Generator().manual_seed(0)
@@ -90,9 +89,8 @@ def measure_step(arguments: argparse.Namespace) -> dict[str, float]:
     diffusion = GaussianDiffusion(Unet(arguments.dim))
     published = with_loop_layers(diffusion)
     encoder = build_encoder("resnet18_imagenet", n_classes=2, n_shifts=4)
-    layout = layout_for(images.device)
-    dissolver = Dissolver(diffusion).to(memory_format=layout)
-    ours_encoder = deepcopy(encoder).to(memory_format=layout)
+    dissolver = Dissolver(diffusion)
+    ours_encoder = deepcopy(encoder)
     negatives = Negatives(dissolve=dissolver, resolution=arguments.resolution)
 
     def ours() -> Tensor:
