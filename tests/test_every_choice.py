@@ -29,9 +29,9 @@ from tests.tiny_runs import heatmaps_in, settings, write_images
 pytestmark = pytest.mark.usefixtures("one_thread")
 Row = dict[str, Any]
 NOT_HERE = {
-    "test.compile": "needs a C++ compiler and half a minute; tests/test_fast_sharing.py",
-    "cuda": "changes nothing on a CPU; tests/test_runtime.py",
-    "train.mask_type": "mosaic is refused; tests/test_settings.py",
+    "test.compile": "needs a C++ compiler and half a minute; tests/inpainter/test_fast_sharing.py",
+    "cuda": "changes nothing on a CPU; tests/common/test_runtime.py",
+    "train.mask_type": "mosaic is refused; tests/inpainter/test_settings.py",
 }
 SMALL_DDPM = {
     "diffusion.image_size": 32,  # dilation begins there

@@ -13,7 +13,7 @@ from dia.settings import ContrastiveConfig, DiaConfig
 from dia.training import train
 from diffusion_models import training as ddpm
 from diffusion_models.settings import DdpmConfig, DiffusionConfig
-from tests.test_dia_training import changed
+from tests.dia.test_training import changed
 from tests.tiny_runs import texture
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests.golden_tools import NUMBER, Arrays, assert_close
+from tests.golden.golden_tools import NUMBER, Arrays, assert_close
 
 Entry = Mapping[str, Any]
 Tolerance = float | str

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from common.config import REPOSITORY
-from tests.golden_dia_tools import read_entry
-from tests.golden_tools import group
-from tests.golden_weights import parse_shapes, weights_by_rule
+from tests.golden.golden_dia_tools import read_entry
+from tests.golden.golden_tools import group
+from tests.golden.golden_weights import parse_shapes, weights_by_rule
 from tests.image_files import write_png16
 from tests.tiny_runs import read_table, run_script
 

@@ -19,7 +19,7 @@ from common.metrics import (
 )
 from common.pooling import PRO_MAX_FPR, curve_areas, curves, pool_pixels, pooled_intervals
 
-GOLDEN = Path(__file__).parent / "golden" / "picard_score_heatmap.npz"
+GOLDEN = Path(__file__).parents[1] / "golden" / "picard_score_heatmap.npz"
 
 
 def random_cases(seed: int, n: int = 5, decimals: int = 1) -> list[PixelCase]:

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests import golden_dia, golden_picard
+from tests.golden import golden_dia, golden_picard
 
 CHECKS = golden_picard.CHECKS | golden_dia.CHECKS
-FOLDER = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent / "golden"))
+FOLDER = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent))
 
 
 def entries() -> list[dict]:

@@ -11,7 +11,7 @@ from inpainter.dropout import ChannelMasks, ImageDropout, WindowMasks, active_dr
 from inpainter.fast.scorer import FastScorer
 from inpainter.generator import Generator
 from inpainter.settings import GeneratorConfig
-from tests.networks import lively_generator
+from tests.inpainter.weights import lively_generator
 
 METRICS = ("MCD_image", "MCD_feature", "MeanCD_image", "MedCD_feature", "no_dropout")
 

@@ -3,27 +3,27 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.golden_dia_diffusion import (
+from tests.golden.golden_dia_diffusion import (
     check_beta_by_epoch,
     check_ddpm,
     check_dissolve_transform,
     check_schedules,
 )
-from tests.golden_dia_scoring import (
+from tests.golden.golden_dia_scoring import (
     check_csi_scores,
     check_feature_order,
     check_other_scores,
     check_transforms,
 )
-from tests.golden_dia_tools import Entry
-from tests.golden_dia_training import (
+from tests.golden.golden_dia_tools import Entry
+from tests.golden.golden_dia_training import (
     check_contrastive,
     check_lars,
     check_lr_schedule,
     check_model,
     check_train_two_steps,
 )
-from tests.golden_tools import Arrays
+from tests.golden.golden_tools import Arrays
 
 Check = Callable[[Path, Entry, Arrays], None]
 

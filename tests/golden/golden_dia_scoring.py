@@ -32,8 +32,8 @@ from dia.scoring import (
     similarity_to_mean,
 )
 from dia.shifts import ShiftType, blur_and_shift, cut_and_permute, gaussian_kernel, rotate
-from tests.golden_dia_tools import Entry, check, loosened, tolerance_for
-from tests.golden_tools import Arrays, as_tensor, group
+from tests.golden.golden_dia_tools import Entry, check, loosened, tolerance_for
+from tests.golden.golden_tools import Arrays, as_tensor, group
 
 BASES = {"rotate": "rotation", "cutperm": "cutperm"}
 

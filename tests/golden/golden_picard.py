@@ -31,8 +31,8 @@ from inpainter.settings import (
 from inpainter.step import Networks, StepInputs, StepLosses, step_losses
 from inpainter.updates import Optimisers, build_optimisers, update
 from inpainter.windows import cut_windows, window_grid
-from tests.golden_tools import Arrays, as_tensor, assert_close, assert_mostly_equal, group
-from tests.golden_weights import weights_by_rule
+from tests.golden.golden_tools import Arrays, as_tensor, assert_close, assert_mostly_equal, group
+from tests.golden.golden_weights import weights_by_rule
 
 Entry = dict[str, Any]
 

@@ -170,7 +170,7 @@ def test_typed_path_is_relative_to_the_working_directory(
 
 
 def test_path_in_a_file_is_relative_to_the_repository(tmp_path: Path) -> None:
-    assert resolve_path("configs", "folder") == Path(__file__).parents[1] / "configs"
+    assert resolve_path("configs", "folder") == Path(__file__).parents[2] / "configs"
     assert resolve_path("a/b", "folder", root=tmp_path) == tmp_path / "a" / "b"
     assert resolve_path("/a/b", "folder", root=tmp_path) == Path("/a/b")
     with pytest.raises(ConfigError, match=r"folder is not set.*--set folder=PATH"):

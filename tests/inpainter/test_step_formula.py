@@ -19,7 +19,7 @@ from inpainter.settings import (
 )
 from inpainter.step import Networks, StepInputs, step_losses
 from inpainter.updates import build_optimisers, update
-from tests.networks import random_window
+from tests.inpainter.weights import random_window
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PLAIN = PicardConfig(

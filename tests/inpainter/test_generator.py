@@ -7,7 +7,7 @@ from inpainter.critic import Critic, to_channels
 from inpainter.dropout import ChannelDropout, active_dropout_layers, draw_keep_masks
 from inpainter.generator import Generator
 from inpainter.settings import GeneratorConfig
-from tests.networks import lively_generator, random_window
+from tests.inpainter.weights import lively_generator, random_window
 
 
 def hole_mask(n: int, hw: tuple[int, int]) -> torch.Tensor:

@@ -13,10 +13,10 @@ from dia.optim import Lars, learning_rate, learning_rates
 from dia.shifts import ShiftType
 from dia.views import Draws, Negatives, make_views, shift_labels
 from diffusion_models.dissolve import Dissolver
-from tests.golden_dia_diffusion import referenced_diffusion
-from tests.golden_dia_tools import Entry, check, loosened, tolerance_for
-from tests.golden_tools import Arrays, allowed_error, as_tensor, group
-from tests.golden_weights import check_sums, parse_shapes, weights_by_rule
+from tests.golden.golden_dia_diffusion import referenced_diffusion
+from tests.golden.golden_dia_tools import Entry, check, loosened, tolerance_for
+from tests.golden.golden_tools import Arrays, allowed_error, as_tensor, group
+from tests.golden.golden_weights import check_sums, parse_shapes, weights_by_rule
 
 HEADS = ("linear", "penultimate", "simclr", "shift", "joint")
 

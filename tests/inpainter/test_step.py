@@ -17,7 +17,7 @@ from inpainter.settings import (
 from inpainter.step import StepInputs, step_losses
 from inpainter.updates import build_optimisers, learning_rate, update
 from inpainter.watch import CollapseWatch
-from tests.networks import random_window
+from tests.inpainter.weights import random_window
 
 CONFIG = PicardConfig(
     train=TrainConfig(

@@ -11,7 +11,7 @@ from common.images import write_image
 from inpainter.evaluation import EvaluationSettings, evaluate_heatmaps
 from inpainter.evaluation_report import per_image_csv, result_table
 from inpainter.heatmap_files import EvaluationError
-from tests.evaluation_case import BOXES, SIZE, heatmap_folder
+from tests.inpainter.evaluation_case import BOXES, SIZE, heatmap_folder
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import torch
 from common.checkpoint import CheckpointError
 from inpainter.networks import load_local_critic
 from inpainter.settings import CriticConfig, PicardConfig, TestConfig
-from tests.networks import small_critic
+from tests.inpainter.weights import small_critic
 
 CONFIG = PicardConfig(
     test=TestConfig(patch_shape=(64, 64, 1), mask_shape=(32, 32)), netD=CriticConfig(ndf=4)

@@ -10,7 +10,7 @@ import yaml
 
 from common.config import REPOSITORY
 from inpainter.evaluation import EvaluationSettings
-from tests.evaluation_case import expected_auroc, heatmap_folder
+from tests.inpainter.evaluation_case import expected_auroc, heatmap_folder
 from tests.tiny_runs import run_script
 
 

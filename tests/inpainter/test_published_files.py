@@ -17,7 +17,7 @@ from inpainter.critic import Critic
 from inpainter.generator import Generator
 from inpainter.prediction import PredictionOptions, predict
 from inpainter.settings import GeneratorConfig, PicardConfig
-from tests.golden_tools import group
+from tests.golden.golden_tools import group
 from tests.tiny_runs import PREDICT, heatmaps_in, run_script
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -9,7 +9,7 @@ from inpainter.completion import WindowScorer
 from inpainter.dropout import ChannelMasks, ImageDropout
 from inpainter.fast.scorer import FastScorer
 from inpainter.fast.winograd import winograd
-from tests.fast_tools import METRICS, Case, worst_error
+from tests.inpainter.fast_tools import METRICS, Case, worst_error
 
 LIMIT = 1e-5
 PUBLISHED = Case((128, 128), (64, 64))

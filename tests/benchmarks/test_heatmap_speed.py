@@ -19,7 +19,7 @@ from common.config import ConfigError
 from common.images import ImageError
 from inpainter.completion import WindowScorer
 from inpainter.fast.scorer import FastScorer
-from tests.fast_tools import worst_error
+from tests.inpainter.fast_tools import worst_error
 from tests.tiny_runs import run_script, with_test, write_images
 
 CPU = torch.device("cpu")

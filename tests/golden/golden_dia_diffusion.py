@@ -13,9 +13,9 @@ from dia.views import Negatives, dissolve_copies
 from diffusion_models.diffusion import GaussianDiffusion, schedule_buffers
 from diffusion_models.dissolve import Dissolver
 from diffusion_models.unet import Unet
-from tests.golden_dia_tools import Entry, check, loosened, read_entry, tolerance_for
-from tests.golden_tools import Arrays, as_tensor, group
-from tests.golden_weights import weights_by_rule
+from tests.golden.golden_dia_tools import Entry, check, loosened, read_entry, tolerance_for
+from tests.golden.golden_tools import Arrays, as_tensor, group
+from tests.golden.golden_weights import weights_by_rule
 
 
 def build_diffusion(entry: Entry, arrays: Arrays) -> GaussianDiffusion:

@@ -7,7 +7,7 @@ from torch import Tensor
 from inpainter.fast.scorer import FastScorer
 from inpainter.fast.stages import FastCoarse
 from inpainter.masks import centre_crop
-from tests.fast_tools import METRICS, Case, worst_error
+from tests.inpainter.fast_tools import METRICS, Case, worst_error
 
 ONE = Case((64, 64), (32, 32), N=1)
 LIMIT = 1e-5

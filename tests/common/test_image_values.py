@@ -20,8 +20,8 @@ from common.image_store import ImageStore
 from common.images import ImageError, read_image, read_mask, write_image
 from common.notices import counts, forget, sum_up
 from inpainter.settings import PicardConfig
+from tests.common.test_dicom import STORED, write_dicom
 from tests.image_files import unit, values, write_png16
-from tests.test_dicom import STORED, write_dicom
 from tests.tiny_runs import tiny_config
 
 
