@@ -15,7 +15,7 @@ from pathlib import Path
 
 from common.cli import run_script
 from common.config import add_common_arguments, config_to_yaml, load_from_arguments
-from common.file_names import escaped
+from common.files import escaped
 from inpainter.prediction import PredictionOptions, predict
 from inpainter.settings import PicardConfig
 from inpainter.training import run_folder

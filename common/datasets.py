@@ -1,12 +1,20 @@
-"""THE table of named datasets: what both DIA programs know of each.
+"""THE table of named datasets, and the downloaded files of MedMNIST and CIFAR.
 
 One row per dataset: where its files are, its classes, which one is normal, the image size and how
 images are fitted to the size at which they are dissolved. Class numbers follow the row's `classes`;
-`--one_class_idx` counts in them, in the diffusion program and in the classifier alike.
+`--one_class_idx` counts in them, in the diffusion program and in the classifier alike. Downloaded
+files are checked before they are believed. N images, H W pixels.
 """
 
+import hashlib
+import pickle
+import zipfile
+import zlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 from common.errors import UserError
 
@@ -136,6 +144,11 @@ ALIASES = {
 }
 """Spellings of the published diffusion program."""
 DATASET_NAMES = (*DATASETS, *ALIASES)
+NPZ_ERRORS = (
+    *(OSError, ValueError, EOFError, KeyError, RuntimeError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+"""What numpy raises for a file that is no npz, is damaged or holds pickled objects."""
 
 
 def dataset_row(name: str) -> DatasetRow:
@@ -147,3 +160,96 @@ def dataset_row(name: str) -> DatasetRow:
             "images works as --dataset folder --data_root FOLDER."
         )
     return row
+
+
+def read_medmnist(row: DatasetRow, data_root: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images (N, H, W[, 3]) uint8 and labels (N,) int64 of a split. Raises DatasetError."""
+    file = data_root / f"{row.name}.npz"
+    remedy = f"Download {row.name}.npz from {row.obtain} into {data_root}"
+    if not file.is_file():
+        raise DatasetError(f"{file} does not exist. {remedy}, or pass another --data_root.")
+    wanted = (f"{split}_images", f"{split}_labels")
+    try:
+        data = np.load(file, allow_pickle=False)
+        if not isinstance(data, np.lib.npyio.NpzFile):
+            raise DatasetError(f"{file} is one array (npy), not an npz archive. {remedy}.")
+        with data:
+            missing = [name for name in wanted if name not in data.files]
+            if missing:
+                raise DatasetError(
+                    f"{file} lacks the array {', '.join(missing)}; it holds "
+                    f"{', '.join(data.files[:10]) or 'none'}. {remedy}."
+                )
+            pixels, labels = (data[name] for name in wanted)
+    except NPZ_ERRORS as error:
+        raise DatasetError(f"{file} cannot be read: {error}. {remedy} anew.") from error
+    problem = _problem(row, wanted, pixels, labels)
+    if problem:
+        raise DatasetError(f"{file}: {problem}. {remedy} anew.")
+    if labels.shape[1] > 1:  # chestmnist has 14 findings per image: any of them is an anomaly
+        return pixels, labels.any(axis=1).astype(np.int64)
+    return pixels, labels[:, 0].astype(np.int64)
+
+
+def _problem(
+    row: DatasetRow, names: tuple[str, str], pixels: np.ndarray, labels: np.ndarray
+) -> str | None:
+    """What is wrong with a split's arrays; None where they are as published."""
+    images_name, labels_name = names
+    side = (row.size, row.size)
+    if pixels.dtype != np.uint8 or pixels.shape[1:] not in (side, (*side, 3)):
+        return (
+            f"{images_name} must be uint8 of shape (N, {row.size}, {row.size}) or with 3 colours "
+            f"behind, got {pixels.dtype} {pixels.shape}"
+        )
+    if labels.dtype.kind not in "uib" or labels.ndim != 2 or labels.shape[1] < 1:
+        return (
+            f"{labels_name} must be whole numbers of shape (N, labels per image), got "
+            f"{labels.dtype} {labels.shape}"
+        )
+    if len(labels) != len(pixels) or not len(pixels):
+        return f"{len(pixels)} images in {images_name} and {len(labels)} rows in {labels_name}"
+    top = 1 if labels.shape[1] > 1 else len(row.classes or ()) - 1
+    if labels.min() < 0 or labels.max() > top:
+        return f"{labels_name} must be 0 to {top}, got {labels.min()} to {labels.max()}"
+    return None
+
+
+def read_cifar(row: DatasetRow, data_root: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images (N, 32, 32, 3) uint8 and labels (N,) int64 of a split. Raises DatasetError.
+
+    The files are pickles: they are opened only where their MD5 is the published one.
+    """
+    import torchvision  # slow to import, and needed for these two sets alone
+
+    folder = data_root / row.folder
+    remedy = f"Download {row.obtain}, unpack it into {data_root}"
+    if not folder.is_dir():
+        raise DatasetError(f"{folder} does not exist. {remedy}, or pass another --data_root.")
+    ten = row.name == "cifar10"
+    published = torchvision.datasets.CIFAR10 if ten else torchvision.datasets.CIFAR100
+    try:
+        data = published(str(data_root), train=split == "train")
+    except RuntimeError as error:  # a file is missing or has another MD5
+        raise DatasetError(
+            f"{folder} does not hold the published files (by their MD5): one is missing, cut short "
+            f"or another. {remedy} anew."
+        ) from error
+    if ten:
+        return data.data, np.asarray(data.targets)
+    sums = dict([*published.train_list, *published.test_list])
+    return data.data, coarse_labels(folder / split, md5=sums[split])
+
+
+def coarse_labels(file: Path, md5: str) -> np.ndarray:
+    """CIFAR-100's own superclass numbers (N,), which its files carry beside the fine ones.
+
+    Raises DatasetError where the file's MD5 is another one; the file is not unpickled then.
+    """
+    content = file.read_bytes()
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if found != md5:
+        raise DatasetError(
+            f"{file} has the MD5 {found}, the published file has {md5}. Download it anew."
+        )
+    return np.asarray(pickle.loads(content, encoding="latin1")["coarse_labels"])

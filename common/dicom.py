@@ -7,7 +7,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from common.image_errors import READ_ERRORS, ImageError, check_samples
+from common.image_files import READ_ERRORS, ImageError, check_samples
 from common.notices import notice
 
 PERCENTILES = (0.1, 99.9)
@@ -47,7 +47,7 @@ def read_dicom(file: BinaryIO, path: Path, *, force: bool = False) -> np.ndarray
 
 
 def _check_size(dataset: Any, path: Path) -> None:
-    """Refuses files of several frames and beyond common.image_errors.MAX_SAMPLES."""
+    """Refuses files of several frames and beyond common.image_files.MAX_SAMPLES."""
     frames = int(dataset.get("NumberOfFrames", None) or 1)
     if frames > 1:
         raise ImageError(f"{path} has {frames} frames; expected 1: save one file per frame.")

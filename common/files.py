@@ -1,14 +1,22 @@
-"""Writing files that appear whole or not at all."""
+"""Output files: written so that they appear whole or not at all, and named after images."""
 
 import errno
+import hashlib
 import os
+import re
 import shutil
-from collections.abc import Callable
-from pathlib import Path
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Full disk, used-up quota, largest size of a file."""
+ESCAPE = re.compile(r"\\x([0-9a-f]{2})")
+HASH_DIGITS = 16
+USUAL_LIMIT = 255
+"""Bytes in a file's name on the usual file systems."""
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -90,3 +98,77 @@ def _about(error: OSError, path: Path) -> OSError:
     if error.filename is not None and not str(error.filename).endswith(".tmp"):
         return error
     return OSError(error.errno, error.strerror or str(error), str(path))
+
+
+def escaped(name: str) -> str:
+    r"""A name as UTF-8 text in one line, from which `unescaped` makes the same name again.
+
+    A byte that is no UTF-8, a control character, and a backslash that would be read as the start of
+    such an escape, become \xNN. All other names stay as they are.
+    """
+    text = ESCAPE.sub(r"\\x5cx\1", name)
+    return "".join(_escaped_character(c) for c in text)
+
+
+def _escaped_character(c: str) -> str:
+    if "\udc80" <= c <= "\udcff":  # how Python shows an undecodable byte of a file's name
+        return f"\\x{ord(c) - 0xDC00:02x}"
+    return f"\\x{ord(c):02x}" if c < " " or c == "\x7f" else c
+
+
+def unescaped(text: str) -> str:
+    """The name that `escaped` wrote."""
+
+    def character(match: re.Match[str]) -> str:
+        byte = int(match[1], 16)
+        return chr(byte + 0xDC00 if byte >= 0x80 else byte)
+
+    return ESCAPE.sub(character, text)
+
+
+def name_limit(folder: Path) -> int:
+    """How many bytes a file's name may have in this folder."""
+    try:
+        return os.pathconf(folder, "PC_NAME_MAX")
+    except (AttributeError, OSError, ValueError):
+        return USUAL_LIMIT
+
+
+def file_stems(images: Iterable[str], longest: int = USUAL_LIMIT) -> dict[str, str]:
+    """Image name -> start of its files' names: the name without its suffix and with __ for /.
+
+    Where two images would share it (scan.png and scan.tif), theirs keep the suffix. No two are the
+    same, even where a file system tells neither case nor composed characters apart. A stem that is
+    still shared, would be longer than `longest` bytes, hidden, or not printable, is made safe and
+    ends in a hash of the image's name.
+    """
+    whole = {image: image.replace("/", "__") for image in images}
+    short = {image: PurePosixPath(name).with_suffix("").name for image, name in whole.items()}
+    count = Counter(map(_folded, short.values()))
+    stems = {i: short[i] if count[_folded(short[i])] == 1 else whole[i] for i in whole}
+    hashed = {image for image, stem in stems.items() if not _usable(stem, longest)}
+    while True:
+        final = {i: _hashed(i, stems[i], longest) if i in hashed else stems[i] for i in stems}
+        count = Counter(map(_folded, final.values()))
+        shared = {image for image, stem in final.items() if count[_folded(stem)] > 1} - hashed
+        if not shared:
+            return final
+        hashed |= shared
+
+
+def _folded(name: str) -> str:
+    """The same for names that some file system takes for one."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def _usable(stem: str, longest: int) -> bool:
+    return stem.isprintable() and stem[:1] != "." and 0 < len(os.fsencode(stem)) <= longest
+
+
+def _hashed(image: str, stem: str, longest: int) -> str:
+    """The stem, shortened and made safe, with a hash of the image's name behind it."""
+    digest = hashlib.sha256(image.encode("utf-8", "surrogateescape")).hexdigest()[:HASH_DIGITS]
+    safe = "".join(c if c.isprintable() else "_" for c in stem)
+    safe = f"_{safe[1:]}" if safe.startswith(".") else safe
+    room = max(longest - HASH_DIGITS - 1, 0)
+    return f"{safe.encode()[:room].decode(errors='ignore')}_{digest}"

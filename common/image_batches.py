@@ -1,32 +1,46 @@
-"""Batches of an image set, the same after a resume and in every process.
+"""Batches of an image set, the same after a resume, and the processes that read them ahead.
 
+A training that fails must end, and not wait at its exit for processes that read on; a reading
+process that the system kills must end the training with a message.
 B images per batch and process, C H W image.
 """
 
+import atexit
 import contextlib
-import hashlib
 import itertools
 import logging
-import os
-from collections.abc import Generator, Mapping
-from pathlib import Path
-from typing import Literal, NamedTuple
+import multiprocessing
+import re
+from collections.abc import Generator, Iterator, Mapping
+from multiprocessing.process import BaseProcess
+from typing import Any, Literal, NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from common.data_identity import sampled
 from common.datasets import DatasetError
 from common.errors import UserError
 from common.image_sets import ImageSet, Sample
 from common.images import ImageError
-from common.interrupts import leave_signals_to_main
-from common.readers import read_ahead
+from common.interrupts import deaf_children, leave_signals_to_main
 from common.runtime import Processes, RuntimeSetupError, generator_for
 
 LOG = logging.getLogger(__name__)
+Item = TypeVar("Item")
+GRACE_SECONDS = 2.0
+"""What a reading process is given to end by itself."""
+RUNNING: set[BaseProcess] = set()
+
+UNEXPECTED = (
+    "A process that reads images ended unexpectedly ({}). If the system ended it for lack of "
+    "memory, set a lower num_workers; 0 reads in the training process. Then go on from the last "
+    "checkpoint."
+)
+
+
+class ReaderError(UserError):
+    """A process that reads data has died."""
 
 
 class Batch(NamedTuple):
@@ -199,26 +213,55 @@ def _read(batches: _Batches, num_workers: int, bad: BadImages) -> Generator[Batc
         )
 
 
-def set_identity(images: ImageSet, *, whole: bool = False) -> dict[str, object]:
-    """Number of images, and a SHA-256 over their names, labels and contents.
+def read_ahead(loader: DataLoader) -> Generator[Any, None, None]:
+    """Yields what a DataLoader with worker processes does, and ends them when it is closed.
 
-    whole: all bytes of each file are read, else its size and three places. The same after a copy
-    to another folder or machine.
+    Give the loader worker_init_fn=leave_signals_to_main. Use the stream in `with reading(…)`.
     """
-    digest = hashlib.sha256(np.ascontiguousarray(images.labels, dtype=np.int64).tobytes())
-    for name in images.names:
-        digest.update(os.fsencode(name) + b"\0")
-    if isinstance(images.items, np.ndarray):
-        digest.update(np.ascontiguousarray(images.items).tobytes())
-    else:
-        for path in images.items:
-            digest.update((_bytes_digest(path) if whole else sampled(path)) + b"\0")
-    return {"images": len(images), "sha256": digest.hexdigest()}
-
-
-def _bytes_digest(path: Path) -> bytes:
-    """SHA-256 of a file's bytes; nothing of one that cannot be read, which is said on reading."""
+    before = set(multiprocessing.active_children())
+    with deaf_children():
+        stream = iter(loader)
+        workers = set(multiprocessing.active_children()) - before
+        RUNNING.update(workers)
     try:
-        return hashlib.sha256(path.read_bytes()).digest()
-    except OSError:
-        return b""
+        yield from stream
+    except (EOFError, ConnectionError) as error:  # a batch whose maker died in handing it over
+        raise ReaderError(UNEXPECTED.format("killed while it sent a batch")) from error
+    finally:
+        stream._shutdown_workers()  # torch has no public name for it; before the killing, or torch
+        _end(workers)  # takes that for a failure
+
+
+@contextlib.contextmanager
+def reading(stream: Generator[Item, None, None]) -> Iterator[Iterator[Item]]:
+    """Lends a stream of read_ahead to a loop and closes it after, also when the loop fails.
+
+    Raises ReaderError where a reading process dies, whatever the loop does at that moment: torch
+    tells of it by a RuntimeError out of a signal handler.
+    """
+    try:
+        with contextlib.closing(stream):
+            yield stream
+    except RuntimeError as error:
+        found = re.search(r"DataLoader worker \(pid(?:\(s\))? [^)]*\) (.*)", str(error))
+        if found is None:
+            raise
+        reason = found[1].split(". ")[0].rstrip(". ")
+        raise ReaderError(UNEXPECTED.format(reason)) from error
+
+
+def _end(workers: set[BaseProcess]) -> None:
+    """Waits for processes a little, then kills them."""
+    for worker in workers:
+        worker.join(GRACE_SECONDS)
+        if worker.is_alive():
+            worker.kill()
+            worker.join()
+    RUNNING.difference_update(workers)
+
+
+@atexit.register  # after multiprocessing's own, so before it: that one would wait for ever
+def _end_all() -> None:
+    for worker in RUNNING:
+        if worker.is_alive():
+            worker.kill()

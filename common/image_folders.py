@@ -13,9 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from common.decoders import looks_like_image
-from common.image_errors import ImageError
-from common.images import IMAGE_SUFFIXES
+from common.image_files import IMAGE_SUFFIXES, ImageError, looks_like_image
 
 LOG = logging.getLogger(__name__)
 SYSTEM_FOLDERS = (

@@ -7,8 +7,8 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from common.errors import UserError
+from common.image_files import IMAGE_SUFFIXES
 from common.image_folders import shown
-from common.images import IMAGE_SUFFIXES
 
 OnUnknown = Literal["error", "skip"]
 KNOWN_SUFFIXES = (*IMAGE_SUFFIXES, ".jfif", ".jpe")

@@ -1,13 +1,15 @@
-"""Sets of labelled images: named datasets and folder trees, read from disk without network.
+"""Sets of labelled images from disk, and the identity by which a resumed run knows its images.
 
 N images, C = 3 channels, H W pixels; images are float32 in [0, 1].
 """
 
 import copy
+import hashlib
 import logging
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,13 +17,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import resize
 
-from common.dataset_files import read_cifar, read_medmnist
-from common.datasets import DatasetError, DatasetRow, dataset_row
-from common.image_errors import ImageError
+from common.datasets import DatasetError, DatasetRow, dataset_row, read_cifar, read_medmnist
+from common.image_files import IMAGE_SUFFIXES, ImageError
 from common.image_folders import ImageFolder, find_images, subfolder_names
-from common.images import IMAGE_SUFFIXES, read_image
+from common.images import read_image
 
 LOG = logging.getLogger(__name__)
+SAMPLE = 4096
+"""Bytes read at the start, in the middle and at the end of each file."""
 
 
 class Sample(NamedTuple):
@@ -268,4 +271,74 @@ def _expected_tree(row: DatasetRow, root: Path) -> str:
     return (
         f"Expected {root}/{{train,test}}/{{{classes}}}/<images: {', '.join(IMAGE_SUFFIXES[:4])}…>. "
         f"Get it from {row.obtain}, unpack it there, or pass another --data_root."
+    )
+
+
+def set_identity(images: ImageSet, *, whole: bool = False) -> dict[str, object]:
+    """Number of images, and a SHA-256 over their names, labels and contents.
+
+    whole: all bytes of each file are read, else its size and three places. The same after a copy
+    to another folder or machine.
+    """
+    digest = hashlib.sha256(np.ascontiguousarray(images.labels, dtype=np.int64).tobytes())
+    for name in images.names:
+        digest.update(os.fsencode(name) + b"\0")
+    if isinstance(images.items, np.ndarray):
+        digest.update(np.ascontiguousarray(images.items).tobytes())
+    else:
+        for path in images.items:
+            digest.update((_bytes_digest(path) if whole else sampled(path)) + b"\0")
+    return {"images": len(images), "sha256": digest.hexdigest()}
+
+
+def _bytes_digest(path: Path) -> bytes:
+    """SHA-256 of a file's bytes; nothing of one that cannot be read, which is said on reading."""
+    try:
+        return hashlib.sha256(path.read_bytes()).digest()
+    except OSError:
+        return b""
+
+
+def data_identity(paths: Sequence[Path], root: Path) -> dict[str, Any]:
+    """Number of files, and a SHA-256 over their names below root, sizes and sampled bytes.
+
+    The same after a copy to another folder or machine. Files of up to 12 KiB are read whole; of a
+    larger one three places, so that ten thousand files take seconds.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        name = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
+        digest.update(bytes(name) + b"\0" + sampled(path))
+    return {"images": len(paths), "sha256": digest.hexdigest()}
+
+
+def sampled(path: Path) -> bytes:
+    """Size and three pieces of a file; nothing of one that cannot be read."""
+    try:
+        if not path.is_file():
+            return b""
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            pieces = [b"%d" % size]
+            for place in (0, max(0, size // 2 - SAMPLE // 2), max(0, size - SAMPLE)):
+                file.seek(place)
+                pieces.append(file.read(SAMPLE))
+    except OSError:
+        return b""
+    return b"".join(pieces)
+
+
+def data_changes(saved: object, found: Mapping[str, Any]) -> str | None:
+    """In words, how the files differ from those of an earlier run; none where they are the same.
+
+    saved: what data_identity returned then; anything else, as of older runs, counts as the same.
+    """
+    if not isinstance(saved, Mapping) or "sha256" not in saved:
+        return None
+    if saved["sha256"] == found["sha256"]:
+        return None
+    return (
+        f"{saved.get('images')} training images when it was saved, {found['images']} now"
+        if saved.get("images") != found["images"]
+        else f"of the {found['images']} training images some have other contents or names now"
     )

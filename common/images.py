@@ -11,19 +11,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from common.decoders import file_format, open_regular, read_pixels
 from common.dicom import read_dicom
 from common.files import write_atomic
-from common.image_errors import ImageError
+from common.image_files import (
+    DICOM_SUFFIXES,
+    ImageError,
+    file_format,
+    open_regular,
+    read_pixels,
+)
 from common.notices import is_largest, notice
 
-DICOM_SUFFIXES = (".dcm", ".dicom")
-TIFF_SUFFIXES = (".tif", ".tiff")
-IMAGE_SUFFIXES = (
-    *(".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm"),
-    *TIFF_SUFFIXES,
-    *DICOM_SUFFIXES,
-)
 GREY_WEIGHTS = (0.299, 0.587, 0.114)
 """ITU-R BT.601 luma of R, G, B."""
 

@@ -21,9 +21,8 @@ from common.checkpoint import (
     require_state_dict,
     save_atomic,
 )
-from common.image_batches import BadImages, ordered_batches, set_identity
-from common.image_sets import ImageSet
-from common.readers import reading
+from common.image_batches import BadImages, ordered_batches, reading
+from common.image_sets import ImageSet, set_identity
 from common.runtime import evaluating
 from dia.augment import AugmentationSettings, augment
 from dia.data import EvaluationSets

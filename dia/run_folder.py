@@ -8,7 +8,7 @@ from typing import Any
 
 from common.checkpoint import CheckpointError, load_tensors, require_mapping, save_atomic
 from common.config import REPOSITORY, config_to_dict, resolve_path
-from common.data_identity import data_changes
+from common.image_sets import data_changes
 from common.resume import REMEDY, changed_settings, check_resumed_settings
 from dia.settings import DiaConfig
 

@@ -29,9 +29,9 @@ from common.image_batches import (
     Batch,
     batches_per_epoch,
     epoch_batches,
-    set_identity,
+    reading,
 )
-from common.image_sets import ImageSet
+from common.image_sets import ImageSet, set_identity
 from common.interrupts import StopRequest
 from common.loops import (
     TrainingError,
@@ -40,7 +40,6 @@ from common.loops import (
     main_log,
     require_finite,
 )
-from common.readers import reading
 from common.run_log import RunLog
 from common.runtime import (
     Processes,

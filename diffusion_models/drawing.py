@@ -7,10 +7,9 @@ import torch
 from common.checkpoint import CheckpointError
 from common.config import require, resolve_path
 from common.datasets import dataset_row
-from common.image_batches import BadImages, ordered_batches
+from common.image_batches import BadImages, ordered_batches, reading
 from common.image_sets import load_set
 from common.images import write_image
-from common.readers import reading
 from common.runtime import generator_for, resolve_device
 from diffusion_models.data import NormalImages
 from diffusion_models.dissolve import Dissolver, load_dissolver

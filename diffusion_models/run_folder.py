@@ -9,7 +9,7 @@ from typing import Any
 
 from common.checkpoint import CheckpointError, require_mapping
 from common.config import REPOSITORY, config_to_dict, resolve_path
-from common.data_identity import data_changes
+from common.image_sets import data_changes
 from common.log_lines import LAST_STEP
 from common.resume import REMEDY, changed_settings, check_resumed_settings
 from diffusion_models.settings import DdpmConfig

@@ -31,8 +31,9 @@ from common.image_batches import (
     batches_per_epoch,
     epoch_batches,
     ordered_batches,
-    set_identity,
+    reading,
 )
+from common.image_sets import set_identity
 from common.interrupts import StopRequest
 from common.loops import (
     TrainingError,
@@ -42,7 +43,6 @@ from common.loops import (
     main_log,
     require_finite,
 )
-from common.readers import reading
 from common.run_log import RunLog
 from common.runtime import (
     Processes,

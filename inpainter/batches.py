@@ -10,9 +10,9 @@ from pathlib import Path
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from common.image_batches import read_ahead
 from common.images import ImageError
 from common.interrupts import leave_signals_to_main
-from common.readers import read_ahead
 from common.runtime import RuntimeSetupError, generator_for
 from inpainter.patches import NormalPatches
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from common.annotations import Annotations, MaskAnnotations, find_masks, read_annotations
 from common.errors import UserError
-from common.file_names import escaped
+from common.files import escaped
 from common.image_names import OnUnknown
 from common.images import read_image
 from common.metrics import (

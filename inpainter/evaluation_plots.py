@@ -15,7 +15,7 @@ from common.figures import (
     roc_curves,
     score_histogram,
 )
-from common.file_names import escaped
+from common.files import escaped
 from common.images import read_image
 from common.pooling import curves
 from inpainter.evaluation import Evaluation, MetricResult

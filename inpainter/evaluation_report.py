@@ -13,7 +13,7 @@ import yaml
 
 from common.checkpoint import save_text_atomic
 from common.config_yaml import DEEP
-from common.file_names import escaped
+from common.files import escaped
 from common.metrics import Interval
 from inpainter.evaluation import Evaluation, EvaluationSettings, ImageRow, MetricResult
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from common.checkpoint import load_tensors
 from common.errors import UserError
-from common.file_names import unescaped
+from common.files import unescaped
 
 HEATMAP_LIST = "heatmaps.csv"
 LIST_COLUMNS = ("image", "metric", "file")

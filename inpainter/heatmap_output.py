@@ -3,7 +3,7 @@
 images.csv (image, the content it was scored with, numbers of windows), scores.csv (image, metric,
 max, mean, p99) and heatmaps.csv (image, metric, file) have rows for every finished image; an image
 without its rows is not finished. left_out.csv (image, reason) names those that could not be scored.
-Names that are no printable UTF-8 are written as `common.file_names.escaped` does.
+Names that are no printable UTF-8 are written as `common.files.escaped` does.
 """
 
 import logging
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from common.checkpoint import content_hash, save_atomic
 from common.figures import heatmap_panel
-from common.file_names import escaped, file_stems, name_limit
+from common.files import escaped, file_stems, name_limit
 from inpainter.heatmap import Heatmaps
 from inpainter.heatmap_files import LEFT_OUT
 from inpainter.image_table import ImageTable

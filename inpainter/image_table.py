@@ -7,7 +7,7 @@ from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 from common.checkpoint import save_text_atomic
-from common.file_names import escaped, unescaped
+from common.files import escaped, unescaped
 from inpainter.heatmap_files import EvaluationError
 
 Row = Mapping[str, object]
@@ -16,7 +16,7 @@ Row = Mapping[str, object]
 class ImageTable:
     """The rows of a CSV file by image; its first column is `image`, the name.
 
-    Names are written as `common.file_names.escaped` does. Rows of one image are added behind the
+    Names are written as `common.files.escaped` does. Rows of one image are added behind the
     others and flushed to disk, so that a run takes no longer the more images there are; a line that
     a kill cut short is dropped when the table is next read.
     """

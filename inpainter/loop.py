@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from common.image_batches import reading
 from common.interrupts import StopRequest
 from common.loops import any_asked_to_stop, require_finite
-from common.readers import reading
 from common.runtime import Processes
 from inpainter.batches import batches
 from inpainter.patches import NormalPatches

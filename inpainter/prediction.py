@@ -24,7 +24,7 @@ from common.checkpoint import (
 from common.cli import first_line, is_lack_of_memory
 from common.config import config_to_yaml, resolve_path
 from common.errors import UserError
-from common.file_names import escaped
+from common.files import escaped
 from common.image_folders import list_images
 from common.images import ImageError, read_image
 from common.prefetch import prefetched

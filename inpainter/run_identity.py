@@ -12,7 +12,7 @@ from typing import Any
 
 from common.checkpoint import CheckpointError
 from common.config import REPOSITORY
-from common.file_names import escaped
+from common.files import escaped
 from inpainter.settings import PicardConfig
 
 LOG = logging.getLogger(__name__)

@@ -28,7 +28,7 @@ from common.checkpoint import (
     weights_hash,
 )
 from common.config import config_to_dict
-from common.data_identity import data_changes
+from common.image_sets import data_changes
 from common.loops import TrainingError
 from common.random_state import random_state, restore_random_state
 from common.resume import changed_settings, check_resumed_settings

@@ -11,8 +11,8 @@ import torch
 
 from common.checkpoint import CheckpointError, steps_in
 from common.config import config_to_yaml, resolve_path
-from common.data_identity import data_identity
 from common.image_folders import list_images
+from common.image_sets import data_identity
 from common.interrupts import StopRequest
 from common.loops import joined_processes
 from common.run_log import RunLog

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.dataset_files import coarse_labels
-from common.datasets import DatasetError
+from common.datasets import DatasetError, coarse_labels
 from common.image_sets import load_set
 
 PIXELS = np.zeros((3, 28, 28), np.uint8)

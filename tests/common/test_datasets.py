@@ -11,7 +11,7 @@ from PIL import Image
 from common.data_settings import DataConfig
 from common.datasets import ALIASES, DATASETS, DatasetError, dataset_row
 from common.image_batches import batches_per_epoch, epoch_batches
-from common.image_errors import ImageError
+from common.image_files import ImageError
 from common.image_sets import ImageSet, contaminate, load_set
 from common.runtime import Processes, RuntimeSetupError, seed_from
 from dia.data import evaluation_sets, hold_out, load_split, normal_train_set

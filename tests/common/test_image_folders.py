@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.image_errors import ImageError
+from common.image_files import IMAGE_SUFFIXES, ImageError
 from common.image_folders import find_images, list_images, shown, subfolder_names
-from common.images import IMAGE_SUFFIXES
 from tests.tiny_runs import (
     PREDICT,
     run_script,

@@ -11,10 +11,10 @@ import tifffile
 import torch
 from PIL import Image
 
-from common import image_errors
+from common import image_files
 from common.config import load_config
 from common.data_settings import DataConfig
-from common.decoders import looks_like_image
+from common.image_files import looks_like_image
 from common.image_sets import ImageSet
 from common.image_store import ImageStore
 from common.images import ImageError, read_image, read_mask, write_image
@@ -192,7 +192,7 @@ def test_pipe_folder_and_device_are_refused_and_never_waited_for(tmp_path):
 
 
 def test_image_of_too_many_samples_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_errors, "MAX_SAMPLES", 100)
+    monkeypatch.setattr(image_files, "MAX_SAMPLES", 100)
     Image.fromarray(values("u1", 6, 6, 3)).save(tmp_path / "a.png")
     tifffile.imwrite(tmp_path / "b.tif", values("u2", 6, 6, 3), photometric="rgb")
     write_png16(tmp_path / "c.png", values("u2", 6, 6, 3))

@@ -11,10 +11,9 @@ import torch
 
 from common.config import REPOSITORY
 from common.datasets import DatasetError
-from common.image_batches import BadImages, epoch_batches, ordered_batches
+from common.image_batches import BadImages, ReaderError, epoch_batches, ordered_batches, reading
 from common.image_sets import load_set
 from common.images import ImageError, write_image
-from common.readers import ReaderError, reading
 from common.runtime import Processes
 from tests.tiny_runs import corrupt, read_table, run_script, texture
 

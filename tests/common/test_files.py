@@ -5,7 +5,7 @@ import unicodedata
 
 import pytest
 
-from common.file_names import escaped, file_stems, unescaped
+from common.files import escaped, file_stems, unescaped
 
 UNDECODABLE = os.fsdecode(b"M\xfcller.png")
 

@@ -1,20 +1,35 @@
-"""Decoders: the stored values of PNG, JPEG, BMP, PNM, TIFF and such files, in full depth."""
+"""Image files to arrays of their stored values: PNG, JPEG, BMP, PNM, TIFF and such, in full depth.
+
+Damaged files are refused: an ImageError names the file, and what to do.
+"""
 
 import io
+import logging
 import os
 import re
 import stat
+import struct
 import warnings
+import zlib
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import imagecodecs
 import numpy as np
 from PIL import ExifTags, Image
 
-from common.image_errors import READ_ERRORS, ImageError, check_samples
+from common.errors import UserError
 from common.notices import notice
 
+if TYPE_CHECKING:
+    import tifffile  # few sets have such files, and it takes half a second
+
+DICOM_SUFFIXES = (".dcm", ".dicom")
+IMAGE_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm"),
+    *(".tif", ".tiff"),
+    *DICOM_SUFFIXES,
+)
 PILLOW_FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "GIF", "WEBP", "JPEG2000")
 """Formats that Pillow may decode: pixel formats alone, none that runs another program."""
 HEAD_BYTES = 512
@@ -37,6 +52,43 @@ MAGIC = {
 """How files of each format begin."""
 DICOM_DIRECTORY = b"1.2.840.10008.1.3.10\0"
 """Class of a DICOMDIR, the index of a medium: DICOM, but no image."""
+LARGEST_COMPRESSION = 2000
+"""Decoded bytes per byte of a file, beyond what LZW and deflate (1032) can reach."""
+READ_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,  # also Pillow's UnidentifiedImageError
+    RuntimeError,  # also imagecodecs' errors
+    SyntaxError,
+    TypeError,
+    ValueError,  # also tifffile's TiffFileError
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+"""What the decoders raise for files that are truncated, corrupt or of no known kind."""
+MAX_SAMPLES = 400_000_000
+"""Samples (pixels times channels) of the largest image that is read: 1.6 GB in float32."""
+
+# What it logs of damaged files is in the ImageError, or does not matter.
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+
+
+class ImageError(UserError):
+    """An image, or a folder of them, cannot be read; the message names it."""
+
+
+def check_samples(height: int, width: int, samples: int) -> None:
+    """ValueError where an image would have more than MAX_SAMPLES."""
+    if height * width * samples > MAX_SAMPLES:
+        raise ValueError(
+            f"it claims {height} x {width} pixels of {samples} samples, more than "
+            f"{MAX_SAMPLES / 1e6:g} million in all; cut it into smaller images"
+        )
 
 
 def looks_like_image(path: Path) -> bool:
@@ -80,8 +132,6 @@ def read_pixels(path: Path) -> np.ndarray:
             # scans of 10 000 x 10 000 pixels are no attack; twice that still is an error
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             if file_format(path) == "tiff":
-                from common.tiff import read_deep_tiff  # few sets have one
-
                 deep = read_deep_tiff(file, path)
                 if deep is not None:
                     return turned(*deep, path)
@@ -183,3 +233,74 @@ def _reason(error: BaseException, path: Path) -> str:
     if isinstance(error, MemoryError):
         return "there is not enough memory for it. Make it smaller, or free memory."
     return f"{error or type(error).__name__}. Remove the file or replace it."
+
+
+def read_deep_tiff(file: BinaryIO, path: Path) -> tuple[np.ndarray, int] | None:
+    """Values (H, W) or (H, W, samples) of a TIFF file and its orientation tag, 1 to 8.
+
+    Of whole bytes in their own type; other depths, such as 12 bits, are floats in [0, 1]. None for
+    a sound file of up to 8 unsigned bits, which Pillow reads. Raises ImageError, naming the file.
+    """
+    import tifffile
+
+    grey = (tifffile.PHOTOMETRIC.MINISWHITE, tifffile.PHOTOMETRIC.MINISBLACK)
+    try:
+        with tifffile.TiffFile(file) as tiff:
+            if len(tiff.pages) != 1:
+                raise ImageError(
+                    f"{path} has {len(tiff.pages)} pages; expected 1: save one file per page."
+                )
+            page = tiff.pages.first
+            _check_tiff_parts(page, tiff.filehandle.size)
+            if page.bitspersample <= 8 and page.sampleformat != tifffile.SAMPLEFORMAT.INT:
+                return None
+            if page.photometric not in (*grey, tifffile.PHOTOMETRIC.RGB):
+                raise ValueError(
+                    f"colours of kind {page.photometric!r} with {page.bitspersample} bits are not "
+                    "read; save it as grey or RGB"
+                )
+            pixels = page.asarray()
+            if page.axes == "SYX":
+                pixels = np.moveaxis(pixels, 0, -1)
+            if pixels.shape[:2] != (page.imagelength, page.imagewidth):
+                raise ValueError(f"its pixels are {pixels.shape}, by its axes {page.axes}")
+            orientation = page.tags.valueof(274, 1)
+    except (*READ_ERRORS, tifffile.TiffFileError) as error:
+        raise ImageError(f"Cannot read the image {path}: {error}. Remove or replace it.") from error
+    if pixels.dtype.kind == "u" and page.bitspersample < 8 * pixels.dtype.itemsize:
+        pixels = (pixels / (2.0**page.bitspersample - 1)).astype(np.float32)
+    if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and pixels.dtype.kind in "uf":
+        notice("TIFF with white as zero inverted", f"{path} stores white as 0: inverted")
+        pixels = (1 if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max) - pixels
+    return pixels, orientation
+
+
+def _check_tiff_parts(page: "tifffile.TiffPage", file_bytes: int) -> None:
+    """ValueError where the image is too large, or the file has not all parts that it needs."""
+    import tifffile
+
+    height, width, samples = page.imagelength, page.imagewidth, page.samplesperpixel
+    part = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip,)
+    sizes = (height, width, samples, page.bitspersample, page.imagedepth, *part)
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise ValueError(f"its sizes are damaged: {sizes}"[:200])
+    check_samples(height, width, samples)
+    planes = samples if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE else 1
+    if page.is_tiled:
+        expected = -(-height // page.tilelength) * -(-width // page.tilewidth)
+    else:
+        expected = -(-height // min(page.rowsperstrip, height))
+    expected *= planes * page.imagedepth
+    parts = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+    present = sum(n > 0 and 0 < start <= start + n <= file_bytes for start, n in parts)
+    if len(parts) < expected or present < len(parts):
+        raise ValueError(
+            f"{height} x {width} pixels need {expected} strips or tiles, but {present} of "
+            f"{len(parts)} are in the file"
+        )
+    decoded = height * planes * -(-width * (samples // planes) * page.bitspersample // 8)
+    stored = sum(page.databytecounts)
+    # YCbCr stores fewer samples of its colours
+    plain = page.compression == 1 and page.photometric != tifffile.PHOTOMETRIC.YCBCR
+    if decoded > stored * (1 if plain else LARGEST_COMPRESSION):
+        raise ValueError(f"{height} x {width} pixels are {decoded} bytes, but it holds {stored}")
