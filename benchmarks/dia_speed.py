@@ -21,14 +21,12 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.published_dia import loop_csi_scores, loop_views, with_loop_layers
 from common.checkpoint import save_text_atomic
-from dia.augment import Augmentation, AugmentationSettings, augment
-from dia.draws import random_augmentation
+from dia.augment import Augmentation, AugmentationSettings, augment, random_augmentation
 from dia.encoders import build_encoder
-from dia.objective import Objective, contrastive_losses
+from dia.losses import Objective, contrastive_losses
 from dia.scoring import csi_score, fit_csi
 from dia.shifts import ShiftType
-from dia.steps import BetaParameters
-from dia.views import Negatives, draw_views, make_views, shift_labels
+from dia.views import BetaParameters, NegativeViewConfig, draw_views, make_views, shift_labels
 from diffusion_models.diffusion import GaussianDiffusion
 from diffusion_models.dissolve import Dissolver
 from diffusion_models.unet import Unet
@@ -91,7 +89,7 @@ def measure_step(arguments: argparse.Namespace) -> dict[str, float]:
     encoder = build_encoder("resnet18_imagenet", n_classes=2, n_shifts=4)
     dissolver = Dissolver(diffusion)
     ours_encoder = deepcopy(encoder)
-    negatives = Negatives(dissolve=dissolver, resolution=arguments.resolution)
+    negatives = NegativeViewConfig(dissolve=dissolver, resolution=arguments.resolution)
 
     def ours() -> Tensor:
         kind = ShiftType("rotation", "diffusion")

@@ -18,8 +18,7 @@ from dia.encoders import Encoder, build_encoder, load_weights
 from dia.optim import Lars
 from dia.settings import ContrastiveConfig, DiaConfig
 from dia.shifts import ShiftType, parse_shift
-from dia.steps import STEP_SCALE
-from dia.views import Negatives
+from dia.views import STEP_SCALE, NegativeViewConfig
 from diffusion_models.dissolve import Dissolver, load_dissolver
 
 MOMENTUM = 0.9
@@ -36,7 +35,7 @@ def layout_for(device: torch.device, width: int = 64) -> torch.memory_format:
     return torch.channels_last if narrow else torch.contiguous_format
 
 
-def build_negatives(config: DiaConfig, device: torch.device) -> Negatives:
+def build_negatives(config: DiaConfig, device: torch.device) -> NegativeViewConfig:
     """How view 3 is made; loads the diffusion model where the shift type dissolves.
 
     Raises ConfigError where that model cannot dissolve as the settings want it to.
@@ -55,7 +54,7 @@ def build_negatives(config: DiaConfig, device: torch.device) -> Negatives:
         dissolve = dissolve.to(device, memory_format=layout_for(device, width))
         check_dissolving(settings, dissolve)
         last_step = dissolve.diffusion.steps - 1
-    return Negatives(
+    return NegativeViewConfig(
         dissolve=dissolve,
         last_step=last_step,
         resolution=settings.diff_resolution,

@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from common.runtime import seed_from
-from dia.augment import Augmentation, AugmentationSettings, augment, flip
-from dia.draws import (
+from dia.augment import (
     DRAWS,
+    Augmentation,
+    AugmentationSettings,
+    augment,
     augmentation_from_uniforms,
+    flip,
     keyed_uniforms,
     published_augmentation,
     random_signs,

@@ -1,16 +1,112 @@
-"""Losses of SimCLR, CSI and DIA on similarity matrices. Pure functions.
+"""Losses of SimCLR, CSI and DIA: of a whole batch, and of its matrix of similarities.
 
-V views, P rows per view, d features; rows are view-major: row i of view v is v·P + i.
+B images, K shifts, V views, P = K·B rows per view, d features; rows are view-major, as
+`views.make_views` has them: row i of view v is v·P + i.
 """
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
+import torch.distributed
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from dia.encoders import Heads
+from dia.views import Mode, views_in
 
 LossMode = Literal["naive", "shifted_removed"]
 EPSILON = 1e-8
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Which losses are minimised, and their weights."""
+
+    mode: Mode = "simclr_DIA"
+    loss_mode: LossMode = "shifted_removed"
+    temperature: float = 0.5
+    sim_lambda: float = 1.0
+    """Weight of the contrastive loss; the shift loss has weight 1."""
+    simsiam_lambda: float = 1.0
+    """Weight of the SimSiam loss of the *_simsiam models."""
+
+
+class Losses(NamedTuple):
+    """The terms of one step, scalars; their sum `total` is differentiated."""
+
+    total: Tensor
+    sim: Tensor
+    shift: Tensor
+    simsiam: Tensor
+
+
+def heads_for(objective: Objective, simsiam: bool) -> tuple[str, ...]:
+    """The heads that `contrastive_losses` needs from an encoder."""
+    shift = () if objective.mode == "simclr" else ("shift",)
+    return ("simclr", *shift, *(("projector", "predictor") if simsiam else ()))
+
+
+def contrastive_losses(heads: Heads, shift_labels: Tensor, objective: Objective) -> Losses:
+    """Losses of the views of one batch: contrastive, shift classification, SimSiam.
+
+    heads: of V·P rows   shift_labels: (V·P,) int64. Under torchrun the similarities are those of
+    all processes' rows together, with gradients.
+    """
+    n_views = views_in(objective.mode)
+    similarity = gathered_similarity(heads.simclr, n_views)
+    if n_views == 3:
+        sim = nt_xent_with_negatives(similarity, objective.temperature, objective.loss_mode)
+    else:
+        sim = nt_xent(similarity, objective.temperature)
+    sim = objective.sim_lambda * sim
+    zero = torch.zeros_like(sim)
+    shift = zero if heads.shift is None else F.cross_entropy(heads.shift, shift_labels)
+    simsiam = zero
+    if heads.predictor is not None:
+        simsiam = objective.simsiam_lambda * simsiam_loss(heads.predictor, heads.projector, n_views)
+    return Losses(sim + shift + simsiam, sim, shift, simsiam)
+
+
+class GatherRows(torch.autograd.Function):
+    """The rows of all processes, in the order of their ranks: (n, d) → (W·n, d).
+
+    A row's gradient is the sum of what all processes have for it.
+    """
+
+    @staticmethod
+    def forward(ctx, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous().clone()
+        torch.distributed.all_reduce(gradient)
+        return gradient.chunk(torch.distributed.get_world_size())[torch.distributed.get_rank()]
+
+
+def gathered_similarity(features: Tensor, n_views: int) -> Tensor:
+    """Cosine similarities of the rows of all processes: (V·P, d), raw → (V·W·P, V·W·P).
+
+    W processes; view 1 of all of them comes first, then view 2, … A gathered row's gradient goes
+    back to the process it came from.
+    """
+    unit = normalise(features)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        unit = torch.cat([GatherRows.apply(view) for view in unit.chunk(n_views)])
+    return unit @ unit.T
+
+
+def probe_loss(linear: nn.Module, penultimate: Tensor, labels: Tensor, n_shifts: int) -> Tensor:
+    """Cross-entropy of the linear probe on the unshifted rows of views 1 and 2, detached.
+
+    penultimate: (V·K·B, d)   labels: (B,) classes.
+    """
+    n = labels.shape[0]
+    rows = torch.cat([penultimate[:n], penultimate[n_shifts * n : (n_shifts + 1) * n]])
+    return F.cross_entropy(linear(rows.detach()), labels.repeat(2))
 
 
 def normalise(features: Tensor) -> Tensor:
@@ -18,20 +114,15 @@ def normalise(features: Tensor) -> Tensor:
     return features / (features.norm(dim=1, keepdim=True) + EPSILON)
 
 
-def similarity_matrix(features: Tensor) -> Tensor:
-    """Cosine similarities of all pairs: features (N, d), raw → (N, N)."""
-    unit = normalise(features)
-    return unit @ unit.T
-
-
-def _pair_losses(similarity: Tensor, temperature: float, blocked: Tensor) -> Tensor:
+def pair_losses(similarity: Tensor, temperature: float, blocked: Tensor) -> Tensor:
     """-log of each entry's share of its row, blocked entries left out: (N, N)."""
     weights = torch.exp(similarity / temperature) * ~blocked
     shares = weights / (weights.sum(dim=1, keepdim=True) + EPSILON)
     return -torch.log(shares + EPSILON)
 
 
-def _eye(similarity: Tensor) -> Tensor:
+def own_entries(similarity: Tensor) -> Tensor:
+    """(N, N) bool: the diagonal, each row's similarity with itself."""
     return torch.eye(similarity.shape[0], dtype=torch.bool, device=similarity.device)
 
 
@@ -52,7 +143,7 @@ def _positive_pairs(losses: Tensor, rows: int) -> Tensor:
 def nt_xent(similarity: Tensor, temperature: float = 0.5) -> Tensor:
     """SimCLR's loss of two views: similarity (2P, 2P) → the mean over the 2P positive pairs."""
     rows = _check_rows(similarity, 2)
-    losses = _pair_losses(similarity, temperature, _eye(similarity))
+    losses = pair_losses(similarity, temperature, own_entries(similarity))
     return _positive_pairs(losses, rows) / (2 * rows)
 
 
@@ -68,27 +159,14 @@ def nt_xent_with_negatives(
     if mode not in ("naive", "shifted_removed"):
         raise ValueError(f"loss_mode must be naive or shifted_removed, got {mode!r}")
     rows = _check_rows(similarity, 3)
-    blocked = _eye(similarity)
+    blocked = own_entries(similarity)
     if mode == "shifted_removed":
         image = torch.arange(3 * rows, device=similarity.device)
         same_image = (image[:, None] - image[None]) % rows == 0
         dissolved = image >= 2 * rows
         blocked = blocked | (same_image & (dissolved[:, None] != dissolved[None]))
-    losses = _pair_losses(similarity, temperature, blocked)
+    losses = pair_losses(similarity, temperature, blocked)
     return _positive_pairs(losses, rows) / (3 * rows)
-
-
-def supervised_nt_xent(similarity: Tensor, labels: Tensor, temperature: float = 0.5) -> Tensor:
-    """Supervised contrastive loss of two views: similarity (2P, 2P), labels (P,) → scalar.
-
-    As inherited from CSI, the pairs of a row with itself count among the positives, each with the
-    constant loss -log(1e-8).
-    """
-    rows = _check_rows(similarity, 2)
-    both = labels.repeat(2)
-    losses = _pair_losses(similarity, temperature, _eye(similarity))
-    same = (both[:, None] == both[None]).to(losses)
-    return ((losses * same).sum(dim=1) / same.sum(dim=1)).sum() / (2 * rows)
 
 
 def simsiam_loss(predictor: Tensor, projector: Tensor, views: int = 3) -> Tensor:

@@ -1,7 +1,7 @@
 """LARS, and the learning rate's warm-up and decay."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
@@ -103,32 +103,3 @@ def learning_rate(
         passed = sum(age >= int(part * epochs) for part in (0.5, 0.75))
         return peak * 0.1**passed
     raise ValueError(f"lr_scheduler must be cosine or step_decay, got {schedule!r}")
-
-
-def learning_rates(
-    *,
-    initial: float,
-    warmup: int,
-    epochs: int,
-    batches: int,
-    total_epochs: int | None = None,
-    multiplier: float = 10.0,
-    schedule: LrScheduler = "cosine",
-) -> Iterator[float]:
-    """The rate of each optimiser step: the initial one, then the rate after each scheduler step.
-
-    After batch n (from 0) of epoch e (from 1) the schedule stands at e - 1 + n/batches, so the
-    second step repeats the first one's rate. total_epochs: where it ends, `epochs` if None.
-    """
-    yield initial
-    for epoch in range(total_epochs or epochs):
-        for batch in range(batches):
-            yield learning_rate(
-                epoch + batch / batches,
-                initial=initial,
-                warmup=warmup,
-                epochs=epochs,
-                batches=batches,
-                multiplier=multiplier,
-                schedule=schedule,
-            )

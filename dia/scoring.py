@@ -159,11 +159,6 @@ def marginal_logits(joint: Tensor) -> Tensor:
     return torch.stack([blocks[k, :, k] for k in range(n_shifts)]).mean(dim=0)
 
 
-def marginalised_max_softmax(joint: Tensor) -> Tensor:
-    """`baseline_marginalized`: the largest probability of `marginal_logits`, (N,)."""
-    return max_softmax(marginal_logits(joint))
-
-
 def top1_error(logits: Tensor, labels: Tensor) -> float:
     """Percentage of images whose most probable class is not their label."""
     return 100.0 * (logits.argmax(dim=1) != labels).double().mean().item()

@@ -29,8 +29,7 @@ from dia.features import Seeding
 from dia.losses import LossMode
 from dia.optim import LrScheduler
 from dia.shifts import parse_shift, shift_names
-from dia.steps import DiffusionScheduler
-from dia.views import Mode
+from dia.views import DiffusionScheduler, Mode
 from diffusion_models.dissolve import DissolveRange, Weights
 from diffusion_models.settings import DiffusionConfig
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from common.checkpoint import (
     content_hash,
@@ -36,6 +37,7 @@ from common.interrupts import StopRequest
 from common.loops import (
     TrainingError,
     any_asked_to_stop,
+    average_gradients,
     joined_processes,
     main_log,
     require_finite,
@@ -49,7 +51,7 @@ from common.runtime import (
     seed_everything,
     tf32_products,
 )
-from dia.augment import AugmentationSettings, augment
+from dia.augment import AugmentationSettings, augment, random_augmentation
 from dia.building import (
     build_negatives,
     build_optimizer,
@@ -58,9 +60,8 @@ from dia.building import (
     layout_for,
 )
 from dia.data import hold_out, normal_train_set
-from dia.draws import random_augmentation
 from dia.encoders import Encoder
-from dia.objective import Objective, contrastive_losses, heads_for, optimise, probe_loss
+from dia.losses import Objective, contrastive_losses, heads_for, probe_loss
 from dia.optim import learning_rate
 from dia.run_folder import (
     check_resumed,
@@ -72,8 +73,7 @@ from dia.run_folder import (
 )
 from dia.selection import Selection
 from dia.settings import DiaConfig
-from dia.steps import beta_parameters
-from dia.views import draw_views, make_views, shift_labels, views_in
+from dia.views import beta_parameters, draw_views, make_views, shift_labels, views_in
 
 LOG = logging.getLogger(__name__)
 PROBE_RATE = 1.0e-3
@@ -373,3 +373,13 @@ class Trainer:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+
+
+def optimise(loss: Tensor, optimizer: Optimizer, processes: Processes | None = None) -> None:
+    """One optimiser step down the gradient of a scalar loss, averaged over the processes."""
+    optimizer.zero_grad()
+    loss.backward()
+    if processes is not None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        average_gradients(parameters, processes)
+    optimizer.step()

@@ -1,27 +1,40 @@
 """The two or three views of a training batch: flipped, dissolved or blurred, shifted.
 
 B images, C channels, H W pixels, K shifts, V views; rows are view-major, within a view k-major.
+How far view 3 is dissolved is drawn once per batch and shift: u from a uniform or Beta
+distribution, and of that the diffusion step t (Shi et al. 2023, arXiv 2302.14696).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from common.datasets import Fit
-from dia.augment import flip
-from dia.draws import random_signs
-from dia.shifts import (
-    ShiftType,
-    blur_and_shift,
-    shift_each,
-)
-from dia.steps import BetaParameters, draw_u, step_from_u
+from dia.augment import flip, random_signs
+from dia.shifts import ShiftType, blur_and_shift, shift_each
 from diffusion_models.dissolve import from_dissolving_size, to_dissolving_size
 
 Mode = Literal["simclr", "simclr_CSI", "simclr_DIA"]
+DiffusionScheduler = Literal[
+    "uniform",
+    "beta_skewed",
+    "beta_skewed_reversed",
+    "beta_by_epoch",
+    "beta_by_epoch_reversed",
+]
+STEP_SCALE = 100
+"""Diffusion steps per unit of u."""
+
+
+class BetaParameters(NamedTuple):
+    """The two parameters of a Beta distribution on [0, 1]; (1, 1) is uniform."""
+
+    alpha: float
+    beta: float
 
 
 class Draws(NamedTuple):
@@ -36,7 +49,7 @@ class Draws(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Negatives:
+class NegativeViewConfig:
     """How view 3 is made before it is shifted."""
 
     dissolve: Callable[[Tensor, Tensor], Tensor] | None = None
@@ -75,11 +88,12 @@ def draw_views(
     """
     signs12 = random_signs(2 * n_images, generator)
     signs3 = torch.stack([random_signs(n_images, generator) for _ in range(n_shifts)])
-    return Draws(signs12, signs3, step_from_u(draw_u(beta, n_shifts, generator), offset, upper))
+    u = sample_beta(beta, n_shifts, generator)
+    return Draws(signs12, signs3, timestep_from_uniform(u, offset, upper))
 
 
 def make_views(
-    images: Tensor, mode: Mode, shift_type: ShiftType, draws: Draws, negatives: Negatives
+    images: Tensor, mode: Mode, shift_type: ShiftType, draws: Draws, negatives: NegativeViewConfig
 ) -> Tensor:
     """All views of a batch: (B, C, H, W) in [0, 1] → (V·K·B, C, H, W), not yet augmented.
 
@@ -107,7 +121,7 @@ def make_views(
     return torch.cat(views)
 
 
-def dissolve_copies(copies: list[Tensor], t: Tensor, negatives: Negatives) -> list[Tensor]:
+def dissolve_copies(copies: list[Tensor], t: Tensor, negatives: NegativeViewConfig) -> list[Tensor]:
     """Dissolves the k-th of K batches (B, C, H, W) at step t[k], all in one network call."""
     if negatives.dissolve is None:
         raise ValueError(
@@ -128,7 +142,7 @@ def shift_labels(n_images: int, n_shifts: int, n_views: int, device: torch.devic
     return one_view.repeat(n_views)
 
 
-def _blurred(copies: list[Tensor], shift_type: ShiftType, negatives: Negatives) -> Tensor:
+def _blurred(copies: list[Tensor], shift_type: ShiftType, negatives: NegativeViewConfig) -> Tensor:
     resolution = negatives.resolution if negatives.resize_to_constant else None
     return torch.cat(
         [
@@ -138,3 +152,54 @@ def _blurred(copies: list[Tensor], shift_type: ShiftType, negatives: Negatives) 
             for k, images in enumerate(copies)
         ]
     )
+
+
+def beta_by_epoch(
+    epoch: int, *, period: int = 30, mean: float = 20.0, reverse: bool = False
+) -> BetaParameters:
+    """Beta parameters that swing from strong to weak dissolving and back over `period` epochs.
+
+    In the first half alpha is `mean` and beta climbs from 2 towards it; in the second beta is
+    `mean` and alpha falls back to 2. `reverse` swaps the two.
+    """
+    slope = 2 * (mean - 2) / period
+    phase = epoch % period
+    if phase < period / 2:
+        alpha, beta = mean, 2 + slope * phase
+    else:
+        alpha, beta = 2 + slope * (period - phase - 1), mean
+    return BetaParameters(beta, alpha) if reverse else BetaParameters(alpha, beta)
+
+
+def beta_parameters(scheduler: DiffusionScheduler, epoch: int) -> BetaParameters:
+    """The distribution of u that a diffusion_scheduler uses in an epoch (counted from 1)."""
+    match scheduler:
+        case "uniform":
+            return BetaParameters(1.0, 1.0)
+        case "beta_skewed":
+            return BetaParameters(1.0, 1.7)
+        case "beta_skewed_reversed":
+            return BetaParameters(1.7, 1.0)
+        case "beta_by_epoch" | "beta_by_epoch_reversed":
+            return beta_by_epoch(epoch, reverse=scheduler == "beta_by_epoch_reversed")
+    raise ValueError(
+        f"diffusion_scheduler must be uniform, beta_skewed, beta_skewed_reversed, beta_by_epoch or "
+        f"beta_by_epoch_reversed, got {scheduler!r}"
+    )
+
+
+def sample_beta(parameters: BetaParameters, n: int, generator: torch.Generator) -> Tensor:
+    """n draws from a Beta distribution: (n,) float32 in [0, 1] on the CPU.
+
+    PyTorch's Beta takes no generator, so NumPy draws, seeded from ours.
+    """
+    seed = torch.randint(2**62, (), generator=generator, device=generator.device).item()
+    return torch.from_numpy(np.random.default_rng(seed).beta(*parameters, size=n)).float()
+
+
+def timestep_from_uniform(u: Tensor, offset: float, upper: float) -> Tensor:
+    """Diffusion steps: floor(100·(u·(upper - offset) + offset)), in float32 as published.
+
+    u: any shape, in [0, 1]   returns int64 of that shape.
+    """
+    return ((u.float() * (upper - offset) + offset) * STEP_SCALE).long()

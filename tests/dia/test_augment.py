@@ -3,13 +3,18 @@
 import numpy as np
 import torch
 
-from dia.augment import AugmentationSettings, augment, crop, flip, hsv_to_rgb, rgb_to_hsv
-from dia.draws import (
+from dia.augment import (
     DRAWS,
+    AugmentationSettings,
+    augment,
     augmentation_from_uniforms,
+    crop,
+    flip,
+    hsv_to_rgb,
     keyed_uniforms,
     published_crop_boxes,
     random_augmentation,
+    rgb_to_hsv,
 )
 from dia.features import per_image_draws, published_draws, shifted_rows
 

@@ -4,19 +4,18 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dia.augment import AugmentationSettings, augment
-from dia.draws import random_augmentation
+from dia.augment import AugmentationSettings, augment, random_augmentation
 from dia.encoders import build_encoder
 from dia.features import extract_features, per_image_draws, published_draws
-from dia.objective import Objective, contrastive_losses, heads_for, probe_loss
+from dia.losses import Objective, contrastive_losses, heads_for, probe_loss
 from dia.scoring import (
     csi_score,
     fit_csi,
-    marginalised_max_softmax,
+    marginal_logits,
     similarity_to_mean,
 )
 from dia.shifts import parse_shift, shift_names
-from dia.views import Draws, Negatives, make_views, shift_labels
+from dia.views import Draws, NegativeViewConfig, make_views, shift_labels
 from diffusion_models.diffusion import GaussianDiffusion, gaussian_noise
 from diffusion_models.dissolve import Dissolver
 from diffusion_models.unet import Unet
@@ -51,7 +50,7 @@ def test_views_and_augmentation_follow_their_input(fake_cuda, name: str) -> None
     images = torch.rand(2, 3, 32, 32, device=CUDA)
     kind, cpu = parse_shift(name), torch.Generator()
     draws = Draws(torch.ones(4), torch.ones(4, 2), torch.full((4,), 50))
-    negatives = Negatives(dissolve=dissolver(), resolution=16)
+    negatives = NegativeViewConfig(dissolve=dissolver(), resolution=16)
     views = make_views(images, "simclr_DIA", kind, draws, negatives)
     settings = AugmentationSettings()
     augmented = augment(views, random_augmentation(24, (32, 32), settings, cpu))
@@ -103,7 +102,7 @@ def test_scores_follow_their_input(fake_cuda) -> None:
         reference = fit_csi(simclr, logits, n_shifts=4, score=score)
         assert csi_score(reference, simclr, logits).device.type == "cuda"
     assert similarity_to_mean(torch.rand(2, 5, 3, device=CUDA)).device.type == "cuda"
-    assert marginalised_max_softmax(torch.rand(4, 5, 8, device=CUDA)).device.type == "cuda"
+    assert marginal_logits(torch.rand(4, 5, 8, device=CUDA)).device.type == "cuda"
 
 
 def test_published_draws_are_made_on_the_cpu() -> None:

@@ -7,8 +7,15 @@ import torch
 
 from common.checkpoint import CheckpointError
 from dia.encoders import ENCODER_NAMES, build_encoder, load_weights
-from dia.losses import nt_xent, nt_xent_with_negatives, similarity_matrix, simsiam_loss
-from dia.objective import Objective, contrastive_losses, heads_for
+from dia.losses import (
+    Objective,
+    contrastive_losses,
+    gathered_similarity,
+    heads_for,
+    nt_xent,
+    nt_xent_with_negatives,
+    simsiam_loss,
+)
 from dia.optim import Lars, learning_rate
 
 
@@ -53,14 +60,14 @@ def test_weights_of_another_architecture_are_refused() -> None:
 
 def test_perfect_pairs_lose_less_than_swapped_ones() -> None:
     features = torch.eye(4)
-    pairs = similarity_matrix(torch.cat([features, features]))
-    swapped = similarity_matrix(torch.cat([features, features.flip(0)]))
+    pairs = gathered_similarity(torch.cat([features, features]), 2)
+    swapped = gathered_similarity(torch.cat([features, features.flip(0)]), 2)
     assert nt_xent(pairs) < nt_xent(swapped)
 
 
 def test_own_dissolved_copy_counts_in_naive_mode_alone() -> None:
     features = torch.eye(3)
-    similarity = similarity_matrix(torch.cat([features] * 3))
+    similarity = gathered_similarity(torch.cat([features] * 3), 3)
     naive, removed = (
         nt_xent_with_negatives(similarity, 0.5, m) for m in ("naive", "shifted_removed")
     )

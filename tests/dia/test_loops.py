@@ -5,8 +5,7 @@ import torch
 from benchmarks.published_dia import loop_csi_scores, loop_views, with_loop_layers
 from dia.scoring import csi_score, fit_csi
 from dia.shifts import ShiftType
-from dia.steps import BetaParameters
-from dia.views import Negatives, draw_views, make_views
+from dia.views import BetaParameters, NegativeViewConfig, draw_views, make_views
 from diffusion_models.diffusion import GaussianDiffusion
 from diffusion_models.dissolve import Dissolver
 from diffusion_models.unet import Unet
@@ -21,7 +20,7 @@ def test_one_dissolving_call_gives_the_views_of_one_call_per_shift() -> None:
     published = with_loop_layers(diffusion)
     dissolver = Dissolver(diffusion).to(memory_format=torch.channels_last)
     images = torch.rand(2, 3, 24, 24)
-    negatives = Negatives(dissolve=dissolver, resolution=16)
+    negatives = NegativeViewConfig(dissolve=dissolver, resolution=16)
     kind = ShiftType("rotation", "diffusion")
     ours = make_views(images, "simclr_DIA", kind, draws, negatives)
     theirs = loop_views(images, draws, published, 16)

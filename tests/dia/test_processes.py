@@ -17,7 +17,7 @@ from common.images import write_image
 from common.runtime import Processes, start_processes, stop_processes
 from dia import training as contrastive
 from dia.encoders import Heads
-from dia.objective import Objective, contrastive_losses, optimise
+from dia.losses import Objective, contrastive_losses
 from dia.settings import ContrastiveConfig, DiaConfig
 from diffusion_models import training as ddpm
 from diffusion_models.settings import DdpmConfig, DiffusionConfig
@@ -95,7 +95,7 @@ def one_update(rows: Tensor, labels: Tensor, processes: Processes) -> dict[str, 
     heads = nn.ModuleDict({"simclr": nn.Linear(5, 4), "shift": nn.Linear(5, 4)})
     outputs = {name: head(rows) for name, head in heads.items()}
     losses = contrastive_losses(Heads(rows, rows, **outputs), labels, Objective())
-    optimise(losses.total, torch.optim.SGD(heads.parameters(), lr=1.0), processes)
+    contrastive.optimise(losses.total, torch.optim.SGD(heads.parameters(), lr=1.0), processes)
     return heads.state_dict()
 
 

@@ -11,8 +11,17 @@ from dia.shifts import (
     shift_each,
     shift_names,
 )
-from dia.steps import BetaParameters, beta_parameters, draw_u, fixed_step, step_from_u
-from dia.views import Draws, Negatives, draw_views, make_views, shift_labels
+from dia.views import (
+    BetaParameters,
+    Draws,
+    NegativeViewConfig,
+    beta_parameters,
+    draw_views,
+    make_views,
+    sample_beta,
+    shift_labels,
+    timestep_from_uniform,
+)
 from diffusion_models.dissolve import from_dissolving_size, to_dissolving_size
 
 
@@ -68,9 +77,8 @@ def test_own_size_that_is_not_the_dissolving_size_is_refused() -> None:
         to_dissolving_size(torch.zeros(1, 3, 48, 48), 32, "none")
 
 
-def test_fixed_step_is_cut_off_as_published() -> None:
-    assert fixed_step(0.29) == 28
-    assert step_from_u(torch.tensor([0.0, 0.999]), 0.3, 1.0).tolist() == [30, 99]
+def test_steps_are_cut_off_as_published() -> None:
+    assert timestep_from_uniform(torch.tensor([0.0, 0.999]), 0.3, 1.0).tolist() == [30, 99]
 
 
 def test_reversed_schedulers_swap_the_parameters() -> None:
@@ -82,7 +90,7 @@ def test_reversed_schedulers_swap_the_parameters() -> None:
 
 def test_draws_follow_the_distribution_and_the_generator() -> None:
     strong, weak = BetaParameters(20.0, 2.0), BetaParameters(2.0, 20.0)
-    draws = [draw_u(p, 100, torch.Generator().manual_seed(3)) for p in (strong, strong, weak)]
+    draws = [sample_beta(p, 100, torch.Generator().manual_seed(3)) for p in (strong, strong, weak)]
     assert torch.equal(draws[0], draws[1])
     assert draws[0].mean() > 0.8 > 0.2 > draws[2].mean()
 
@@ -95,7 +103,7 @@ def test_all_shifts_of_a_step_are_dissolved_in_one_call(images) -> None:
         return batch - 2
 
     draws = no_flips(2, 4)._replace(t=torch.tensor([30, 40, 50, 60]))
-    negatives = Negatives(dissolve=dissolve, resolution=8, fit="none")
+    negatives = NegativeViewConfig(dissolve=dissolve, resolution=8, fit="none")
     views = make_views(images, "simclr_DIA", parse_shift("diffusion_rotation"), draws, negatives)
     assert calls == [(8, [30, 30, 40, 40, 50, 50, 60, 60])]
     assert views.shape == (24, 3, 8, 8)
@@ -108,7 +116,7 @@ def test_all_shifts_of_a_step_are_dissolved_in_one_call(images) -> None:
 def test_blur_types_blur_all_views_as_published_or_the_negatives_alone(images) -> None:
     kind = parse_shift("blurgaussian_cutperm")
     for all_views in (True, False):
-        negatives = Negatives(blur_all_views=all_views, kernel_size=3)
+        negatives = NegativeViewConfig(blur_all_views=all_views, kernel_size=3)
         views = make_views(images, "simclr_DIA", kind, no_flips(2, 4), negatives)
         assert torch.equal(views[:2], images) != all_views
         assert not torch.equal(views[16:18], images)
@@ -116,14 +124,16 @@ def test_blur_types_blur_all_views_as_published_or_the_negatives_alone(images) -
 
 def test_simclr_has_two_unshifted_views_and_csi_two_shifted_ones(images) -> None:
     kind = parse_shift("diffusion_rotation")
-    assert make_views(images, "simclr", kind, no_flips(2, 1), Negatives()).shape[0] == 4
-    assert make_views(images, "simclr_CSI", kind, no_flips(2, 4), Negatives()).shape[0] == 16
+    assert make_views(images, "simclr", kind, no_flips(2, 1), NegativeViewConfig()).shape[0] == 4
+    assert (
+        make_views(images, "simclr_CSI", kind, no_flips(2, 4), NegativeViewConfig()).shape[0] == 16
+    )
 
 
 def test_diffusion_type_without_a_model_says_how_to_give_one(images) -> None:
     kind = parse_shift("diffusion_rotation")
     with pytest.raises(ValueError, match="--diffusion_model_path"):
-        make_views(images, "simclr_DIA", kind, no_flips(2, 4), Negatives())
+        make_views(images, "simclr_DIA", kind, no_flips(2, 4), NegativeViewConfig())
 
 
 def test_steps_drawn_stay_within_the_offsets() -> None:

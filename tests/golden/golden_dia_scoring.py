@@ -18,16 +18,16 @@ from dia.augment import (
     crop,
     flip,
     hsv_to_rgb,
+    published_crop_boxes,
     rgb_to_hsv,
     to_grey,
 )
-from dia.draws import published_crop_boxes
 from dia.features import ViewDraws, extract_features
 from dia.scoring import (
     csi_score,
     feature_norm,
     fit_csi,
-    marginalised_max_softmax,
+    marginal_logits,
     max_softmax,
     similarity_to_mean,
 )
@@ -200,8 +200,8 @@ def check_other_scores(folder: Path, entry: Entry, arrays: Arrays) -> None:
         "clean_norm_penultimate": feature_norm(as_tensor(arrays["penultimate"])),
         "similar": similarity_to_mean(simclr),
         "baseline": max_softmax(as_tensor(arrays["outputs"])),
-        "baseline_marginalized": marginalised_max_softmax(
-            torch.stack([joint[f"rot{k}"] for k in range(len(joint))])
+        "baseline_marginalized": max_softmax(
+            marginal_logits(torch.stack([joint[f"rot{k}"] for k in range(len(joint))]))
         ),
     }.items():
         check(got, arrays[f"score|{name}"], tolerance_for(entry), name)

@@ -1,5 +1,6 @@
 """Golden checks of the encoders, losses, optimiser and two whole training steps."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -7,11 +8,21 @@ import numpy as np
 import torch
 
 from dia.encoders import ENCODER_NAMES, Encoder, build_encoder
-from dia.losses import nt_xent, nt_xent_with_negatives, similarity_matrix, supervised_nt_xent
-from dia.objective import Objective, contrastive_losses, heads_for, optimise, probe_loss
-from dia.optim import Lars, learning_rate, learning_rates
+from dia.losses import (
+    Objective,
+    contrastive_losses,
+    gathered_similarity,
+    heads_for,
+    nt_xent,
+    nt_xent_with_negatives,
+    own_entries,
+    pair_losses,
+    probe_loss,
+)
+from dia.optim import Lars, learning_rate
 from dia.shifts import ShiftType
-from dia.views import Draws, Negatives, make_views, shift_labels
+from dia.training import optimise
+from dia.views import Draws, NegativeViewConfig, make_views, shift_labels
 from diffusion_models.dissolve import Dissolver
 from tests.golden.golden_dia_diffusion import referenced_diffusion
 from tests.golden.golden_dia_tools import Entry, check, loosened, tolerance_for
@@ -79,21 +90,33 @@ def check_contrastive(folder: Path, entry: Entry, arrays: Arrays) -> None:
         i, temperature, n = case["i"], case["temperature"], case["B"]
         for mode in ("naive", "shifted_removed"):
             features = as_tensor(arrays[f"feat3|{i}"]).requires_grad_()
-            similarity = similarity_matrix(features)
+            similarity = gathered_similarity(features, 3)
             similarity.retain_grad()
             loss = nt_xent_with_negatives(similarity, temperature, mode)
             loss.backward()
             check_loss(f"neg_{mode}", i, loss, grad=features, grad_sim=similarity)
         for name in ("ntxent", "sup"):
             features = as_tensor(arrays[f"feat3|{i}"][: 2 * n]).requires_grad_()
-            similarity = similarity_matrix(features)
+            similarity = gathered_similarity(features, 2)
             check(similarity, arrays[f"sim2|{i}"], 1e-6, "similarities")
             if name == "ntxent":
                 loss = nt_xent(similarity, temperature)
             else:
-                loss = supervised_nt_xent(similarity, torch.arange(n) % 3, temperature)
+                loss = supervised_loss(similarity, torch.arange(n) % 3, temperature)
             loss.backward()
             check_loss(name, i, loss, grad=features)
+
+
+def supervised_loss(
+    similarity: torch.Tensor, labels: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """The loss of CSI's supervised mode, which is not part of DIA, from the losses of all pairs.
+
+    similarity: (2P, 2P)   labels: (P,). A row's pair with itself counts as a positive, as in CSI.
+    """
+    losses = pair_losses(similarity, temperature, own_entries(similarity))
+    same = (labels.repeat(2)[:, None] == labels.repeat(2)[None]).to(losses)
+    return ((losses * same).sum(dim=1) / same.sum(dim=1)).mean()
 
 
 def check_lars(folder: Path, entry: Entry, arrays: Arrays) -> None:
@@ -122,16 +145,20 @@ def check_lr_schedule(folder: Path, entry: Entry, arrays: Arrays) -> None:
     """The learning rate of every step; either torch version at the step past the warm-up."""
     allowed = allowed_error(np.ones(()), tolerance_for(entry))
     for case in entry["settings"]["cases"]:
-        rates = learning_rates(
-            initial=case["lr_init"],
-            warmup=case["warmup"],
-            epochs=case["cosine_T_max"],
-            batches=case["batches"],
-            total_epochs=case["epochs"],
-            multiplier=case["multiplier"],
-        )
+        rates = [case["lr_init"]]  # then the rate after each step, as training sets it
+        for epoch, batch in itertools.product(range(case["epochs"]), range(case["batches"])):
+            rates.append(
+                learning_rate(
+                    epoch + batch / case["batches"],
+                    initial=case["lr_init"],
+                    warmup=case["warmup"],
+                    epochs=case["cosine_T_max"],
+                    batches=case["batches"],
+                    multiplier=case["multiplier"],
+                )
+            )
         versions = [arrays[f"lr_{name}|{case['i']}"] for name in ("torch_installed", "torch_1_11")]
-        ours = np.array(list(rates))
+        ours = np.array(rates)
         assert ours.shape == versions[0].shape
         errors = np.min([np.abs(ours / expected - 1) for expected in versions], axis=0)
         assert errors.max() <= allowed, f"case {case['i']}, step {errors.argmax()}"
@@ -143,7 +170,7 @@ def check_train_two_steps(folder: Path, entry: Entry, arrays: Arrays) -> None:
     encoder = encoder_by_rule(entry, arrays, "sd_sum_before", "sd_l2_before").train()
     diffusion, ddpm_entry = referenced_diffusion(folder, entry)
     resolution = ddpm_entry["settings"]["size"]
-    negatives = Negatives(dissolve=Dissolver(diffusion), resolution=resolution)
+    negatives = NegativeViewConfig(dissolve=Dissolver(diffusion), resolution=resolution)
     objective = Objective(loss_mode=settings["loss_mode"], temperature=settings["temperature"])
     shift_type = ShiftType(settings["transform"], "diffusion")
     optimizer = Lars(
@@ -162,7 +189,7 @@ def check_train_two_steps(folder: Path, entry: Entry, arrays: Arrays) -> None:
         )
         check_views(entry, arrays, step, views)
         heads = encoder(views, *heads_for(objective, encoder.simsiam))
-        similarity = similarity_matrix(heads.simclr)
+        similarity = gathered_similarity(heads.simclr, 3)
         expected = arrays[f"sim_matrix|step{step}"]
         check(similarity, expected, tolerance_for(entry, "sim_matrix"), "similarities")
         losses = contrastive_losses(heads, shift_labels(n, k, 3, images.device), objective)
