@@ -24,7 +24,7 @@ from dia.evaluate import EVAL_MODES, add_evaluation_flags, evaluate, evaluation_
 from inpainter.evaluation import EvaluationSettings, evaluate_heatmaps
 from inpainter.evaluation_plots import write_plots
 from inpainter.evaluation_report import result_table, write_report
-from inpainter.heatmap_files import EvaluationError
+from inpainter.heatmap_folder import EvaluationError
 from inpainter.settings import PicardConfig
 
 

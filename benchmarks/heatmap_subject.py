@@ -18,11 +18,11 @@ from common.image_folders import list_images
 from common.images import ImageError, read_image, to_signed
 from common.runtime import generator_for
 from inpainter.completion import dropout_of
-from inpainter.critic import Critic
-from inpainter.dropout import ChannelMasks
-from inpainter.generator import Generator
 from inpainter.heatmap import windows_to_score
-from inpainter.networks import load_generator, load_local_critic
+from inpainter.networks.critic import Critic
+from inpainter.networks.dropout import ChannelMasks
+from inpainter.networks.generator import Generator
+from inpainter.networks.loading import load_generator, load_local_critic
 from inpainter.settings import CriticConfig, GeneratorConfig, PicardConfig, TestConfig
 from inpainter.windows import cut_windows, pad_image, window_grid
 

@@ -8,12 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inpainter.attention import NORM_EPSILON, SOFTMAX_SCALE
-from inpainter.completion import WindowScorer
-from inpainter.dropout import ChannelDropout, ChannelMasks
-from inpainter.generator import FineGenerator, with_mask_planes
-from inpainter.masks import centre_crop, centre_mask
-from inpainter.scores import distances_over, l2_distance, metric_values
+from inpainter.completion import WindowScorer, distances_over, l2_distance, metric_values
+from inpainter.networks.attention import NORM_EPSILON, SOFTMAX_SCALE
+from inpainter.networks.dropout import ChannelDropout, ChannelMasks
+from inpainter.networks.generator import FineGenerator, with_mask_planes
+from inpainter.windows import centre_crop, centre_mask
 
 
 class PublishedScorer(WindowScorer):

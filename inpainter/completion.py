@@ -4,20 +4,19 @@ The plain way: every completion is a pass of the whole generator. N windows, M c
 channels, H x W window, h x w hole.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from inpainter.blocks import Drop
-from inpainter.critic import Critic
-from inpainter.dropout import ImageDropout, WindowMasks, active_dropout_layers
-from inpainter.generator import Generator
-from inpainter.masks import centre_crop, centre_mask
-from inpainter.scores import distances_over, l2_distance, metric_values, spaces_of
+from common.runtime import at_least_fp32
+from inpainter.networks.critic import Critic
+from inpainter.networks.dropout import Drop, ImageDropout, WindowMasks, active_dropout_layers
+from inpainter.networks.generator import Generator
 from inpainter.settings import GeneratorConfig, Metric, TestConfig
+from inpainter.windows import centre_crop, centre_mask
 
 
 def dropout_of(
@@ -37,6 +36,9 @@ def dropout_of(
         elementwise=netG.dropout_type == "1D",
         shared=test.share_dropout_masks,
     )
+
+
+REDUCTIONS = ("MCD", "MeanCD", "MedCD")
 
 
 class Scorer(Protocol):
@@ -117,3 +119,49 @@ def score_windows(
         distance = l2_distance(centre_crop(windows, scorer.mask_hw), estimate)
         stacked["no_dropout"] = distance[:, None]
     return metric_values(scorer.metrics, stacked)
+
+
+def l2_distance(truth: Tensor, completion: Tensor) -> Tensor:
+    """Euclidean distance of each sample, over all other dimensions; (N, ...) twice -> (N,) >= 0."""
+    return at_least_fp32((truth - completion).flatten(1)).norm(dim=1)
+
+
+def reduce_distances(distances: Tensor, reduction: str) -> Tensor:
+    """Smallest (MCD), mean (MeanCD) or lower median (MedCD) over the completions.
+
+    distances: (N, M) -> (N,). MCD is equation 3 of the paper; the median of an even M is the lower
+    one, as published (P23).
+    """
+    match reduction:
+        case "MCD":
+            return distances.amin(dim=1)
+        case "MeanCD":
+            return distances.mean(dim=1)
+        case "MedCD":
+            return distances.median(dim=1).values
+    raise ValueError(f"reduction {reduction!r} is not one of {REDUCTIONS}")
+
+
+def spaces_of(metrics: Sequence[Metric]) -> set[str]:
+    """The spaces that the metrics measure in: "image", "feature", or "no_dropout" by itself."""
+    return {metric.rsplit("_", 1)[-1] if "CD_" in metric else metric for metric in metrics}
+
+
+def metric_values(metrics: Sequence[Metric], distances: dict[str, Tensor]) -> dict[Metric, Tensor]:
+    """Every metric of N windows, (N,) each.
+
+    distances: by space, (N, M) each; "no_dropout" is (N, 1).
+    """
+    values = {}
+    for metric in metrics:
+        reduction, _, space = metric.partition("_")
+        if metric == "no_dropout":
+            values[metric] = distances["no_dropout"][:, 0]
+        else:
+            values[metric] = reduce_distances(distances[space], reduction)
+    return values
+
+
+def distances_over(completions: Sequence[Tensor]) -> Tensor:
+    """Stacks the (N,) distances of M completions into (N, M)."""
+    return torch.stack(list(completions), dim=1)

@@ -26,7 +26,7 @@ from common.metrics import (
     score_heatmap,
 )
 from common.pooling import PooledMetrics, pool_pixels, pooled_intervals
-from inpainter.heatmap_files import (
+from inpainter.heatmap_folder import (
     LEFT_OUT,
     EvaluationError,
     HeatmapEntry,

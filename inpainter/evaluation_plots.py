@@ -19,7 +19,7 @@ from common.files import escaped
 from common.images import read_image
 from common.pooling import curves
 from inpainter.evaluation import Evaluation, MetricResult
-from inpainter.heatmap_files import read_heatmap
+from inpainter.heatmap_folder import read_heatmap
 
 LOG = logging.getLogger(__name__)
 SHEET_ROWS = 6

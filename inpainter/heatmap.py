@@ -8,16 +8,18 @@ from torch import Tensor
 
 from common.images import to_signed
 from inpainter.completion import WindowScorer
-from inpainter.dropout import ImageDropout
 from inpainter.fast.scorer import FastScorer
-from inpainter.refine import filled_in, first_pass, second_pass
+from inpainter.networks.dropout import ImageDropout
 from inpainter.settings import Metric, TestConfig
 from inpainter.windows import (
     WindowGrid,
     averaged_heatmap,
     cut_windows,
+    filled_in,
+    first_pass,
     heatmap_from_grid,
     pad_image,
+    second_pass,
     tissue_fractions,
     window_grid,
 )

@@ -11,11 +11,12 @@ from common.interrupts import StopRequest
 from common.loops import any_asked_to_stop, require_finite
 from common.runtime import Processes
 from inpainter.batches import batches
+from inpainter.networks import Networks
 from inpainter.patches import NormalPatches
 from inpainter.recorder import Recorder, StepResult
 from inpainter.settings import PicardConfig
 from inpainter.snapshots import LOWER_RATE
-from inpainter.step import Networks, step_losses
+from inpainter.step import step_losses
 from inpainter.step_inputs import InputMaker
 from inpainter.updates import Optimisers, learning_rate, update
 

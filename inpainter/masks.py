@@ -4,8 +4,6 @@ N samples, H W image and h w box in pixels. A box is (top, left, height, width);
 0 = known. Results lie on the device of the boxes.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -92,31 +90,6 @@ def masks_from_deltas(boxes: Tensor, deltas: Tensor, image_hw: tuple[int, int]) 
 def box_mask(boxes: Tensor, image_hw: tuple[int, int]) -> Tensor:
     """Masks of whole boxes: (N, 4) -> (N, 1, H, W) float, 1 = hole."""
     return masks_from_deltas(boxes, boxes.new_zeros(len(boxes), 2), image_hw)
-
-
-def centre_mask(
-    image_hw: tuple[int, int],
-    mask_hw: tuple[int, int],
-    device: torch.device | str = "cpu",
-) -> Tensor:
-    """Mask of a hole of mask_hw pixels in the image's centre: (1, 1, H, W) float, 1 = hole."""
-    top, left = centre_corner(image_hw, mask_hw)
-    return box_mask(torch.tensor([[top, left, *mask_hw]], device=device), image_hw)
-
-
-def centre_crop(x: Tensor, mask_hw: tuple[int, int]) -> Tensor:
-    """The central mask_hw pixels: (..., H, W) -> (..., h, w), a view."""
-    top, left = centre_corner((x.shape[-2], x.shape[-1]), mask_hw)
-    return x[..., top : top + mask_hw[0], left : left + mask_hw[1]]
-
-
-def centre_corner(image_hw: Sequence[int], mask_hw: Sequence[int]) -> tuple[int, int]:
-    """Top and left pixel of the central mask_hw; an odd remainder goes to the bottom and right."""
-    if min(mask_hw) < 1 or mask_hw[0] > image_hw[0] or mask_hw[1] > image_hw[1]:
-        raise ValueError(
-            f"A hole of {tuple(mask_hw)} does not fit into an image of {tuple(image_hw)} pixels"
-        )
-    return (image_hw[0] - mask_hw[0]) // 2, (image_hw[1] - mask_hw[1]) // 2
 
 
 def crop_boxes(x: Tensor, boxes: Tensor) -> Tensor:

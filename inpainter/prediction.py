@@ -30,14 +30,13 @@ from common.images import ImageError, read_image
 from common.prefetch import prefetched
 from common.run_log import write_run_record
 from common.runtime import resolve_device, tf32_products
-from inpainter.completion import WindowScorer, dropout_of
+from inpainter.completion import WindowScorer, dropout_of, spaces_of
 from inpainter.fast.scorer import FastScorer
 from inpainter.heatmap import Heatmaps, score_image, stitch
-from inpainter.heatmap_output import Content, HeatmapFolder, PastWork, remove_partial_files
-from inpainter.networks import load_generator, load_local_critic
+from inpainter.heatmap_folder import Content, HeatmapFolder, PastWork, remove_partial_files
+from inpainter.networks.loading import load_generator, load_local_critic
 from inpainter.run_identity import NAME as RUN_NAME
 from inpainter.run_identity import as_text, output_folder, run_identity
-from inpainter.scores import spaces_of
 from inpainter.settings import Metric, PicardConfig
 from inpainter.windows import WindowGrid, check_stride, leaves_border
 

@@ -17,7 +17,8 @@ from common.images import to_unit
 from common.loops import require_finite
 from common.run_log import RunLog
 from common.runtime import evaluating
-from inpainter.generator import Generator
+from inpainter.networks import Networks
+from inpainter.networks.generator import Generator
 from inpainter.settings import PicardConfig
 from inpainter.snapshots import (
     LOWER_RATE,
@@ -26,7 +27,7 @@ from inpainter.snapshots import (
     prune_snapshots,
     save_snapshot,
 )
-from inpainter.step import Networks, StepInputs
+from inpainter.step import StepInputs
 from inpainter.updates import Optimisers
 from inpainter.watch import CollapseWatch
 

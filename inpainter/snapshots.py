@@ -33,12 +33,12 @@ from common.loops import TrainingError
 from common.random_state import random_state, restore_random_state
 from common.resume import changed_settings, check_resumed_settings
 from common.runtime import evaluating
-from inpainter.generator import Generator
-from inpainter.masks import centre_crop, centre_mask
-from inpainter.networks import critic_weights, generator_weights
+from inpainter.networks import Networks
+from inpainter.networks.generator import Generator
+from inpainter.networks.loading import critic_weights, generator_weights
 from inpainter.settings import PicardConfig
-from inpainter.step import Networks
 from inpainter.updates import Optimisers
+from inpainter.windows import centre_crop, centre_mask
 
 LOG = logging.getLogger(__name__)
 ROLES = ("state", "dis", "gen")

@@ -3,25 +3,15 @@
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from inpainter.blocks import Drop
-from inpainter.critic import Critic, to_channels
-from inpainter.generator import Completion, Generator
 from inpainter.losses import gradient_penalty, wasserstein_critic_loss, weighted_l1
 from inpainter.masks import crop_boxes
+from inpainter.networks import Networks
+from inpainter.networks.critic import Critic, to_channels
+from inpainter.networks.dropout import Drop
+from inpainter.networks.generator import Completion
 from inpainter.settings import PicardConfig
-
-
-class Networks(NamedTuple):
-    """The generator, the critic of the box and the critic of the whole crop."""
-
-    generator: Generator
-    local_critic: Critic
-    global_critic: Critic
-
-    def critics(self) -> nn.ModuleList:
-        return nn.ModuleList([self.local_critic, self.global_critic])
 
 
 class StepInputs(NamedTuple):

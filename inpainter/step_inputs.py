@@ -8,10 +8,15 @@ import torch
 from torch import Tensor
 
 from common.runtime import Processes, generator_for
-from inpainter.blocks import Drop
-from inpainter.dropout import ChannelDropout, ElementDropout, active_dropout_layers, draw_keep_masks
-from inpainter.generator import Generator
 from inpainter.masks import discount_weights, random_boxes, shrunken_masks
+from inpainter.networks.dropout import (
+    ChannelDropout,
+    Drop,
+    ElementDropout,
+    active_dropout_layers,
+    draw_keep_masks,
+)
+from inpainter.networks.generator import Generator
 from inpainter.settings import PicardConfig
 from inpainter.step import StepInputs
 

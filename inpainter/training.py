@@ -24,8 +24,7 @@ from common.runtime import (
     tf32_products,
 )
 from inpainter.loop import Trainee, train_steps
-from inpainter.memory import require_training_memory
-from inpainter.networks import build_networks
+from inpainter.networks import build_networks, require_training_memory
 from inpainter.patches import NormalPatches, fixed_crops
 from inpainter.recorder import Recorder
 from inpainter.settings import PicardConfig

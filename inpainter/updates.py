@@ -10,8 +10,9 @@ from torch.optim import Adam
 
 from common.loops import average_gradients
 from common.runtime import Processes
+from inpainter.networks import Networks
 from inpainter.settings import PicardConfig, TrainConfig
-from inpainter.step import Networks, StepLosses
+from inpainter.step import StepLosses
 
 ALONE = Processes()
 

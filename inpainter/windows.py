@@ -4,6 +4,7 @@ H x W image, h x w window, stride s, gh x gw grid of windows; all in pixels.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +17,8 @@ from common.errors import UserError
 from inpainter.settings import TestConfig
 
 Alignment = Literal["stretched", "centred"]
+QUANTILE = 0.8
+"""Windows of the first pass that score above this quantile, by any metric, draw the second."""
 
 
 class WindowError(UserError):
@@ -184,3 +187,83 @@ def leaves_border(test: TestConfig, image_hw: tuple[int, int]) -> bool:
         return False
     rest = ((i - w) % test.patch_stride for i, w in zip(image_hw, test.patch_shape, strict=False))
     return any(rest)
+
+
+def centre_mask(
+    image_hw: tuple[int, int],
+    mask_hw: tuple[int, int],
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Mask of a hole of mask_hw pixels in the image's centre: (1, 1, H, W) float, 1 = hole."""
+    mask = torch.zeros(1, 1, *image_hw, device=device)
+    centre_crop(mask, mask_hw).fill_(1)
+    return mask
+
+
+def centre_crop(x: Tensor, mask_hw: tuple[int, int]) -> Tensor:
+    """The central mask_hw pixels: (..., H, W) -> (..., h, w), a view."""
+    top, left = centre_corner((x.shape[-2], x.shape[-1]), mask_hw)
+    return x[..., top : top + mask_hw[0], left : left + mask_hw[1]]
+
+
+def centre_corner(image_hw: Sequence[int], mask_hw: Sequence[int]) -> tuple[int, int]:
+    """Top and left pixel of the central mask_hw; an odd remainder goes to the bottom and right."""
+    if min(mask_hw) < 1 or mask_hw[0] > image_hw[0] or mask_hw[1] > image_hw[1]:
+        raise ValueError(
+            f"A hole of {tuple(mask_hw)} does not fit into an image of {tuple(image_hw)} pixels"
+        )
+    return (image_hw[0] - mask_hw[0]) // 2, (image_hw[1] - mask_hw[1]) // 2
+
+
+def first_pass(grid: WindowGrid, K: int) -> list[int]:
+    """Numbers of every K-th window along rows and columns, and of the last ones."""
+    rows, cols = (_every(side, K) for side in grid.grid_hw)
+    return [row * grid.grid_hw[1] + col for row in rows for col in cols]
+
+
+def second_pass(
+    scores: dict[str, Tensor], grid: WindowGrid, K: int, scored: Sequence[int]
+) -> list[int]:
+    """Numbers of the windows closer than K to one that scored high in the first pass.
+
+    So are those closer than K to a window of the first pass that was not scored, for it lacks
+    tissue: its 0 says nothing about its neighbours. scores: by metric, (gh * gw,), of which the
+    first pass's are read; scored: numbers of the first pass's windows that have a score.
+    """
+    done = torch.tensor(first_pass(grid, K))
+    known = torch.tensor(sorted(scored), dtype=torch.long)
+    draws = torch.zeros(len(grid), dtype=torch.bool)
+    draws[done] = True
+    draws[known] = False
+    for values in scores.values() if len(known) else ():
+        seen = values[known]
+        draws[known] |= seen > seen.quantile(QUANTILE)
+    near = F.max_pool2d(draws.view(1, 1, *grid.grid_hw).float(), 2 * K - 1, 1, K - 1).flatten() > 0
+    near[done] = False
+    return near.nonzero().flatten().tolist()
+
+
+def filled_in(values: Tensor, grid: WindowGrid, K: int, known: list[int]) -> Tensor:
+    """Scores of all windows, (gh * gw,): those that were not computed are interpolated.
+
+    Between windows of the first pass linearly along rows and columns; known: numbers that stay.
+    """
+    rows, cols = (_every(side, K) for side in grid.grid_hw)
+    coarse = values.view(grid.grid_hw)[rows][:, cols]
+    full = _stretched(_stretched(coarse, rows).t(), cols).t().flatten()
+    full[known] = values[known]
+    return full
+
+
+def _every(side: int, K: int) -> list[int]:
+    return sorted({*range(0, side, K), side - 1})
+
+
+def _stretched(values: Tensor, places: list[int]) -> Tensor:
+    """Linear interpolation of rows that lie at `places` to all rows in between."""
+    at = torch.tensor(places)
+    wanted = torch.arange(places[-1] + 1)
+    right = torch.searchsorted(at, wanted).clamp(min=min(1, len(places) - 1))
+    left = (right - 1).clamp(min=0)
+    share = (wanted - at[left]) / (at[right] - at[left]).clamp(min=1)
+    return torch.lerp(values[left], values[right], share[:, None].to(values.dtype))

@@ -1,9 +1,9 @@
 """Contextual attention for the queries that are needed, from one product of pixel features.
 
-The arithmetic of `inpainter.attention`, reordered: the correlation of 3x3 patches is a sum of pixel
-correlations over diagonals, and so are the two fusings; pasting 4x4 patches with stride 2 is one
-matrix product for each parity of the output's rows and columns. N samples, C channels; keys lie on
-a grid h x w of half the features' resolution, queries on a part of it.
+The arithmetic of `inpainter.networks.attention`, reordered: the correlation of 3x3 patches is a sum
+of pixel correlations over diagonals, and so are the two fusings; pasting 4x4 patches with stride 2
+is one matrix product for each parity of the output's rows and columns. N samples, C channels; keys
+lie on a grid h x w of half the features' resolution, queries on a part of it.
 """
 
 import torch
@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.runtime import at_least_fp32
-from inpainter.attention import NORM_EPSILON, SOFTMAX_SCALE
 from inpainter.fast.geometry import Region, Span, whole
+from inpainter.networks.attention import NORM_EPSILON, SOFTMAX_SCALE
 
 NEGLIGIBLE = 1e-30
 PATCH_MARGIN = 2  # queries around the wanted ones: one for the 3x3 patch, one for the fusings

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.runtime import at_least_fp32
-from inpainter.blocks import Activation, ConvBlock
-from inpainter.dropout import ChannelDropout
 from inpainter.fast.geometry import ConvGeometry, Region, Span
 from inpainter.fast.winograd import Tiling, Workspace, tiling_for, transformed_kernel, winograd
-from inpainter.masks import centre_mask
+from inpainter.networks.dropout import ChannelDropout
+from inpainter.networks.generator import Activation, ConvBlock
+from inpainter.windows import centre_mask
 
 LOG2_E = 1 / math.log(2)
 CHUNK = 131072

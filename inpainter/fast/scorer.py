@@ -15,14 +15,14 @@ from torch import Tensor
 
 from common.runtime import at_least_fp32
 from inpainter.completion import WindowScorer, score_windows
-from inpainter.critic import Critic, to_channels
-from inpainter.dropout import ChannelMasks, ElementMasks, WindowMasks
 from inpainter.fast.layers import NO_DROPOUT, Arithmetic, DropPlan, drop_plan
 from inpainter.fast.stages import CoarsePrefix, FastCoarse, FastFine, Surroundings
 from inpainter.fast.winograd import Workspace
-from inpainter.generator import Generator
-from inpainter.masks import centre_crop
+from inpainter.networks.critic import Critic, to_channels
+from inpainter.networks.dropout import ChannelMasks, ElementMasks, WindowMasks
+from inpainter.networks.generator import Generator
 from inpainter.settings import Metric
+from inpainter.windows import centre_crop
 
 Precision = Literal["fp32", "bf16", "tf32", "fp64"]
 DTYPES = {"bf16": torch.bfloat16, "fp64": torch.float64}

@@ -15,7 +15,7 @@ from common.runtime import at_least_fp32
 from inpainter.fast.attention import FastAttention
 from inpainter.fast.geometry import Region, centre, whole
 from inpainter.fast.layers import Arithmetic, DropPlan, FastLayer, FirstLayer, Patch, Selection
-from inpainter.generator import CoarseGenerator, FineGenerator, Stage
+from inpainter.networks.generator import CoarseGenerator, FineGenerator, Stage
 
 
 class Chain:

@@ -12,15 +12,15 @@ from torch import Tensor
 from common.annotations import boxes_to_labels
 from common.images import to_signed
 from common.metrics import score_heatmap
-from inpainter.attention import contextual_attention, match_offsets
 from inpainter.completion import WindowScorer
-from inpainter.critic import Critic
-from inpainter.dropout import ChannelDropout, ChannelMasks, active_dropout_layers
 from inpainter.fast.scorer import FastScorer
-from inpainter.generator import Completion, Generator
 from inpainter.heatmap import score_image, stitch
 from inpainter.masks import crop_boxes, discount_weights
-from inpainter.networks import build_networks
+from inpainter.networks import Networks, build_networks
+from inpainter.networks.attention import Attention, contextual_attention
+from inpainter.networks.critic import Critic
+from inpainter.networks.dropout import ChannelDropout, ChannelMasks, active_dropout_layers
+from inpainter.networks.generator import Completion, Generator
 from inpainter.settings import (
     CriticConfig,
     GeneratorConfig,
@@ -28,7 +28,7 @@ from inpainter.settings import (
     TestConfig,
     TrainConfig,
 )
-from inpainter.step import Networks, StepInputs, StepLosses, step_losses
+from inpainter.step import StepInputs, StepLosses, step_losses
 from inpainter.updates import Optimisers, build_optimisers, update
 from inpainter.windows import cut_windows, window_grid
 from tests.golden.golden_tools import Arrays, as_tensor, assert_close, assert_mostly_equal, group
@@ -148,6 +148,18 @@ def check_attention(folder: Path, entry: Entry, arrays: Arrays) -> None:
         recorded = arrays["offset_int_hw"]
         offsets = match_offsets(attention)
         assert_mostly_equal(offsets, recorded, tolerance["offset_int_hw"], "offset_int_hw")
+
+
+def match_offsets(attention: Attention) -> Tensor:
+    """Where each query's best key lies, relative to the query.
+
+    returns (N, h, w, 2) int64: row and column offset on the attention's grid.
+    """
+    h, w = (side // 2 for side in attention.output.shape[2:])
+    best = attention.weights.argmax(dim=1).unflatten(1, (h, w))  # (N, h, w)
+    rows = torch.arange(h, device=best.device)[:, None]
+    cols = torch.arange(w, device=best.device)[None, :]
+    return torch.stack([best // w - rows, best % w - cols], dim=-1)
 
 
 def check_trainstep(folder: Path, entry: Entry, arrays: Arrays) -> None:
@@ -271,7 +283,7 @@ def find(parameters: dict[str, Tensor], name: str, prefixes: tuple[str, ...]) ->
 
 
 class RecordedDropout(NamedTuple):
-    """The recorded masks in the place of `inpainter.dropout.ImageDropout`."""
+    """The recorded masks in the place of `inpainter.networks.dropout.ImageDropout`."""
 
     keep: dict[str, torch.Tensor]
     p: float

@@ -6,10 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from inpainter.completion import WindowScorer
-from inpainter.critic import Critic
-from inpainter.dropout import ChannelMasks, ImageDropout, WindowMasks, active_dropout_layers
 from inpainter.fast.scorer import FastScorer
-from inpainter.generator import Generator
+from inpainter.networks.critic import Critic
+from inpainter.networks.dropout import (
+    ChannelMasks,
+    ImageDropout,
+    WindowMasks,
+    active_dropout_layers,
+)
+from inpainter.networks.generator import Generator
 from inpainter.settings import GeneratorConfig
 from tests.inpainter.weights import lively_generator
 

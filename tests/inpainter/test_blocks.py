@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from inpainter.blocks import ConvBlock, clamp_output, fast_elu, he_init
+from inpainter.networks.generator import ConvBlock, clamp_output, fast_elu, he_init
 
 
 def test_fast_elu_equals_torchs_elu_forward_and_backward() -> None:

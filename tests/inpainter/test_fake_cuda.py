@@ -8,16 +8,18 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from inpainter.completion import WindowScorer, dropout_of
-from inpainter.critic import Critic
 from inpainter.fast.scorer import FastScorer
-from inpainter.generator import Generator
 from inpainter.losses import interpolate_samples
-from inpainter.masks import box_mask, centre_mask, crop_boxes, discount_weights, masks_from_deltas
+from inpainter.masks import box_mask, crop_boxes, discount_weights, masks_from_deltas
+from inpainter.networks import Networks
+from inpainter.networks.critic import Critic
+from inpainter.networks.generator import Generator
 from inpainter.recorder import completion_grid
 from inpainter.settings import CriticConfig, GeneratorConfig, PicardConfig, TestConfig, TrainConfig
 from inpainter.snapshots import completion_error
-from inpainter.step import Networks, adversarial_term, step_losses
+from inpainter.step import adversarial_term, step_losses
 from inpainter.step_inputs import InputMaker
+from inpainter.windows import centre_mask
 
 CUDA = torch.device("cuda")
 CONFIG = PicardConfig(

@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from inpainter.attention import contextual_attention
 from inpainter.fast.attention import FastAttention
 from inpainter.fast.geometry import ConvGeometry, Region, Span, centre, whole
 from inpainter.fast.winograd import Tiling, Workspace, tiles_for, transformed_kernel, winograd
-from inpainter.masks import centre_mask
+from inpainter.networks.attention import contextual_attention
+from inpainter.windows import centre_mask
 
 REACHES = [
     ConvGeometry(3),

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from inpainter.completion import WindowScorer
-from inpainter.dropout import ChannelMasks, ImageDropout
 from inpainter.fast.scorer import FastScorer
 from inpainter.fast.winograd import winograd
+from inpainter.networks.dropout import ChannelMasks, ImageDropout
 from tests.inpainter.fast_tools import METRICS, Case, worst_error
 
 LIMIT = 1e-5

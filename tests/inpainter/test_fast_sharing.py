@@ -6,7 +6,7 @@ from torch import Tensor
 
 from inpainter.fast.scorer import FastScorer
 from inpainter.fast.stages import FastCoarse
-from inpainter.masks import centre_crop
+from inpainter.windows import centre_crop
 from tests.inpainter.fast_tools import METRICS, Case, worst_error
 
 ONE = Case((64, 64), (32, 32), N=1)

@@ -3,9 +3,9 @@ import dataclasses
 import pytest
 import torch
 
-from inpainter.critic import Critic, to_channels
-from inpainter.dropout import ChannelDropout, active_dropout_layers, draw_keep_masks
-from inpainter.generator import Generator
+from inpainter.networks.critic import Critic, to_channels
+from inpainter.networks.dropout import ChannelDropout, active_dropout_layers, draw_keep_masks
+from inpainter.networks.generator import Generator
 from inpainter.settings import GeneratorConfig
 from tests.inpainter.weights import lively_generator, random_window
 

@@ -6,14 +6,13 @@ import torch
 from common.runtime import generator_for
 from inpainter.masks import (
     box_mask,
-    centre_crop,
-    centre_mask,
     crop_boxes,
     discount_weights,
     masks_from_deltas,
     random_boxes,
     shrunken_masks,
 )
+from inpainter.windows import centre_crop, centre_mask
 
 
 def boxes_of(n: int, *, image=(40, 48), mask=(16, 32), margin=(2, 3), same=False) -> torch.Tensor:

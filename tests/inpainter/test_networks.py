@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from common.checkpoint import CheckpointError
-from inpainter.networks import load_local_critic
+from inpainter.networks.loading import load_local_critic
 from inpainter.settings import CriticConfig, PicardConfig, TestConfig
 from tests.inpainter.weights import small_critic
 

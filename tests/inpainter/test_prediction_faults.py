@@ -11,7 +11,7 @@ from common.checkpoint import CheckpointError, checkpoint_path, load_tensors, sa
 from common.errors import UserError
 from common.images import write_image
 from inpainter import prediction
-from inpainter.heatmap_files import list_heatmaps
+from inpainter.heatmap_folder import list_heatmaps
 from inpainter.prediction import PredictionOptions, PredictionResult, predict
 from inpainter.run_identity import influential_settings
 from inpainter.settings import PicardConfig

@@ -13,8 +13,8 @@ from torch import Tensor
 from common.checkpoint import CheckpointError, load_tensors
 from common.config import REPOSITORY, load_config
 from common.images import to_signed
-from inpainter.critic import Critic
-from inpainter.generator import Generator
+from inpainter.networks.critic import Critic
+from inpainter.networks.generator import Generator
 from inpainter.prediction import PredictionOptions, predict
 from inpainter.settings import GeneratorConfig, PicardConfig
 from tests.golden.golden_tools import group

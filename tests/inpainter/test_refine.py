@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from common.prefetch import prefetched
-from inpainter.refine import filled_in, first_pass, second_pass
-from inpainter.windows import window_grid
+from inpainter.windows import filled_in, first_pass, second_pass, window_grid
 from tests.tiny_runs import PATIENCE
 
 GRID = window_grid((96, 112), (32, 32), 16, "stretched")  # 5 x 6 windows

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from inpainter.dropout import ChannelDropout
-from inpainter.generator import Generator
 from inpainter.masks import discount_weights, masks_from_deltas
-from inpainter.networks import build_networks
+from inpainter.networks import Networks, build_networks
+from inpainter.networks.dropout import ChannelDropout
+from inpainter.networks.generator import Generator
 from inpainter.settings import (
     CriticConfig,
     GeneratorConfig,
@@ -17,7 +17,7 @@ from inpainter.settings import (
     TestConfig,
     TrainConfig,
 )
-from inpainter.step import Networks, StepInputs, step_losses
+from inpainter.step import StepInputs, step_losses
 from inpainter.updates import build_optimisers, update
 from tests.inpainter.weights import random_window
 

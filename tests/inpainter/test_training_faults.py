@@ -19,7 +19,8 @@ from common.checkpoint import CheckpointError, checkpoint_path, load_tensors, sa
 from common.errors import UserError
 from common.loops import TrainingError
 from common.runtime import RuntimeSetupError
-from inpainter.networks import build_networks, critic_weights, generator_weights
+from inpainter.networks import build_networks
+from inpainter.networks.loading import critic_weights, generator_weights
 from inpainter.settings import PicardConfig
 from inpainter.snapshots import Progress, save_snapshot
 from inpainter.training import run_folder, train

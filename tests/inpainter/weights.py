@@ -2,8 +2,8 @@
 
 import torch
 
-from inpainter.critic import Critic
-from inpainter.generator import Generator
+from inpainter.networks.critic import Critic
+from inpainter.networks.generator import Generator
 from inpainter.settings import GeneratorConfig
 
 SMALL = GeneratorConfig(ngf=4)

@@ -44,18 +44,6 @@ def contextual_attention(
     return Attention(output, weights)
 
 
-def match_offsets(attention: Attention) -> Tensor:
-    """Where each query's best key lies, relative to the query.
-
-    returns (N, h, w, 2) int64: row and column offset on the attention's grid.
-    """
-    h, w = (side // 2 for side in attention.output.shape[2:])
-    best = attention.weights.argmax(dim=1).unflatten(1, (h, w))  # (N, h, w)
-    rows = torch.arange(h, device=best.device)[:, None]
-    cols = torch.arange(w, device=best.device)[None, :]
-    return torch.stack([best // w - rows, best % w - cols], dim=-1)
-
-
 def _key_grid(features: Tensor) -> tuple[int, int]:
     return features.shape[2] // 2, features.shape[3] // 2
 

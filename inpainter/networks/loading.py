@@ -1,9 +1,8 @@
-"""Building the networks from settings and loading them from published or own checkpoints."""
+"""Loading networks from published or own checkpoints, checked against the settings."""
 
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from common.checkpoint import (
@@ -16,26 +15,9 @@ from common.checkpoint import (
     require_state_dict,
 )
 from common.config import load_config
-from inpainter.critic import Critic
-from inpainter.generator import Generator
+from inpainter.networks.critic import Critic
+from inpainter.networks.generator import Generator
 from inpainter.settings import GeneratorConfig, PicardConfig
-from inpainter.step import Networks
-
-
-def build_networks(config: PicardConfig, device: torch.device) -> Networks:
-    """Fresh generator and critics on the device, initialised as train.init says."""
-    generator = Generator(config.netG)
-    generator.initialise(config.train.init)
-    critic = (config.netD.input_dim, config.netD.ndf)
-    networks = Networks(
-        generator,
-        Critic(*critic, config.train.mask_shape),
-        Critic(*critic, config.train.image_shape[:2]),
-    )
-    layout = torch.channels_last if config.train.channels_last else torch.preserve_format
-    for network in networks:
-        network.to(device, memory_format=layout)
-    return networks
 
 
 class Architecture(NamedTuple):
@@ -82,7 +64,7 @@ def load_generator(folder: Path, step: int, config: GeneratorConfig) -> Generato
     differing = {k: v for k, v in found.items() if getattr(config, k) != v}
     if differing:
         given = {f"netG.{k}": (v, getattr(config, k)) for k, v in differing.items()}
-        raise CheckpointError(other_settings(path, given))
+        raise CheckpointError(mismatch_message(path, given))
     generator = Generator(config)
     load_module(generator, state, str(path))
     return generator.eval()
@@ -136,12 +118,12 @@ def load_local_critic(folder: Path, step: int, config: PicardConfig) -> Critic:
         }
         differing = {k: v for k, v in found.items() if v[0] != v[1]}
         if differing:
-            raise CheckpointError(other_settings(path, differing))
+            raise CheckpointError(mismatch_message(path, differing))
     load_module(critic, state, source)
     return critic.eval()
 
 
-def other_settings(path: Path, differing: dict[str, tuple]) -> str:
+def mismatch_message(path: Path, differing: dict[str, tuple]) -> str:
     """Message for a checkpoint of other settings; differing: key -> (checkpoint's, given)."""
     lines = [
         f"{k}: checkpoint {found!r}, settings {given!r}" for k, (found, given) in differing.items()

@@ -1,6 +1,6 @@
 """Which layers drop channels, and what they drop, as data. N samples or windows, M completions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,6 +9,8 @@ from torch import Tensor
 from common.runtime import generator_for
 from inpainter.settings import GeneratorConfig
 
+Drop = Callable[[str, Tensor], Tensor]
+"""Called as drop(layer name, activations (N, C, H, W)); returns them with what it drops zeroed."""
 KeepMasks = Mapping[str, Tensor]
 """Layer name -> (N, C) bool, true where the channel is kept; other layers keep everything."""
 

@@ -6,27 +6,34 @@ without its rows is not finished. left_out.csv (image, reason) names those that 
 Names that are no printable UTF-8 are written as `common.files.escaped` does.
 """
 
+import csv
+import io
 import logging
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from common.checkpoint import content_hash, save_atomic
+from common.checkpoint import content_hash, load_tensors, save_atomic, save_text_atomic
+from common.errors import UserError
 from common.figures import heatmap_panel
-from common.files import escaped, file_stems, name_limit
+from common.files import escaped, file_stems, name_limit, unescaped
 from inpainter.heatmap import Heatmaps
-from inpainter.heatmap_files import LEFT_OUT
-from inpainter.image_table import ImageTable
 from inpainter.settings import Metric, TestConfig
 
 LOG = logging.getLogger(__name__)
+HEATMAP_LIST = "heatmaps.csv"
+LEFT_OUT = "left_out.csv"
 TABLES = {
     "images.csv": ("image", "sha256", "bytes", "mtime_ns", "windows", "completed_windows"),
     "scores.csv": ("image", "metric", "max", "mean", "p99"),
-    "heatmaps.csv": ("image", "metric", "file"),
+    HEATMAP_LIST: ("image", "metric", "file"),
     "compute_times.csv": (
         *("image", "seconds", "windows", "completed_windows", "seconds_per_window"),
     ),
@@ -36,6 +43,182 @@ ROOM_FOR_ENDING = 32
 """Bytes kept free behind a file's name for those of a temporary file."""
 PLOT_ERRORS = (ValueError, RuntimeError, MemoryError)
 """What matplotlib raises for a picture that it cannot draw."""
+METRIC_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+"""Metrics are parts of file names; those of other programs are welcome."""
+Row = Mapping[str, object]
+
+
+class EvaluationError(UserError):
+    """Heatmaps, or what they are compared with, cannot be used."""
+
+
+class HeatmapEntry(NamedTuple):
+    """A row of heatmaps.csv."""
+
+    image: str
+    """Name relative to the folder of images."""
+    metric: str
+    file: Path
+
+
+def read_heatmap(path: Path) -> np.ndarray:
+    """Heatmap (H, W) float32 of a data/*.pt file. Raises EvaluationError or CheckpointError."""
+    tensor = load_tensors(path)
+    if not isinstance(tensor, Tensor) or tensor.ndim != 2 or not tensor.is_floating_point():
+        found = f"a tensor {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor)
+        raise EvaluationError(f"{path}: expected a tensor (H, W) of floats, found {found}")
+    if tensor.layout != torch.strided or tensor.device.type != "cpu":
+        found = f"layout {tensor.layout}, device {tensor.device}"
+        raise EvaluationError(f"{path}: expected an ordinary tensor with its values, found {found}")
+    if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+        raise EvaluationError(
+            f"{path}: a tensor {tuple(tensor.shape)} of fewer values than pixels, repeated; "
+            "save a heatmap with a value per pixel"
+        )
+    return tensor.detach().float().numpy()
+
+
+def list_heatmaps(folder: Path) -> dict[str, list[HeatmapEntry]]:
+    """Rows of a folder's heatmaps.csv by metric, in the file's order. Raises EvaluationError."""
+    path = folder / HEATMAP_LIST
+    if not path.is_file():
+        state = f"{folder} has no {HEATMAP_LIST}" if folder.is_dir() else f"No folder {folder}"
+        below = sorted(str(found.parent) for found in folder.glob(f"**/{HEATMAP_LIST}"))
+        remedy = "Pass --heatmap_dir the folder that predict_heatmap.py wrote"
+        raise EvaluationError(f"{state}. {remedy}{': ' if below else '.'}{', '.join(below[-5:])}")
+    by_metric: dict[str, list[HeatmapEntry]] = {}
+    seen: set[tuple[str, str]] = set()
+    for where, row in _rows(path, TABLES[HEATMAP_LIST]):
+        entry = _entry(folder, row, where)
+        if entry[:2] in seen:
+            raise EvaluationError(f"{where}: {entry[:2]} is there twice")
+        seen.add(entry[:2])
+        by_metric.setdefault(entry.metric, []).append(entry)
+    if not by_metric:
+        raise EvaluationError(f"{path} lists no heatmap. Did predict_heatmap.py find images?")
+    return by_metric
+
+
+def left_out(folder: Path) -> dict[str, str]:
+    """The images that predict_heatmap.py left out, with its reasons. Raises EvaluationError."""
+    path = folder / LEFT_OUT
+    if not path.is_file():
+        return {}
+    rows = (row for _, row in _rows(path, TABLES[LEFT_OUT]))
+    return {unescaped(row["image"]): unescaped(row["reason"]) for row in rows}
+
+
+def _entry(folder: Path, row: dict[str, str], where: str) -> HeatmapEntry:
+    """A row whose metric is a plain name and whose image and file stay below their folders."""
+    image, file = unescaped(row["image"]), unescaped(row["file"])
+    if not METRIC_NAME.fullmatch(row["metric"]):
+        expected = "a metric is named with up to 64 letters, digits, _ . -"
+        raise EvaluationError(f"{where}: {expected}, got {row['metric'][:80]!r}")
+    for name, value in {"image": image, "file": file}.items():
+        parts = PurePosixPath(value)
+        if parts.is_absolute() or ".." in parts.parts or "\0" in value:
+            raise EvaluationError(
+                f"{where}: {name} must be a path below its folder, got {value[:80]!r}"
+            )
+    return HeatmapEntry(image, row["metric"], folder / file)
+
+
+def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yields (file and line, row) of a CSV file. Raises EvaluationError where it is malformed."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, strict=True)
+            missing = sorted(set(columns) - set(reader.fieldnames or []))
+            if missing:
+                raise EvaluationError(f"{path}: columns {missing} are missing")
+            for row in reader:
+                where = f"{path}, line {reader.line_num}"
+                if not all(row[name] for name in columns):
+                    raise EvaluationError(f"{where}: a value is missing: {row}")
+                if None in row:
+                    raise EvaluationError(f"{where}: more values than columns")
+                yield where, row
+    except UnicodeDecodeError as error:
+        raise EvaluationError(
+            f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}). Run "
+            "predict_heatmap.py again, or save the table as UTF-8."
+        ) from None
+    except csv.Error as error:
+        raise EvaluationError(f"{path}, line {reader.line_num + 1}: no CSV ({error})") from None
+
+
+class ImageTable:
+    """The rows of a CSV file by image; its first column is `image`, the name.
+
+    Names are written as `common.files.escaped` does. Rows of one image are added behind the
+    others and flushed to disk, so that a run takes no longer the more images there are; a line that
+    a kill cut short is dropped when the table is next read.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+        """Reads what is there. Raises EvaluationError for a file that is no such table."""
+        self.path, self.columns = path, tuple(columns)
+        self.of_image: dict[str, list[dict[str, str]]] = {}
+        if path.is_file():
+            self._read()
+
+    def _read(self) -> None:
+        try:
+            text = self.path.read_bytes().decode("utf-8")
+            whole = io.StringIO(text[: text.rfind("\n") + 1], newline="")
+            reader = csv.DictReader(whole, strict=True)
+            missing = set(self.columns) - set(reader.fieldnames or self.columns)
+            if missing:
+                raise self._unusable(f"column {', '.join(sorted(missing))} is missing")
+            for row in reader:
+                if None in row or None in row.values():
+                    expected = f"expected {len(self.columns)} values"
+                    raise self._unusable(f"line {reader.line_num}: {expected}")
+                self.of_image.setdefault(unescaped(row["image"]), []).append(row)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise self._unusable(f"no CSV file in UTF-8 ({error})") from None
+
+    def _unusable(self, reason: str) -> EvaluationError:
+        return EvaluationError(
+            f"{self.path} is not as predict_heatmap.py writes it: {reason}. Pass another "
+            "--output_dir, or --overwrite to score all images anew."
+        )
+
+    def rows(self, image: str) -> list[dict[str, str]]:
+        """The rows of an image, none where it has none."""
+        return self.of_image.get(image, [])
+
+    def start(self) -> None:
+        """Writes the heading where there is no file yet: a run that scores nothing says so."""
+        if not self.path.is_file():
+            save_text_atomic(self._lines([], header=True), self.path)
+
+    def keep(self, images: Container[str]) -> None:
+        """Drops the rows of all other images, and what a kill left of a line."""
+        self.of_image = {name: rows for name, rows in self.of_image.items() if name in images}
+        if not self.of_image:
+            self.path.unlink(missing_ok=True)
+            return
+        text = self._lines([row for rows in self.of_image.values() for row in rows], header=True)
+        if self.path.read_bytes() != text.encode():
+            save_text_atomic(text, self.path)
+
+    def add(self, image: str, rows: Sequence[Row]) -> None:
+        """Adds the rows of an image that has none, without their column `image`."""
+        full = [{"image": escaped(image)} | {k: str(v) for k, v in row.items()} for row in rows]
+        self.of_image[image] = full
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            file.write(self._lines(full, header=file.tell() == 0))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _lines(self, rows: Sequence[Row], *, header: bool) -> str:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns, lineterminator="\n", extrasaction="ignore")
+        if header:
+            writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue()
 
 
 class Content(NamedTuple):

@@ -1,13 +1,14 @@
-"""Least memory that a training needs, worked out before anything is allocated."""
+"""The networks of a training: building them, and the least memory that they need."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from common.runtime import memory_of, require_memory
-from inpainter.critic import Critic
-from inpainter.generator import Generator
+from inpainter.networks.critic import Critic
+from inpainter.networks.generator import Generator
 from inpainter.settings import PicardConfig
 
 BYTES = 4
@@ -17,6 +18,30 @@ COPIES = 4
 LAYERS = 40
 """Layers of full size and width whose outputs amount to at least the generator's; it has 34."""
 CPU = torch.device("cpu")
+
+
+class Networks(NamedTuple):
+    """The generator, the critic of the hole's box and the critic of the whole crop."""
+
+    generator: Generator
+    local_critic: Critic
+    global_critic: Critic
+
+    def critics(self) -> nn.ModuleList:
+        return nn.ModuleList([self.local_critic, self.global_critic])
+
+
+def build_networks(config: PicardConfig, device: torch.device) -> Networks:
+    """Fresh generator and critics on the device, initialised as train.init says."""
+    generator = Generator(config.netG)
+    generator.initialise(config.train.init)
+    channels, d = config.netD.input_dim, config.netD.ndf
+    local = Critic(channels, d, config.train.mask_shape)
+    networks = Networks(generator, local, Critic(channels, d, config.train.image_shape[:2]))
+    layout = torch.channels_last if config.train.channels_last else torch.preserve_format
+    for network in networks:
+        network.to(device, memory_format=layout)
+    return networks
 
 
 def require_training_memory(config: PicardConfig, device: torch.device, world_size: int) -> None:
@@ -44,34 +69,28 @@ def require_training_memory(config: PicardConfig, device: torch.device, world_si
     step = share * math.prod(train.image_shape[:2]) * config.netG.ngf * LAYERS
     if (layers * COPIES + step) * BYTES < memory_of(device) / 16:
         return  # nowhere near; what follows costs the import of torch's shape functions
-    with torch.device("meta"):  # shapes without contents
-        generator = Generator(config.netG)
-        critic = (config.netD.input_dim, config.netD.ndf)
-        critics = [Critic(*critic, hw) for hw in (train.mask_shape, train.image_shape[:2])]
-    numbers = sum(p.numel() for network in (generator, *critics) for p in network.parameters())
+    with torch.device("meta") as meta:  # shapes without contents
+        networks = build_networks(config, meta)
+    numbers = sum(p.numel() for network in networks for p in network.parameters())
     weights = numbers * COPIES * BYTES
     require_memory(weights, f"The networks ({widths})", device, narrower)
     precision = 2 if train.precision == "bf16" else BYTES
-    kept = activations(generator, train.image_shape) * share * precision
+    outputs = activations(networks.generator, train.image_shape) * share * precision
     what = f"The networks and one step ({batch}, {widths})"
-    require_memory(weights + kept, what, device, f"{smaller[:-1]}, or netG.ngf.")
+    require_memory(weights + outputs, what, device, f"{smaller[:-1]}, or netG.ngf.")
 
 
 def activations(generator: Generator, image_shape: tuple[int, int, int]) -> int:
     """Numbers that the convolutions of a generator on `meta` give for one crop."""
     counts: list[int] = []
 
-    def note(_: nn.Module, __: object, output: Tensor) -> None:
+    def count(_: nn.Module, __: object, output: Tensor) -> None:
         counts.append(output.numel())
 
-    hooks = [
-        module.register_forward_hook(note)
-        for module in generator.modules()
-        if isinstance(module, nn.Conv2d)
-    ]
+    for module in generator.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(count)
     height, width, channels = image_shape
     crop = torch.empty(1, channels, height, width, device="meta")
     generator(crop, torch.empty(1, 1, height, width, device="meta"))
-    for hook in hooks:
-        hook.remove()
     return sum(counts)
