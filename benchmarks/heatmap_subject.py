@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.checkpoint import resolve_step
 from common.config import ConfigError
 from common.image_folders import list_images
 from common.images import ImageError, read_image, to_signed
@@ -24,6 +23,7 @@ from inpainter.networks.dropout import ChannelMasks
 from inpainter.networks.generator import Generator
 from inpainter.networks.loading import load_generator, load_local_critic
 from inpainter.settings import CriticConfig, GeneratorConfig, PicardConfig, TestConfig
+from inpainter.snapshots import resolve_step
 from inpainter.windows import cut_windows, pad_image, window_grid
 
 METRICS = ("MCD_image", "MCD_feature")

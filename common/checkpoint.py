@@ -14,16 +14,13 @@ import zlib
 from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
 from common.files import write_atomic
-from common.log_lines import LOG_NAME, read_log
-
-SELECTION_KEY = "select_l1"
 
 LOAD_ERRORS = (
     AssertionError,
@@ -48,6 +45,9 @@ OPTIONAL = {
     *("amsgrad", "nesterov"),
 }
 """Options of torch's optimisers that came or went between versions; no kind is told by them."""
+OF_ADAM = {"step", "exp_avg", "exp_avg_sq"}
+OF_MOMENTUM = {"momentum_buffer"}
+"""What optimisers keep of each parameter: Adam's, and those of SGD and LARS."""
 REAL = (
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
     *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
@@ -142,7 +142,7 @@ def checkpoint_path(folder: Path, role: str, step: int) -> Path:
     return Path(folder) / f"{role}_{step:08d}.pt"
 
 
-def steps_in(folder: Path, role: str = "gen") -> list[int]:
+def steps_in(folder: Path, role: str) -> list[int]:
     """The steps whose file of this role is in the folder, ascending; none for a missing folder."""
     folder = Path(folder)
     if not folder.is_dir():
@@ -150,68 +150,6 @@ def steps_in(folder: Path, role: str = "gen") -> list[int]:
     pattern = re.compile(rf"{re.escape(role)}_([0-9]{{8}}|[1-9][0-9]{{8,17}})\.pt")
     matches = (pattern.fullmatch(entry.name) for entry in folder.iterdir())
     return sorted(int(match[1]) for match in matches if match)
-
-
-def resolve_step(
-    folder: Path,
-    wanted: int | str | Literal["latest", "best"],
-    roles: Sequence[str] = ("gen",),
-    *,
-    option: str | None = None,
-) -> int:
-    """The step that is meant: a number, `latest`, or `best`.
-
-    Counts only steps whose files of all roles are there. best is the lowest selection error
-    (`select_l1`) that log.jsonl in the folder records for one of them; the earliest on a tie.
-    option: the flag that takes another step, for messages. Raises CheckpointError, listing the
-    steps there, where none is meant.
-    """
-    folder = Path(folder)
-    steps = sorted(set.intersection(*(set(steps_in(folder, role)) for role in roles)))
-    if not steps:
-        what = " + ".join(f"{role}_<step>.pt" for role in roles)
-        raise CheckpointError(
-            f"No checkpoint ({what}) in {folder}.{_state_of(folder)} Train first, or pass another "
-            "folder."
-        )
-    listing = f"Steps there: {_listing(steps)}."
-    remedy = f" Pass one with {option}." if option else " Ask for one of these."
-    if wanted == "latest":
-        return steps[-1]
-    if wanted == "best":
-        errors = {step: e for step, e in selection_errors(folder).items() if step in steps}
-        if not errors:
-            raise CheckpointError(
-                f"{folder / LOG_NAME} records no selection error ({SELECTION_KEY}) of a checkpoint "
-                f"that is still there, so there is no best one. {listing} Pass one, or latest."
-            )
-        return min(errors, key=lambda step: (errors[step], step))
-    if re.fullmatch(r"[0-9]{1,18}", str(wanted)) is None:
-        shown = str(wanted) if len(str(wanted)) <= 40 else f"{str(wanted)[:40]}…"
-        raise CheckpointError(
-            f"'{shown}' is no step. Expected a number, latest or best. {listing}{remedy}"
-        )
-    step = int(wanted)
-    if step not in steps:
-        missing = [
-            checkpoint_path(folder, role, step).name
-            for role in roles
-            if not checkpoint_path(folder, role, step).is_file()
-        ]
-        raise CheckpointError(f"No {', '.join(missing)} in {folder}. {listing}{remedy}")
-    return step
-
-
-def selection_errors(folder: Path) -> dict[int, float]:
-    """Selection error by step, as log.jsonl has it; the last line of a step counts."""
-    errors: dict[int, float] = {}
-    for record in read_log(Path(folder) / LOG_NAME):
-        value = record.get(SELECTION_KEY)
-        if isinstance(value, float) and math.isfinite(value):
-            errors[record["step"]] = value
-        elif isinstance(value, int) and abs(value) < 2**53:
-            errors[record["step"]] = float(value)
-    return errors
 
 
 def strip_module_prefix(state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -308,14 +246,13 @@ def load_optimiser(
     value: Any,
     source: str,
     *,
-    entries: Collection[str],
     has_stepped: bool | None = None,
 ) -> None:
     """Puts back what optimiser.state_dict() was.
 
-    entries: names of what this kind keeps of each parameter. has_stepped: whether it must have
-    made a step, and so keep anything; none = not known. Raises CheckpointError, naming the
-    source, where the value is something else or of another kind of optimiser.
+    has_stepped: whether it must have made a step, and so keep anything; None where that is not
+    known. Raises CheckpointError, naming the source, where the value is something else or of
+    another kind of optimiser.
     """
     value = require_mapping(value, source, ("state", "param_groups"))
     found = f"{source}: not the state of this optimiser ({type(optimiser).__name__})"
@@ -329,11 +266,12 @@ def load_optimiser(
         raise CheckpointError(f"{found}: its groups of parameters differ. {remedy}")
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     kept = require_mapping(value["state"], source)
+    entries = OF_ADAM if isinstance(optimiser, torch.optim.Adam) else OF_MOMENTUM
     if has_stepped and not kept:
         raise CheckpointError(f"{found}: it keeps nothing, as before the first step. {remedy}")
     for number, record in kept.items():
         known = isinstance(number, int) and 0 <= number < len(parameters)
-        if not (known and isinstance(record, Mapping) and set(record) == set(entries)):
+        if not (known and isinstance(record, Mapping) and set(record) == entries):
             raise CheckpointError(f"{found}: it keeps other numbers of a parameter. {remedy}")
         shape = parameters[number].shape
         for name, entry in record.items():
@@ -383,10 +321,10 @@ def _few(names: Sequence[str]) -> str:
 
 def _missing(path: Path) -> str:
     """Message for a file that is not there."""
-    return f"No {path.name} in {path.parent}.{_state_of(path.parent)} {_other_steps(path)}"
+    return f"No {path.name} in {path.parent}.{state_of(path.parent)} {_other_steps(path)}"
 
 
-def _state_of(folder: Path) -> str:
+def state_of(folder: Path) -> str:
     """A sentence, with a space before it, where the folder is none."""
     if folder.is_dir():
         return ""
@@ -401,10 +339,10 @@ def _other_steps(path: Path) -> str:
     steps = [step for step in steps_in(path.parent, match[1]) if step != int(match[2])]
     if not steps:
         return "There are no other steps there."
-    return f"Other steps there: {_listing(steps)}. Ask for one of these."
+    return f"Other steps there: {listed_steps(steps)}. Ask for one of these."
 
 
-def _listing(steps: Sequence[int]) -> str:
+def listed_steps(steps: Sequence[int]) -> str:
     """Steps in words, the middle left out of a long list."""
     if len(steps) <= 12:
         return ", ".join(map(str, steps))

@@ -12,7 +12,7 @@ from typing import NoReturn
 from common import notices
 from common.errors import UserError
 from common.files import NO_ROOM, free_space
-from common.interrupts import exit_on_sigterm
+from common.runtime import exit_on_sigterm
 
 INTERRUPTED = 128 + signal.SIGINT
 REMEDIES = {

@@ -23,8 +23,13 @@ from common.datasets import DatasetError
 from common.errors import UserError
 from common.image_sets import ImageSet, Sample
 from common.images import ImageError
-from common.interrupts import deaf_children, leave_signals_to_main
-from common.runtime import Processes, RuntimeSetupError, generator_for
+from common.runtime import (
+    Processes,
+    RuntimeSetupError,
+    deaf_children,
+    generator_for,
+    leave_signals_to_main,
+)
 
 LOG = logging.getLogger(__name__)
 Item = TypeVar("Item")

@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import shlex
+import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,10 +21,59 @@ from torch import Tensor
 
 from common.checkpoint import save_text_atomic
 from common.config import REPOSITORY
-from common.event_file import EventFile
-from common.log_lines import LOG_NAME, numbered_lines
 
 LOG = logging.getLogger(__name__)
+LOG_NAME = "log.jsonl"
+LAST_STEP = 10**18
+"""No training takes more steps; names of files and 64-bit integers hold as many."""
+
+
+class EventFile:
+    """One file of TensorBoard's events in a folder, which is made if missing.
+
+    SummaryWriter hands events to a thread, where a full disk or a folder that is gone ends in a
+    traceback and, later, in an error of the next call. Here each event is on disk when `scalar` or
+    `picture` returns, or the call raises OSError.
+    purge_step: points of this and later steps, which an earlier run left there, are dropped.
+    Raises ImportError where TensorBoard is not installed, OSError where the file cannot be written.
+    """
+
+    def __init__(self, folder: Path, purge_step: int) -> None:
+        # imported here: most programs write no events
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+        from torch.utils.tensorboard import summary
+
+        self._event, self._summary = Event, summary
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time_ns():020d}.{socket.gethostname()}.{os.getpid()}"
+        self.path = folder / name
+        self._file = self.path.open("xb")
+        self._records = RecordWriter(self._file)
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        start = SessionLog(status=SessionLog.START)
+        self._write(Event(wall_time=time.time(), step=purge_step, session_log=start))
+
+    def scalar(self, step: int, tag: str, value: float) -> None:
+        """A point of a curve."""
+        self._add(step, self._summary.scalar(tag, value))
+
+    def picture(self, step: int, tag: str, image: Tensor) -> None:
+        """A picture (1 or 3, H, W) in [0, 1]."""
+        self._add(step, self._summary.image(tag, image, dataformats="CHW"))
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def _add(self, step: int, summary: object) -> None:
+        self._write(self._event(wall_time=time.time(), step=step, summary=summary))
+
+    def _write(self, event: object) -> None:
+        self._records.write(event.SerializeToString())
+        self._records.flush()
+        if not self.path.exists():
+            raise FileNotFoundError(2, "the file was deleted", str(self.path))
 
 
 class RunLog:
@@ -215,3 +265,37 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
+
+
+def parse_record(line: str) -> dict[str, Any] | None:
+    """The record of a line, which has a step in [0, 10^18]; none where the line is no record."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):  # an integer of 5000 digits, a list 10000 deep
+        return None
+    step = record.get("step") if isinstance(record, dict) else None
+    usable = isinstance(step, int) and not isinstance(step, bool) and 0 <= step <= LAST_STEP
+    return record if usable else None
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of a log.jsonl; other lines are passed over, and counted in a warning.
+
+    A last line without its end, which a kill leaves, is not counted.
+    """
+    return [record for record, _ in numbered_lines(path)]
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yields the record and the text of each line that has one. See read_log."""
+    if not path.is_file():
+        return
+    odd = 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        record = parse_record(line)
+        if record is not None:
+            yield record, line.rstrip("\r\n")
+        elif line.endswith("\n") and line.strip():
+            odd += 1
+    if odd:
+        LOG.warning("%s: %d lines are no records and were passed over.", path, odd)

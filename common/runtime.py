@@ -1,4 +1,4 @@
-"""Where and how a program runs: device, random numbers, processes and evaluation mode."""
+"""Where and how a program runs: device, precision, random numbers, processes, stop requests."""
 
 import contextlib
 import datetime
@@ -7,19 +7,28 @@ import operator
 import os
 import random
 import re
+import signal
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed
-from torch import nn
+from torch import Tensor, nn
 
+from common.checkpoint import CheckpointError
 from common.errors import UserError
 
-PATIENCE = datetime.timedelta(hours=6)
+PROCESS_GROUP_TIMEOUT = datetime.timedelta(hours=6)
 """How long processes wait for the main one, which evaluates alone; NCCL's default is 10 minutes."""
+SECOND_SIGNAL_DELAY_SECONDS = 1.0
+"""Signals that follow one sooner are taken for the same request."""
 
 
 class RuntimeSetupError(UserError):
@@ -99,12 +108,7 @@ def require_memory(n_bytes: int, what: str, device: torch.device, remedy: str) -
         )
 
 
-def device_name(device: torch.device) -> str:
-    """The model name of a GPU, or the device's type elsewhere."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def multiplies_bf16(device: torch.device) -> bool:
+def supports_bf16(device: torch.device) -> bool:
     """Whether the device's hardware has bfloat16 products; emulated ones are slower than fp32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -114,9 +118,35 @@ def multiplies_bf16(device: torch.device) -> bool:
     return False
 
 
-def at_least_fp32(x: torch.Tensor) -> torch.Tensor:
+def upcast_to_fp32(x: Tensor) -> Tensor:
     """x as float32, or as it is where that is wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+@contextlib.contextmanager
+def eval_mode(module: nn.Module) -> Iterator[nn.Module]:
+    """Puts a module into evaluation mode and restores every submodule's flag on the way out."""
+    flags = [(submodule, submodule.training) for submodule in module.modules()]
+    module.eval()
+    try:
+        yield module
+    finally:
+        for submodule, training in flags:
+            submodule.training = training
+
+
+@contextlib.contextmanager
+def tf32_products(allowed: bool) -> Iterator[None]:
+    """Lets convolutions and matrix products on CUDA round their inputs to TF32, or forbids it.
+
+    torch allows it for convolutions if nobody says otherwise; the setting before is restored.
+    """
+    before = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def seed_everything(seed: int) -> None:
@@ -153,6 +183,39 @@ def generator_for(*parts: int | str, device: torch.device | str = "cpu") -> torc
     generator = torch.Generator(device)
     generator.manual_seed(seed_from(*parts))
     return generator
+
+
+def random_state() -> dict[str, Any]:
+    """State of Python's, NumPy's and PyTorch's generators, in types that load_tensors reads."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, keys.tolist(), position, has_gauss, gauss),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all(),
+    }
+
+
+def restore_random_state(state: Any, source: str) -> None:
+    """Puts back what random_state returned; GPUs only where their number is the same.
+
+    Raises CheckpointError, naming the source, where it is something else.
+    """
+    try:
+        version, numbers, gauss = state["python"]
+        random.setstate((version, tuple(numbers), gauss))
+        kind, keys, position, has_gauss, gauss = state["numpy"]
+        np.random.set_state(  # noqa: NPY002
+            (kind, np.array(keys, dtype=np.uint32), position, has_gauss, gauss)
+        )
+        torch.set_rng_state(state["torch"])
+        if len(state["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["cuda"])
+    except (LookupError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{source}: the state of the random generators is not one ({type(error).__name__}). "
+            "Go on from another step."
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -204,7 +267,7 @@ def start_processes(device: torch.device) -> Processes:
     if not torch.distributed.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         torch.distributed.init_process_group(
-            backend, rank=rank, world_size=world_size, timeout=PATIENCE
+            backend, rank=rank, world_size=world_size, timeout=PROCESS_GROUP_TIMEOUT
         )
     return Processes(rank, world_size, local_rank)
 
@@ -226,26 +289,117 @@ def stop_processes() -> None:
 
 
 @contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[nn.Module]:
-    """Puts a module into evaluation mode and restores every submodule's flag on the way out."""
-    flags = [(submodule, submodule.training) for submodule in module.modules()]
-    module.eval()
+def joined_processes(device: torch.device) -> Iterator[Processes]:
+    """The processes that torchrun started, left at the end whatever happens."""
+    processes = start_processes(device)
     try:
-        yield module
+        yield processes
     finally:
-        for submodule, training in flags:
-            submodule.training = training
+        stop_processes()
+
+
+def average_gradients(parameters: list[Tensor], processes: Processes) -> None:
+    """Replaces every gradient by its mean over the processes; alone, does nothing.
+
+    DistributedDataParallel expects one forward per backward; GAN critics have three and a double
+    backward, and contrastive losses are gathered first, so gradients are averaged here.
+    """
+    if processes.world_size == 1:
+        return
+    grads = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([grad.flatten() for grad in grads])
+    torch.distributed.all_reduce(flat)
+    flat /= processes.world_size
+    parts = flat.split([grad.numel() for grad in grads])
+    for grad, part in zip(grads, parts, strict=True):
+        grad.copy_(part.view_as(grad))
+
+
+class StopRequest:
+    """While active, SIGINT or SIGTERM only sets `requested`; a later Ctrl-C interrupts.
+
+    with StopRequest() as stop: loop, and leave it where stop.requested. `signal_number` is the
+    signal that came first, 0 if none did. Signals within a second of it are taken for the same
+    request: torchrun sends its processes one more than the terminal does. Works in the main thread
+    only, as Python's signals do.
+    """
+
+    def __init__(self) -> None:
+        self.signal_number = 0
+        self._asked_at = 0.0
+        self._previous: dict[int, object] = {}
+
+    @property
+    def requested(self) -> bool:
+        return self.signal_number != 0
+
+    @property
+    def exit_status(self) -> int:
+        """128 + the signal's number, as shells report it; 0 if none came."""
+        return 128 + self.signal_number if self.requested else 0
+
+    def __enter__(self) -> "StopRequest":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if not self.requested:
+            self.signal_number, self._asked_at = number, now
+        elif number == signal.SIGINT and now - self._asked_at > SECOND_SIGNAL_DELAY_SECONDS:
+            raise KeyboardInterrupt
+
+
+def any_asked_to_stop(stop: StopRequest, processes: Processes, device: torch.device) -> bool:
+    """Whether any of the processes was asked to; all get the same answer, so they stop together.
+
+    Every process has to call it equally often.
+    """
+    if processes.world_size == 1:
+        return stop.requested
+    asked = torch.tensor(int(stop.requested), device=device)
+    torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
+    return bool(asked.item())
+
+
+def exit_on_sigterm() -> None:
+    """Lets SIGTERM end the program as sys.exit does: open files are dealt with, status 143."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+
+def leave_signals_to_main(_: int = 0) -> None:
+    """In a DataLoader's worker: the main process alone answers Ctrl-C and SIGTERM.
+
+    Both reach the whole process group. A worker ends with the main process, by itself.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
-def tf32_products(allowed: bool) -> Iterator[None]:
-    """Lets convolutions and matrix products on CUDA round their inputs to TF32, or forbids it.
+def deaf_children() -> Iterator[None]:
+    """Processes started meanwhile never hear Ctrl-C or SIGTERM, from their first moment on.
 
-    torch allows it for convolutions if nobody says otherwise; the setting before is restored.
+    For reading processes, whose start takes seconds under spawn: leave_signals_to_main comes too
+    late for those. A signal to this process is answered at the end. Does nothing on Windows, which
+    cannot hold signals back.
     """
-    before = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # its start would let the signals through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -23,7 +23,7 @@ from common.checkpoint import (
 )
 from common.image_batches import BadImages, ordered_batches, reading
 from common.image_sets import ImageSet, set_identity
-from common.runtime import evaluating
+from common.runtime import eval_mode
 from dia.augment import AugmentationSettings, augment
 from dia.data import EvaluationSets
 from dia.encoders import Encoder
@@ -151,7 +151,7 @@ class FeatureSource:
                     names.extend(batch.names)
                     yield batch.images, batch.names
 
-            with evaluating(self.encoder):
+            with eval_mode(self.encoder):
                 made = extract_features(
                     encode,
                     pixels(),
@@ -220,7 +220,7 @@ def plain_scores(source: FeatureSource, images: ImageSet, score: str, *, layer: 
     encoder, views = source.encoder, source.views
     parts, names = [], []
     read = ordered_batches(images, views.batch_size, source.num_workers, source.bad)
-    with evaluating(encoder), reading(read) as batches:
+    with eval_mode(encoder), reading(read) as batches:
         for batch in batches:
             x = batch.images.to(source.device)
             match score:
@@ -267,7 +267,7 @@ def accuracy(source: FeatureSource, images: ImageSet, *, marginal: bool) -> dict
     encoder, base = source.encoder, source.views.base
     logits, labels, names = [], [], []
     read = ordered_batches(images, source.views.batch_size, source.num_workers, source.bad)
-    with evaluating(encoder), reading(read) as batches:
+    with eval_mode(encoder), reading(read) as batches:
         for batch in batches:
             x = batch.images.to(source.device)
             logits.append((_marginal(encoder, x, base) if marginal else encoder(x).linear).cpu())

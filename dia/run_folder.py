@@ -1,18 +1,16 @@
 """What a contrastive run keeps: the published checkpoint files, and a state to resume from."""
 
-import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from common import training
 from common.checkpoint import CheckpointError, load_tensors, require_mapping, save_atomic
-from common.config import REPOSITORY, config_to_dict, resolve_path
-from common.image_sets import data_changes
-from common.resume import REMEDY, changed_settings, check_resumed_settings
+from common.config import REPOSITORY, resolve_path
+from common.training import OWN_SETTINGS
 from dia.settings import DiaConfig
 
-LOG = logging.getLogger(__name__)
 STATE_NAME = "state.pt"
 WHERE = (
     *("data.data_root", "contrastive.run_dir", "contrastive.resume_path", "contrastive.suffix"),
@@ -52,11 +50,8 @@ def run_folder(config: DiaConfig) -> Path:
 
 def refuse_to_overwrite(folder: Path) -> None:
     """CheckpointError where a folder holds a run, which a new one would overwrite."""
-    if (Path(folder) / STATE_NAME).is_file():
-        raise CheckpointError(
-            f"{folder} already holds a run. Go on with --resume_path {folder}, or choose another "
-            "--run_dir or --suffix, or move the folder away."
-        )
+    remedy = f"Go on with --resume_path {folder}, or choose another --run_dir or --suffix"
+    training.refuse_to_overwrite(folder, list(Path(folder).glob(STATE_NAME)), remedy)
 
 
 def save_models(folder: Path, state: Mapping[str, Any]) -> None:
@@ -107,24 +102,17 @@ def check_resumed(
     data: what the run learns from now, as Trainer.data_facts returns it; states of old runs lack
     it. Raises CheckpointError.
     """
-    changed = changed_settings(
-        state["config"], config_to_dict(config), absent=config_to_dict(DiaConfig())
-    )
-    lines = check_resumed_settings(changed, may_change=MAY_CHANGE, source=source)
     saved = state.get("data")
     saved = saved if isinstance(saved, Mapping) else {}
-    changes = data_changes(saved.get("images"), data["images"])
-    if changes:
-        raise CheckpointError(f"{source}: {changes}; a run goes on with the same ones. {REMEDY}")
+    before = {"config": state["config"], "images": saved.get("images")}
+    training.check_resumed(before, config, data["images"], source=source, may_change=MAY_CHANGE)
     if "diffusion_model" in saved and saved["diffusion_model"] != data["diffusion_model"]:
         raise CheckpointError(
             f"{source}: {config.contrastive.diffusion_model_path} is another diffusion model than "
-            f"the run was started with (its contents differ). {REMEDY}"
+            f"the run was started with (its contents differ). {OWN_SETTINGS}"
         )
     if state["epoch"] > config.contrastive.epochs:
         raise CheckpointError(
             f"{source} is of epoch {state['epoch']}, beyond contrastive.epochs: "
             f"{config.contrastive.epochs}. Raise --epochs, or start a new run in another folder."
         )
-    if lines:
-        LOG.warning("Going on from %s with changed settings: %s", source, "; ".join(lines))

@@ -18,12 +18,11 @@ from common.checkpoint import (
     content_hash,
     load_module,
     load_optimiser,
-    non_finite,
     require_finite_weights,
     require_state_dict,
     save_atomic,
 )
-from common.config import config_to_dict, config_to_yaml, resolve_path
+from common.config import config_to_dict, resolve_path
 from common.datasets import dataset_row
 from common.image_batches import (
     BadImages,
@@ -33,24 +32,20 @@ from common.image_batches import (
     reading,
 )
 from common.image_sets import ImageSet, set_identity
-from common.interrupts import StopRequest
-from common.loops import (
-    TrainingError,
-    any_asked_to_stop,
-    average_gradients,
-    joined_processes,
-    main_log,
-    require_finite,
-)
 from common.run_log import RunLog
 from common.runtime import (
     Processes,
+    StopRequest,
+    any_asked_to_stop,
+    average_gradients,
     generator_for,
+    joined_processes,
     require_memory,
     resolve_device,
     seed_everything,
     tf32_products,
 )
+from common.training import open_run, require_finite, require_finite_training
 from dia.augment import AugmentationSettings, augment, random_augmentation
 from dia.building import (
     build_negatives,
@@ -78,8 +73,6 @@ from dia.views import beta_parameters, draw_views, make_views, shift_labels, vie
 LOG = logging.getLogger(__name__)
 PROBE_RATE = 1.0e-3
 FLOAT_BYTES = 4
-KEPT_BY_MOMENTUM = ("momentum_buffer",)
-KEPT_BY_ADAM = ("step", "exp_avg", "exp_avg_sq")
 LOWER_RATE = "Start a new run with a lower --lr_init, or with the other --optimizer."
 
 
@@ -116,11 +109,11 @@ def train(
         if config.contrastive.resume_path is not None:
             trainer.restore(load_state(folder), str(folder))
         selection = Selection(config, images, held, device)
-        record = main_log(
-            processes,
+        record = open_run(
             folder,
             folder / "events",
-            config_yaml=config_to_yaml(config),
+            config,
+            processes=processes,
             command=command,
             resume_step=trainer.epoch * trainer.steps_per_epoch,
         )
@@ -220,14 +213,12 @@ class Trainer:
             self.optimizer,
             state["optim"],
             f"{source}: optim",
-            entries=KEPT_BY_MOMENTUM,
             has_stepped=stepped,
         )
         load_optimiser(
             self.probe,
             state["probe"],
             f"{source}: probe",
-            entries=KEPT_BY_ADAM,
             has_stepped=stepped,
         )
         self.epoch, self.best = state["epoch"], dict(state["best"])
@@ -273,12 +264,8 @@ class Trainer:
 
     def save(self, folder: Path) -> None:
         """Writes the published files and the state; TrainingError where a weight is not finite."""
-        found = non_finite(self.encoder.state_dict())
-        if found:
-            raise TrainingError(
-                f"The encoder's weights are not finite after epoch {self.epoch}: {found}. Nothing "
-                f"of this epoch is saved. {LOWER_RATE}"
-            )
+        weights = {"weights of the encoder": self.encoder.state_dict()}
+        require_finite_training(f"after epoch {self.epoch}", weights, LOWER_RATE)
         save_models(folder, self.state())
         save_state(folder, self.state())
 

@@ -1,20 +1,17 @@
 """Where a diffusion run keeps its checkpoints and records."""
 
-import logging
 import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.checkpoint import CheckpointError, require_mapping
-from common.config import REPOSITORY, config_to_dict, resolve_path
-from common.image_sets import data_changes
-from common.log_lines import LAST_STEP
-from common.resume import REMEDY, changed_settings, check_resumed_settings
+from common import training
+from common.checkpoint import CheckpointError
+from common.config import REPOSITORY, resolve_path
+from common.run_log import LAST_STEP
 from diffusion_models.settings import DdpmConfig
 
-LOG = logging.getLogger(__name__)
 WHERE = ("data.data_root", "diffusion.output_dir", "diffusion.state_dict_path")
 """Where things lie, and what the first step began with; the images are known by their contents."""
 MACHINE = ("device", "data.num_workers")
@@ -59,11 +56,8 @@ def newest_checkpoint(folder: Path) -> Path:
 
 def refuse_to_overwrite(folder: Path) -> None:
     """CheckpointError where a folder holds a run, which a new one would overwrite."""
-    if checkpoints(folder):
-        raise CheckpointError(
-            f"{folder} already holds a run. Go on with --resume {folder}, or choose another "
-            "--output_dir, or move the folder away."
-        )
+    remedy = f"Go on with --resume {folder}, or choose another --output_dir"
+    training.refuse_to_overwrite(folder, checkpoints(folder), remedy)
 
 
 def check_resumed(
@@ -80,23 +74,13 @@ def check_resumed(
             f"{path}: step is {str(step)[:40]!r}, expected a whole number of 0 or more. The file "
             "is damaged; go on from another one."
         )
-    changed = changed_settings(
-        require_mapping(state["config"], f"{path}: config"),
-        config_to_dict(config),
-        absent=config_to_dict(DdpmConfig()),
-    )
-    lines = check_resumed_settings(changed, may_change=MAY_CHANGE, source=str(path))
-    changes = data_changes(state.get("images"), images)
-    if changes:
-        raise CheckpointError(f"{path}: {changes}; a run goes on with the same ones. {REMEDY}")
+    training.check_resumed(state, config, images, source=str(path), may_change=MAY_CHANGE)
     total = config.diffusion.train_num_steps
     if step > total:
         raise CheckpointError(
             f"{path} is of step {step}, beyond diffusion.train_num_steps: {total}. Raise "
             "--train_num_steps, or start a new run in another folder."
         )
-    if lines:
-        LOG.warning("Going on from %s with changed settings: %s", path, "; ".join(lines))
 
 
 def events_folder(config: DdpmConfig, folder: Path, *, resumed: bool = False) -> Path:

@@ -19,13 +19,12 @@ from common.checkpoint import (
     load_module,
     load_optimiser,
     load_tensors,
-    non_finite,
     require_finite_weights,
     require_mapping,
     require_state_dict,
     save_atomic,
 )
-from common.config import config_to_dict, config_to_yaml, resolve_path
+from common.config import config_to_dict, resolve_path
 from common.image_batches import (
     BadImages,
     batches_per_epoch,
@@ -34,24 +33,20 @@ from common.image_batches import (
     reading,
 )
 from common.image_sets import set_identity
-from common.interrupts import StopRequest
-from common.loops import (
-    TrainingError,
-    any_asked_to_stop,
-    average_gradients,
-    joined_processes,
-    main_log,
-    require_finite,
-)
 from common.run_log import RunLog
 from common.runtime import (
     Processes,
+    StopRequest,
+    any_asked_to_stop,
+    average_gradients,
     generator_for,
+    joined_processes,
     require_memory,
     resolve_device,
     seed_everything,
     tf32_products,
 )
+from common.training import open_run, require_finite, require_finite_training
 from diffusion_models.data import NormalImages, training_images
 from diffusion_models.diffusion import GaussianDiffusion, gaussian_noise
 from diffusion_models.pictures import dissolving_strip, sample_picture, strip_dissolver
@@ -70,7 +65,6 @@ EMA_START = 100
 """Steps during which the average is a copy, as in the published trainer's EMA."""
 STRIP_IMAGES = 4
 FLOAT_BYTES = 4
-KEPT_BY_ADAM = ("step", "exp_avg", "exp_avg_sq")
 LOWER_RATE = "Start a new run with a lower --train_lr or --clip_norm."
 
 
@@ -108,11 +102,11 @@ def train(
             trainer.resume(newest_checkpoint(resume))
         elif config.diffusion.state_dict_path is not None:
             trainer.start_from(resolve_path(config.diffusion.state_dict_path, "state_dict_path"))
-        record = main_log(
-            processes,
+        record = open_run(
             folder,
             events_folder(config, folder, resumed=resume is not None),
-            config_yaml=config_to_yaml(config),
+            config,
+            processes=processes,
             command=command,
             resume_step=trainer.step,
         )
@@ -197,7 +191,6 @@ class Trainer:
             self.optimizer,
             state["opt"],
             f"{path}: opt",
-            entries=KEPT_BY_ADAM,
             has_stepped=state["step"] > 0,
         )
         self.step = state["step"]
@@ -249,12 +242,8 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         """Writes the checkpoint; TrainingError where a weight is not finite."""
-        found = non_finite(self.model.state_dict())
-        if found:
-            raise TrainingError(
-                f"The U-Net's weights are not finite after step {self.step}: {found}. Nothing of "
-                f"this step is saved. {LOWER_RATE}"
-            )
+        weights = {"weights of the U-Net": self.model.state_dict()}
+        require_finite_training(f"after step {self.step}", weights, LOWER_RATE)
         save_atomic(self.state(), path)
 
     def one_step(self, batches: Iterator[Tensor]) -> float:

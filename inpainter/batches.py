@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.image_batches import read_ahead
 from common.images import ImageError
-from common.interrupts import leave_signals_to_main
-from common.runtime import RuntimeSetupError, generator_for
+from common.runtime import RuntimeSetupError, generator_for, leave_signals_to_main
 from inpainter.patches import NormalPatches
 
 

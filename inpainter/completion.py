@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from common.runtime import at_least_fp32
+from common.runtime import upcast_to_fp32
 from inpainter.networks.critic import Critic
 from inpainter.networks.dropout import Drop, ImageDropout, WindowMasks, active_dropout_layers
 from inpainter.networks.generator import Generator
@@ -123,7 +123,7 @@ def score_windows(
 
 def l2_distance(truth: Tensor, completion: Tensor) -> Tensor:
     """Euclidean distance of each sample, over all other dimensions; (N, ...) twice -> (N,) >= 0."""
-    return at_least_fp32((truth - completion).flatten(1)).norm(dim=1)
+    return upcast_to_fp32((truth - completion).flatten(1)).norm(dim=1)
 
 
 def reduce_distances(distances: Tensor, reduction: str) -> Tensor:

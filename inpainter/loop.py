@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from common.image_batches import reading
-from common.interrupts import StopRequest
-from common.loops import any_asked_to_stop, require_finite
-from common.runtime import Processes
+from common.runtime import Processes, StopRequest, any_asked_to_stop
+from common.training import require_finite
 from inpainter.batches import batches
 from inpainter.networks import Networks
 from inpainter.patches import NormalPatches

@@ -18,7 +18,6 @@ from common.checkpoint import (
     checkpoint_path,
     content_hash,
     require_finite_weights,
-    resolve_step,
     save_text_atomic,
 )
 from common.cli import first_line, is_lack_of_memory
@@ -38,6 +37,7 @@ from inpainter.networks.loading import load_generator, load_local_critic
 from inpainter.run_identity import NAME as RUN_NAME
 from inpainter.run_identity import as_text, output_folder, run_identity
 from inpainter.settings import Metric, PicardConfig
+from inpainter.snapshots import resolve_step
 from inpainter.windows import WindowGrid, check_stride, leaves_border
 
 LOG = logging.getLogger(__name__)

@@ -14,9 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.images import to_unit
-from common.loops import require_finite
 from common.run_log import RunLog
-from common.runtime import evaluating
+from common.runtime import eval_mode
+from common.training import require_finite
 from inpainter.networks import Networks
 from inpainter.networks.generator import Generator
 from inpainter.settings import PicardConfig
@@ -146,7 +146,7 @@ def completion_grid(generator: Generator, inputs: StepInputs, max_rows: int) -> 
     """Pictures of a batch: (3, H, W) in [0, 1], rows of input, hole, coarse, fine, truth."""
     real, mask = inputs.real[:max_rows], inputs.mask[:max_rows]
     known = real * (1 - mask)
-    with evaluating(generator):
+    with eval_mode(generator):
         coarse, fine = (stage * mask + known for stage in generator(known, mask))
     holes = (mask * 2 - 1).expand_as(real)
     rows = torch.stack([known, holes, coarse, fine, real], dim=1)  # (N, 5, C, H, W)

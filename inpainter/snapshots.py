@@ -6,9 +6,11 @@ where it is, the others are, whenever the process is killed.
 """
 
 import logging
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,23 +18,20 @@ from torch import Tensor
 from common.checkpoint import (
     CheckpointError,
     checkpoint_path,
+    listed_steps,
     load_module,
     load_optimiser,
     load_tensors,
-    non_finite,
     require_mapping,
-    resolve_step,
     save_atomic,
-    selection_errors,
+    state_of,
     steps_in,
     weights_hash,
 )
 from common.config import config_to_dict
-from common.image_sets import data_changes
-from common.loops import TrainingError
-from common.random_state import random_state, restore_random_state
-from common.resume import changed_settings, check_resumed_settings
-from common.runtime import evaluating
+from common.run_log import LOG_NAME, read_log
+from common.runtime import eval_mode, random_state, restore_random_state
+from common.training import check_resumed, flat, require_finite_training
 from inpainter.networks import Networks
 from inpainter.networks.generator import Generator
 from inpainter.networks.loading import critic_weights, generator_weights
@@ -44,7 +43,8 @@ LOG = logging.getLogger(__name__)
 ROLES = ("state", "dis", "gen")
 """In the order of writing."""
 SET_ASIDE = "superseded"
-KEPT_BY_ADAM = ("step", "exp_avg", "exp_avg_sq")
+SELECTION_KEY = "select_l1"
+"""Name in log.jsonl of the error by which the best snapshot is chosen; see completion_error."""
 LOWER_RATE = (
     "Go on from the last checkpoint with a lower train.lr (train.resume: FOLDER in a new run), or "
     "set train.warmup_steps and train.grad_clip_norm."
@@ -102,8 +102,9 @@ def save_snapshot(
     images: data_identity of the training images. Raises TrainingError, before anything is written,
     where a weight or a number of the optimisers is not finite.
     """
-    require_finite_training(progress.step, networks, optimisers)
     step = progress.step
+    tensors = training_tensors(networks, optimisers)
+    require_finite_training(f"at step {step}", tensors, LOWER_RATE)
     generator = networks.generator.state_dict()
     critics = {
         "localD": networks.local_critic.state_dict(),
@@ -123,28 +124,19 @@ def save_snapshot(
     save_atomic(generator, checkpoint_path(folder, "gen", step))
 
 
-def require_finite_training(step: int, networks: Networks, optimisers: Optimisers) -> None:
-    """Raises TrainingError where a weight or a moment of Adam's is NaN or infinite."""
-    for name, module in networks._asdict().items():
-        found = non_finite(module.state_dict())
-        if found:
-            raise TrainingError(
-                f"The weights of the {name} are not finite at step {step}: {found}. Nothing of "
-                f"this step is saved. {LOWER_RATE}"
-            )
+def training_tensors(networks: Networks, optimisers: Optimisers) -> dict[str, dict[str, Tensor]]:
+    """Weights and Adam's moments by name, by what they belong to."""
+    tensors = {
+        f"weights of the {name}": module.state_dict() for name, module in networks._asdict().items()
+    }
     for name, optimiser in optimisers._asdict().items():
-        moments = {
+        tensors[f"gradients of {name}"] = {
             f"{entry} of parameter {number}": value
             for number, kept in optimiser.state_dict()["state"].items()
             for entry, value in kept.items()
             if isinstance(value, Tensor)
         }
-        found = non_finite(moments)
-        if found:
-            raise TrainingError(
-                f"The gradients of {name} were not finite before step {step} ({found}). Nothing "
-                f"of this step is saved. {LOWER_RATE}"
-            )
+    return tensors
 
 
 def restore_snapshot(
@@ -167,12 +159,16 @@ def restore_snapshot(
     step = resolve_step(folder, wanted, ROLES, option="--resume STEP")
     path = checkpoint_path(folder, "state", step)
     state = _read_state(path, step)
-    _check_settings(state["config"], config, path, same_run)
-    changes = data_changes(state.get("images"), images)
-    if changes and same_run:
-        raise CheckpointError(f"{path}: {changes}; a run goes on with the same ones. {FINE_TUNE}")
-    if changes:
-        LOG.warning("%s: %s.", path.name, changes)
+    weights_fit = tuple(k for k in flat(config_to_dict(config)) if not k.startswith(NETWORKS))
+    check_resumed(
+        state,
+        config,
+        images,
+        source=str(path),
+        may_change=MAY_CHANGE if same_run else weights_fit,
+        images_may_change=not same_run,
+        remedy=FINE_TUNE if same_run else "Networks and shapes must be those of the checkpoint.",
+    )
     generator = generator_weights(checkpoint_path(folder, "gen", step))
     critics = critic_weights(checkpoint_path(folder, "dis", step))
     load_module(networks.generator, generator, str(checkpoint_path(folder, "gen", step)))
@@ -188,9 +184,7 @@ def restore_snapshot(
     for name, optimiser in optimisers._asdict().items():
         source = f"{path}: optimizer_{name}"
         value = state[f"optimizer_{name}"]
-        load_optimiser(
-            optimiser, value, source, entries=KEPT_BY_ADAM, has_stepped=has_stepped[name]
-        )
+        load_optimiser(optimiser, value, source, has_stepped=has_stepped[name])
         for group in optimiser.param_groups:
             group["betas"] = (train.beta1, train.beta2)  # a new run may have others
     restore_random_state(state["random"], str(path))
@@ -236,19 +230,66 @@ def _check_hashes(folder: Path, step: int, saved: object, found: Mapping[str, st
             )
 
 
-def _check_settings(saved: Any, config: PicardConfig, path: Path, same_run: bool) -> None:
-    """Refuses what must not change and names what has. A key that is absent had its default."""
-    saved = require_mapping(saved, f"{path}: config")
-    changed = changed_settings(saved, config_to_dict(config), absent=config_to_dict(PicardConfig()))
-    everything = tuple(key for key in changed if not key.startswith(NETWORKS))
-    lines = check_resumed_settings(
-        changed,
-        may_change=MAY_CHANGE if same_run else everything,
-        source=str(path),
-        remedy=FINE_TUNE if same_run else "Networks and shapes must be those of the checkpoint.",
-    )
-    if lines:
-        LOG.warning("Going on from %s with changed settings: %s", path.name, "; ".join(lines))
+def resolve_step(
+    folder: Path,
+    wanted: int | str | Literal["latest", "best"],
+    roles: Sequence[str] = ("gen",),
+    *,
+    option: str | None = None,
+) -> int:
+    """The step that is meant: a number, `latest`, or `best`.
+
+    Counts only steps whose files of all roles are there. best is the lowest selection error
+    (`select_l1`) that log.jsonl in the folder records for one of them; the earliest on a tie.
+    option: the flag that takes another step, for messages. Raises CheckpointError, listing the
+    steps there, where none is meant.
+    """
+    folder = Path(folder)
+    steps = sorted(set.intersection(*(set(steps_in(folder, role)) for role in roles)))
+    if not steps:
+        what = " + ".join(f"{role}_<step>.pt" for role in roles)
+        raise CheckpointError(
+            f"No checkpoint ({what}) in {folder}.{state_of(folder)} Train first, or pass another "
+            "folder."
+        )
+    listing = f"Steps there: {listed_steps(steps)}."
+    remedy = f" Pass one with {option}." if option else " Ask for one of these."
+    if wanted == "latest":
+        return steps[-1]
+    if wanted == "best":
+        errors = {step: e for step, e in selection_errors(folder).items() if step in steps}
+        if not errors:
+            raise CheckpointError(
+                f"{folder / LOG_NAME} records no selection error ({SELECTION_KEY}) of a checkpoint "
+                f"that is still there, so there is no best one. {listing} Pass one, or latest."
+            )
+        return min(errors, key=lambda step: (errors[step], step))
+    if re.fullmatch(r"[0-9]{1,18}", str(wanted)) is None:
+        shown = str(wanted) if len(str(wanted)) <= 40 else f"{str(wanted)[:40]}…"
+        raise CheckpointError(
+            f"'{shown}' is no step. Expected a number, latest or best. {listing}{remedy}"
+        )
+    step = int(wanted)
+    if step not in steps:
+        missing = [
+            checkpoint_path(folder, role, step).name
+            for role in roles
+            if not checkpoint_path(folder, role, step).is_file()
+        ]
+        raise CheckpointError(f"No {', '.join(missing)} in {folder}. {listing}{remedy}")
+    return step
+
+
+def selection_errors(folder: Path) -> dict[int, float]:
+    """Selection error by step, as log.jsonl has it; the last line of a step counts."""
+    errors: dict[int, float] = {}
+    for record in read_log(Path(folder) / LOG_NAME):
+        value = record.get(SELECTION_KEY)
+        if isinstance(value, float) and math.isfinite(value):
+            errors[record["step"]] = value
+        elif isinstance(value, int) and abs(value) < 2**53:
+            errors[record["step"]] = float(value)
+    return errors
 
 
 def tidy_snapshots(folder: Path, step: int) -> None:
@@ -259,7 +300,7 @@ def tidy_snapshots(folder: Path, step: int) -> None:
     """
     for path in folder.glob("*.pt.tmp"):
         path.unlink()
-    later = [other for other in steps_in(folder) if other > step]
+    later = [other for other in steps_in(folder, "gen") if other > step]
     for other in later:
         for role in reversed(ROLES):
             path = checkpoint_path(folder, role, other)
@@ -291,7 +332,7 @@ def completion_error(generator: Generator, crops: Tensor, mask_hw: tuple[int, in
     """
     mask = centre_mask(tuple(crops.shape[2:]), mask_hw, crops.device)
     total = 0.0
-    with evaluating(generator):
+    with eval_mode(generator):
         for batch in crops.split(16):
             hole = mask.expand(len(batch), -1, -1, -1)
             fine = generator(batch * (1 - mask), hole).fine

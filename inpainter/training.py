@@ -9,20 +9,21 @@ from typing import Any
 
 import torch
 
-from common.checkpoint import CheckpointError, steps_in
+from common.checkpoint import steps_in
 from common.config import config_to_yaml, resolve_path
 from common.image_folders import list_images
 from common.image_sets import data_identity
-from common.interrupts import StopRequest
-from common.loops import joined_processes
 from common.run_log import RunLog
 from common.runtime import (
     Processes,
-    multiplies_bf16,
+    StopRequest,
+    joined_processes,
     resolve_device,
     seed_everything,
+    supports_bf16,
     tf32_products,
 )
+from common.training import refuse_to_overwrite
 from inpainter.loop import Trainee, train_steps
 from inpainter.networks import build_networks, require_training_memory
 from inpainter.patches import NormalPatches, fixed_crops
@@ -122,7 +123,7 @@ def starting_point(
     `latest` of a run that was stopped before its first snapshot starts anew. Raises CheckpointError
     where checkpoints of another training would be mixed with this one's.
     """
-    steps = steps_in(folder)
+    steps = steps_in(folder, "gen")
     if resume is not None:
         if resume != "latest" or steps:
             return folder, resume
@@ -133,11 +134,7 @@ def starting_point(
         source = resolve_path(config.train.resume, "train.resume")
         if steps and source.resolve() == folder.resolve():
             return folder, "latest"
-    if steps:
-        raise CheckpointError(
-            f"{folder} already holds checkpoints up to step {steps[-1]}. Go on with --resume, "
-            "or change expname, or move the folder away."
-        )
+    refuse_to_overwrite(folder, steps, "Go on with --resume, or change expname")
     return None if source is None else (source, "latest")
 
 
@@ -145,7 +142,7 @@ def with_precision(config: PicardConfig, device: torch.device) -> PicardConfig:
     """The settings with train.precision: auto replaced by what suits the device."""
     if config.train.precision != "auto":
         return config
-    precision = "bf16" if multiplies_bf16(device) else "fp32"
+    precision = "bf16" if supports_bf16(device) else "fp32"
     LOG.info("train.precision: auto is %s on this machine.", precision)
     return replace(config, train=replace(config.train, precision=precision))
 

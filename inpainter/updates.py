@@ -8,8 +8,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim import Adam
 
-from common.loops import average_gradients
-from common.runtime import Processes
+from common.runtime import Processes, average_gradients
 from inpainter.networks import Networks
 from inpainter.settings import PicardConfig, TrainConfig
 from inpainter.step import StepLosses

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from common.loops import TrainingError
+from common.training import TrainingError
 
 SATURATED_SHARE = 0.9
 LOGS_IN_A_ROW = 5

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.runtime import at_least_fp32
+from common.runtime import upcast_to_fp32
 from inpainter.fast.geometry import Region, Span, whole
 from inpainter.networks.attention import NORM_EPSILON, SOFTMAX_SCALE
 
@@ -73,7 +73,7 @@ class FastAttention:
         keys = F.pad(pixels, (0, 0, 1, 1, 1, 1))  # zeros around: diagonals end at the border
         qh, qw = queries.shape[1:3]
         gram = products(queries.reshape(n, qh * qw, c), keys.reshape(n, -1, c).transpose(1, 2))
-        gram = at_least_fp32(gram).view(n, qh, qw, -1)  # (N, qh, qw, (h+2)*(w+2))
+        gram = upcast_to_fp32(gram).view(n, qh, qw, -1)  # (N, qh, qw, (h+2)*(w+2))
         width = w + 2
         length = h * width - 2
         start = width + 1  # of key (0, 0)
@@ -86,7 +86,7 @@ class FastAttention:
                 for d in (-1, 0, 1)
             )
         )  # (N, qh - 2, qw - 2, length)
-        energy = at_least_fp32(keys).square().sum(3)[:, None]
+        energy = upcast_to_fp32(keys).square().sum(3)[:, None]
         norm = F.avg_pool2d(energy, 3, stride=1, divisor_override=1) + self.epsilon
         factor = norm.rsqrt_().mul_(SOFTMAX_SCALE)  # (N, 1, h, w)
         grid = patches.as_strided(

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.runtime import at_least_fp32
+from common.runtime import upcast_to_fp32
 from inpainter.fast.geometry import ConvGeometry, Region, Span
 from inpainter.fast.winograd import Tiling, Workspace, tiling_for, transformed_kernel, winograd
 from inpainter.networks.dropout import ChannelDropout
@@ -436,7 +436,7 @@ def selection_of(keep: Tensor, scale: float, like: Tensor, multiple: int) -> Sel
     count = max(int(keep.sum()), 1)
     count = min(-(-count // multiple) * multiple, len(keep))
     index = torch.argsort(~keep, stable=True)[:count].sort().values
-    gain = at_least_fp32(keep[index].to(like.dtype)) * scale
+    gain = upcast_to_fp32(keep[index].to(like.dtype)) * scale
     return Selection(to_device_of(index, like), to_device_of(gain, like))
 
 

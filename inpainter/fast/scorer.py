@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.runtime import at_least_fp32
+from common.runtime import upcast_to_fp32
 from inpainter.completion import WindowScorer, score_windows
 from inpainter.fast.layers import NO_DROPOUT, Arithmetic, DropPlan, drop_plan
 from inpainter.fast.stages import CoarsePrefix, FastCoarse, FastFine, Surroundings
@@ -187,8 +187,8 @@ class FastScorer:
         if prepared.coarse is None or active & set(coarse.chain.names):
             prepared.coarse = coarse.complete(prepared.prefix, plan)
         if fine is None:
-            return at_least_fp32(prepared.coarse)
-        return at_least_fp32(fine.complete(prepared.around, prepared.coarse, plan))
+            return upcast_to_fp32(prepared.coarse)
+        return upcast_to_fp32(fine.complete(prepared.around, prepared.coarse, plan))
 
     def represent(self, holes: Tensor) -> dict[str, Tensor]:
         """Holes (N, C, h, w) as the metrics' spaces see them: pixels, critic features, or both."""

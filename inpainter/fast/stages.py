@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from common.runtime import at_least_fp32
+from common.runtime import upcast_to_fp32
 from inpainter.fast.attention import FastAttention
 from inpainter.fast.geometry import Region, centre, whole
 from inpainter.fast.layers import Arithmetic, DropPlan, FastLayer, FirstLayer, Patch, Selection
@@ -274,7 +274,7 @@ class FastFine:
     def complete(self, around: Surroundings, hole: Tensor, dropping: DropPlan) -> Tensor:
         """One completion from the coarse one: (N, C, h, w) -> (N, C, h, w), clamped to [-1, 1]."""
         changed = around.branches[0].chain.changed[0].hull(around.branches[1].chain.changed[0])
-        sums = self.first.sums(at_least_fp32(hole), self.hole, changed, around.sums)
+        sums = self.first.sums(upcast_to_fp32(hole), self.hole, changed, around.sums)
         (kept, kept_channels), (matching, matching_channels) = (
             self.branch(i, sums, changed, around.branches[i], dropping) for i in (0, 1)
         )

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.runtime import at_least_fp32
+from common.runtime import upcast_to_fp32
 from inpainter.networks.attention import contextual_attention
 from inpainter.networks.dropout import Drop
 from inpainter.settings import GeneratorConfig
@@ -147,8 +147,8 @@ class Completion(NamedTuple):
 
     def in_fp32(self) -> "Completion":
         """The same images as float32, or as they are where that is wider."""
-        fine = at_least_fp32(self.fine)
-        return Completion(fine if self.coarse is self.fine else at_least_fp32(self.coarse), fine)
+        fine = upcast_to_fp32(self.fine)
+        return Completion(fine if self.coarse is self.fine else upcast_to_fp32(self.coarse), fine)
 
 
 class Stage(nn.Module):

@@ -17,7 +17,7 @@ from common.config import REPOSITORY
 from common.runtime import (
     Processes,
     RuntimeSetupError,
-    evaluating,
+    eval_mode,
     generator_for,
     resolve_device,
     seed_everything,
@@ -110,13 +110,13 @@ def test_evaluating_restores_the_flag_of_every_submodule():
     module = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Dropout(), nn.BatchNorm2d(1)))
     module[1][0].eval()
     before = [m.training for m in module.modules()]
-    with evaluating(module) as inside:
+    with eval_mode(module) as inside:
         assert not any(m.training for m in inside.modules())
     assert [m.training for m in module.modules()] == before == [True, True, True, False, True]
 
 
 def fail_while_evaluating(module: nn.Module) -> None:
-    with evaluating(module):
+    with eval_mode(module):
         raise KeyError("inside")
 
 

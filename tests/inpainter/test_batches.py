@@ -88,7 +88,7 @@ def test_error_in_a_worker_keeps_its_type_and_message(mixed):
 READING = """
 import sys, time
 from pathlib import Path
-from common.interrupts import StopRequest
+from common.runtime import StopRequest
 from inpainter.batches import batches
 from inpainter.patches import NormalPatches
 patches = NormalPatches([Path(sys.argv[1])], image_shape=(16, 16, 1), seed=1)

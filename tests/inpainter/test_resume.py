@@ -79,9 +79,11 @@ def test_resumed_run_equals_uninterrupted_run(folder, changes) -> None:
 
 def killed_after(seconds: float, config: PicardConfig, *, further: bool = True) -> None:
     """Trains in a child process that is killed; first it may save a snapshot further."""
-    before = steps_in(run_folder(config))
+    before = steps_in(run_folder(config), "gen")
     child = forked(partial(train, config, resume="latest"))
-    wait_until(lambda: not (further and child.is_alive()) or steps_in(run_folder(config)) != before)
+    wait_until(
+        lambda: not (further and child.is_alive()) or steps_in(run_folder(config), "gen") != before
+    )
     time.sleep(seconds)
     os.kill(child.pid, signal.SIGKILL)
     assert ended(child) == -signal.SIGKILL, "the child ended before it was killed"
@@ -97,7 +99,7 @@ def test_killed_at_any_moment_a_run_can_be_resumed_and_equals_the_uninterrupted_
         killed_after(draw.uniform(0, 0.2), endless)
     checkpoints = run_folder(endless)
     (checkpoints / "gen_00000999.pt.tmp").write_bytes(b"half")
-    reached = max([0, *steps_in(checkpoints)])
+    reached = max([0, *steps_in(checkpoints, "gen")])
     assert reached > 0
     last = f"train.n_steps={reached + 2}"
     resumed = tiny_config(folder, last, *options)
@@ -130,7 +132,7 @@ def test_resuming_an_earlier_step_sets_the_later_snapshots_aside(folder, caplog)
     assert "train.n_steps: 4 when it was saved, 5 now" in caplog.text
     names = [f"{role}_00000004.pt" for role in ("dis", "gen", "state")]
     assert sorted(path.name for path in (checkpoints / "superseded").iterdir()) == names
-    assert steps_in(checkpoints) == [2, 4, 5]
+    assert steps_in(checkpoints, "gen") == [2, 4, 5]
 
 
 def test_settings_can_name_a_folder_to_resume_from(folder) -> None:
@@ -140,7 +142,7 @@ def test_settings_can_name_a_folder_to_resume_from(folder) -> None:
         folder, "expname=further", "train.n_steps=6", f"train.resume={run_folder(config)}"
     )
     assert train(further).step == 6
-    assert steps_in(run_folder(further)) == [6]
+    assert steps_in(run_folder(further), "gen") == [6]
     missing = tiny_config(folder, "expname=other", f"train.resume={folder / 'no'}")
     with pytest.raises(CheckpointError, match=r"No checkpoint .* The folder does not exist"):
         train(missing)

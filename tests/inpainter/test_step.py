@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from common.loops import TrainingError, require_finite
+from common.training import TrainingError, require_finite
 from inpainter.losses import gradient_penalty, wasserstein_critic_loss, weighted_l1
 from inpainter.masks import discount_weights, masks_from_deltas
 from inpainter.networks import build_networks

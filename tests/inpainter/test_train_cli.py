@@ -53,7 +53,7 @@ def test_trains_on_a_flat_folder_of_every_format_from_the_root(tmp_path) -> None
     assert "broken.png" in done.stderr
     assert "1 of 9 images were skipped" in done.stderr
     assert "step 8/8 wgan_d" in done.stderr
-    assert steps_in(folder) == [4, 8]
+    assert steps_in(folder, "gen") == [4, 8]
     for name in ("config.yaml", "command.txt", "env.json"):
         assert (folder / name).is_file()
     check_records(folder, tmp_path / "logs")
@@ -93,7 +93,7 @@ def test_trains_on_subfolders_of_colour_images_from_inside_inpainter(tmp_path) -
     assert done.returncode == 0, done.stderr
     assert "skipped" not in done.stderr
     folder = tmp_path / "checkpoints" / "tiny" / "hole_PICARD-train"
-    assert steps_in(folder) == [2]
+    assert steps_in(folder, "gen") == [2]
     weights = load_tensors(folder / "gen_00000002.pt")
     assert weights["coarse_generator.conv17.conv.weight"].shape[0] == 3
 
@@ -113,7 +113,7 @@ def test_a_signal_saves_and_the_resumed_run_equals_the_uninterrupted_one(
     process.send_signal(number)
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == status, errors
-    (step,) = steps_in(run_folder(endless))
+    (step,) = steps_in(run_folder(endless), "gen")
     assert f"Asked to stop: saved step {step}. Go on with --resume." in errors
     assert "Traceback" not in errors
     if number == signal.SIGINT:

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.checkpoint import load_tensors, resolve_step, steps_in
+from common.checkpoint import load_tensors, steps_in
 from common.config import ConfigError, load_config
 from common.images import ImageError, write_image
-from common.loops import TrainingError
-from common.runtime import multiplies_bf16
+from common.runtime import supports_bf16
+from common.training import TrainingError
 from inpainter.settings import PicardConfig
-from inpainter.snapshots import prune_snapshots
+from inpainter.snapshots import prune_snapshots, resolve_step
 from inpainter.training import run_folder, train
 from tests.tiny_runs import (
     RGB,
@@ -86,7 +86,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_terms(folder) -> 
     config = tiny_config(folder, "train.lr=1.0e+30", "train.snapshot_save_iter=100")
     with pytest.raises(TrainingError, match=r"not finite at step \d: .*wgan_d .*a lower train.lr"):
         train(config)
-    assert steps_in(run_folder(config)) == []
+    assert steps_in(run_folder(config), "gen") == []
 
 
 def test_weights_that_are_not_finite_are_not_saved(folder) -> None:
@@ -95,7 +95,7 @@ def test_weights_that_are_not_finite_are_not_saved(folder) -> None:
     )
     with pytest.raises(TrainingError, match=r"not finite at step 1: select_l1 nan"):
         train(config)
-    assert steps_in(run_folder(config)) == []
+    assert steps_in(run_folder(config), "gen") == []
 
 
 def test_a_collapsed_training_stops_and_says_what_to_set(folder) -> None:
@@ -152,6 +152,6 @@ def test_automatic_precision_is_resolved_and_recorded(folder) -> None:
     config = tiny_config(folder, "train.precision=auto", "train.max_rotation=20")
     train(config)
     saved = load_config(PicardConfig, run_folder(config) / "config.yaml").train
-    expected = "bf16" if multiplies_bf16(torch.device("cpu")) else "fp32"
+    expected = "bf16" if supports_bf16(torch.device("cpu")) else "fp32"
     assert saved.precision == expected
     assert saved.max_rotation == 20

@@ -17,8 +17,8 @@ import torch
 
 from common.checkpoint import CheckpointError, checkpoint_path, load_tensors, save_atomic
 from common.errors import UserError
-from common.loops import TrainingError
 from common.runtime import RuntimeSetupError
+from common.training import TrainingError
 from inpainter.networks import build_networks
 from inpainter.networks.loading import critic_weights, generator_weights
 from inpainter.settings import PicardConfig

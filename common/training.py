@@ -1,0 +1,138 @@
+"""What every training shares: its folder and log, what may change on resume, finite numbers."""
+
+import contextlib
+import logging
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from common.checkpoint import CheckpointError, non_finite, require_mapping
+from common.config import config_to_dict, config_to_yaml
+from common.errors import UserError
+from common.image_sets import data_changes
+from common.run_log import RunLog
+from common.runtime import Processes
+
+LOG = logging.getLogger(__name__)
+OWN_SETTINGS = "Give the settings it was made with, or start a new run in another folder."
+
+
+class TrainingError(UserError):
+    """A training that cannot go on: a loss is not finite, or the network collapsed."""
+
+
+def refuse_to_overwrite(folder: Path, checkpoints: Collection[object], remedy: str) -> None:
+    """Raises CheckpointError where the folder of a new run has checkpoints of another one.
+
+    checkpoints: those found there. remedy: how to go on from them, or where else to write.
+    """
+    if checkpoints:
+        raise CheckpointError(f"{folder} already holds a run. {remedy}, or move the folder away.")
+
+
+@contextlib.contextmanager
+def open_run(
+    folder: Path,
+    events: Path,
+    config: Any,
+    *,
+    processes: Processes,
+    command: Sequence[str],
+    resume_step: int,
+) -> Iterator[RunLog | None]:
+    """The log of a run in the main process, closed at the end; None in the others.
+
+    config: a settings dataclass. See RunLog for the rest.
+    """
+    if not processes.is_main:
+        yield None
+        return
+    yaml = config_to_yaml(config)
+    log = RunLog(folder, events, config_yaml=yaml, command=command, resume_step=resume_step)
+    with contextlib.closing(log):
+        yield log
+
+
+def check_resumed(
+    state: Mapping[str, Any],
+    config: Any,
+    images: Mapping[str, Any],
+    *,
+    source: str,
+    may_change: Collection[str],
+    images_may_change: bool = False,
+    remedy: str = OWN_SETTINGS,
+) -> None:
+    """Refuses to go on from a state with other settings or images; logs the changes it allows.
+
+    state: has the `config` it was saved with, and its `images` unless it is of an old run. config:
+    a settings dataclass; a key that the saved one lacks had its default. images: identity of the
+    training images (common.image_sets). source: the checkpoint, for messages. may_change: dotted
+    keys, or sections with a dot at the end ("evaluation."). Raises CheckpointError that names every
+    refused key, both values and the remedy.
+    """
+    saved = require_mapping(state["config"], f"{source}: config")
+    given = flat(config_to_dict(config))
+    before = flat(config_to_dict(type(config)())) | flat(saved)
+    lines = {
+        key: f"{key}: {before.get(key)!r} when it was saved, {value!r} now"
+        for key, value in given.items()
+        if before.get(key) != value
+    }
+    sections = tuple(name for name in may_change if name.endswith("."))
+    refused = [
+        line for key, line in lines.items() if not (key in may_change or key.startswith(sections))
+    ]
+    if refused:
+        raise CheckpointError(
+            f"{source} was made with other settings, and cannot go on with these: "
+            f"{'; '.join(refused)}. {remedy}"
+        )
+    other_images = data_changes(state.get("images"), images)
+    if other_images and not images_may_change:
+        raise CheckpointError(
+            f"{source}: {other_images}; a run goes on with the same ones. {remedy}"
+        )
+    if other_images:
+        LOG.warning("%s: %s.", source, other_images)
+    if lines:
+        LOG.warning("Going on from %s with changed settings: %s", source, "; ".join(lines.values()))
+
+
+def require_finite(
+    step: int,
+    losses: Mapping[str, float],
+    remedy: str = "Go on from the last checkpoint with a lower learning rate.",
+) -> None:
+    """Raises TrainingError, with the step, all losses and the remedy, unless all are numbers."""
+    if not all(math.isfinite(value) for value in losses.values()):
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+        raise TrainingError(f"The loss is not finite at step {step}: {shown}. {remedy}")
+
+
+def require_finite_training(
+    reached: str, states: Mapping[str, Mapping[str, Tensor]], remedy: str
+) -> None:
+    """Raises TrainingError, before anything is saved, where a number of a network is not finite.
+
+    reached: "at step 7", for the message. states: tensors by name, by what they belong to ("weights
+    of the generator").
+    """
+    for what, state in states.items():
+        found = non_finite(state)
+        if found:
+            raise TrainingError(
+                f"The {what} are not finite {reached}: {found}. Nothing of it is saved. {remedy}"
+            )
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = isinstance(value, Mapping)
+        found |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return found
