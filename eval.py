@@ -12,14 +12,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from common.cli import run_script
-from common.config import (
-    add_common_arguments,
-    config_to_dict,
-    config_to_yaml,
-    load_from_arguments,
-    resolve_path,
-)
+from common.cli import add_common_arguments, load_from_arguments, run_script
+from common.config import config_to_dict, config_to_yaml, resolve_path
 from dia.evaluate import EVAL_MODES, add_evaluation_flags, evaluate, evaluation_config
 from inpainter.evaluation import EvaluationSettings, evaluate_heatmaps
 from inpainter.evaluation_plots import write_plots

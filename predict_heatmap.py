@@ -13,8 +13,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from common.cli import run_script
-from common.config import add_common_arguments, config_to_yaml, load_from_arguments
+from common.cli import add_common_arguments, load_from_arguments, run_script
+from common.config import config_to_yaml
 from common.files import escaped
 from inpainter.prediction import PredictionOptions, predict
 from inpainter.settings import PicardConfig

@@ -8,9 +8,8 @@ if __name__ == "__main__":  # not in reading processes, which import this file u
 import argparse
 import sys
 
-from common.cli import run_script
-from common.config import add_common_arguments, config_to_yaml
-from common.flags import add_flags, load_from_flags
+from common.cli import add_common_arguments, add_flags, load_from_flags, run_script
+from common.config import config_to_yaml
 from dia.macs import describe_macs
 from dia.settings import DiaConfig
 from dia.training import train

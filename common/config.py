@@ -1,54 +1,167 @@
-"""YAML files and command-line flags to nested frozen dataclasses, strictly.
+"""YAML files and command-line texts to nested frozen dataclasses, strictly.
 
 A key that a file lacks has the dataclass's default. An unknown key, a wrong type or an impossible
-combination is a ConfigError that names the file, the key and the remedy.
+combination is a ConfigError that names the file, the key and the remedy. A setting's type may carry
+a rule, `Annotated[int, AtLeast(1, 1000)]`. A setting is addressed by its dotted key, `train.lr`.
 """
 
-import argparse
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, TypeVar
+from types import MappingProxyType, NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from common.config_help import describe_settings
-from common.config_rules import PathText
-from common.config_text import Plain, meaning, shorten, show
-from common.config_types import (
-    REPOSITORY,
-    ConfigError,
-    check_fields,
-    convert,
-    is_path,
-    leaf_types,
-    may_be_none,
-    require,
-    section_types,
-    takes_text,
+import yaml
+
+from common.config_yaml import (
+    MOST_BYTES,
+    NUMBER,
+    OTHER_BASE,
+    SWITCHES,
+    Plain,
+    RepeatedKeyError,
+    explain,
+    meaning,
+    parse_text,
+    plain_values,
+    read_otherwise,
+    shorten,
+    show,
+    unquoted,
+    write_yaml,
 )
-from common.config_yaml import parse_value, read_settings, read_yaml, unquoted, write_yaml
-
-__all__ = [
-    "REPOSITORY",
-    "ConfigError",
-    "PathText",
-    "add_common_arguments",
-    "check_fields",
-    "config_from_dict",
-    "config_to_dict",
-    "config_to_yaml",
-    "load_config",
-    "load_from_arguments",
-    "read_yaml",
-    "require",
-    "resolve_path",
-]
+from common.errors import UserError
 
 LOG = logging.getLogger(__name__)
 
 Settings = TypeVar("Settings")
+REPOSITORY = Path(__file__).resolve().parent.parent
+"""Root of the repository, which paths in settings files are relative to."""
+
+LONGEST_LIST = 1000
+SCALAR_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+class ConfigError(UserError):
+    """A setting that cannot be used; the message names where, the key, its value and the remedy."""
+
+    def __init__(self, message: str, *, key: str | None = None) -> None:
+        """message: the whole sentence. key: the dotted key at fault, where there is one."""
+        super().__init__(message)
+        self.key = key
+
+
+def require(condition: bool, key: str, value: object, expected: str) -> None:
+    """Raises a ConfigError naming the dotted key, its value and what it must be, unless it holds.
+
+    expected: completes "train.lr: ..., got 0", for instance "must be > 0".
+    """
+    if not condition:
+        raise ConfigError(f"{key}: {expected}, got {show(value)}", key=key)
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from low to high; not a number is in no range."""
+
+    low: float
+    high: float
+    ends: str = "[]"
+    """Which ends belong to it, in the usual brackets: [) leaves the upper one out."""
+
+    def __contains__(self, number: float) -> bool:
+        above = number >= self.low if self.ends[0] == "[" else number > self.low
+        below = number <= self.high if self.ends[1] == "]" else number < self.high
+        return above and below
+
+    def expected(self, number: float) -> str:
+        """Completes "train.beta1: ..., got 2", for a number outside the range."""
+        return f"must be {self}"
+
+    def __str__(self) -> str:
+        return f"in {self.ends[0]}{self.low}, {self.high}{self.ends[1]}"
+
+
+class AtLeast(Range):
+    """Numbers from low on; high keeps out only what no machine can do, and is not advertised."""
+
+    def expected(self, number: float) -> str:
+        return f"must be <= {self.high}" if number > self.high else f"must be {self}"
+
+    def __str__(self) -> str:
+        return f">= {self.low}" if self.ends[0] == "[" else f"> {self.low}"
+
+
+@dataclass(frozen=True)
+class TextRule:
+    """What a text must look like."""
+
+    pattern: re.Pattern[str]
+    """Matches the whole of every allowed text."""
+    expected: str
+    """Completes "device: ..., got 'x'"."""
+    longest: int = 4096
+    """Most bytes in UTF-8."""
+
+    def allows(self, text: str) -> bool:
+        fits = len(text.encode("utf-8", "surrogatepass")) <= self.longest
+        return fits and self.pattern.fullmatch(text) is not None
+
+
+UNPRINTABLE = r"\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff"
+ANY_TEXT = TextRule(
+    re.compile(rf"[^{UNPRINTABLE}]*"),
+    "must be text in UTF-8 without control characters, at most 4096 bytes",
+)
+PATH_TEXT = TextRule(re.compile(rf"[^{UNPRINTABLE}]+"), f"a path {ANY_TEXT.expected}, not empty")
+NAME = TextRule(
+    re.compile(rf"(?![. ])[^/\\{UNPRINTABLE}]+(?<! )"),
+    "names a folder: 1 to 100 bytes in UTF-8, no slash, backslash or control character, no dot at "
+    "the start, no blank at either end",
+    longest=100,
+)
+DEVICE = TextRule(
+    re.compile(r"auto|cpu|cuda|cuda:[0-9]{1,3}|mps"), "must be auto, cpu, cuda, cuda:1 (a number) "
+    "or mps",
+)  # fmt: skip
+
+PathText = Annotated[str, PATH_TEXT]
+"""Text that names a file or folder; see `common.config.resolve_path` for what it is relative to."""
+NameText = Annotated[str, NAME]
+"""Text that becomes the name of one folder, or a part of it."""
+DeviceText = Annotated[str, DEVICE]
+"""What `common.runtime.resolve_device` understands."""
+
+# Upper ends are generous: nobody who has a machine for it is refused.
+Seed = Annotated[int, Range(0, 2**63 - 1)]
+Share = Annotated[float, Range(0, 1, "[)")]
+"""A share, probability or decay below 1."""
+PositiveShare = Annotated[float, Range(0, 1, "(]")]
+"""A share that is not nothing and may be all."""
+Weight = Annotated[float, AtLeast(0, 10**6)]
+"""Weight of a term of a loss."""
+LearningRate = Annotated[float, Range(1e-12, 1e38)]
+"""What float32 holds; one that is too high ends in a loss that is not finite, with advice."""
+GradientNorm = Annotated[float, Range(1e-8, 10**8)]
+Steps = Annotated[int, AtLeast(1, 10**9)]
+"""A number of steps, epochs or batches, or how many lie between two events."""
+BatchSize = Annotated[int, AtLeast(1, 2**16)]
+Pixels = Annotated[int, AtLeast(1, 2**14)]
+"""A length in an image."""
+Channels = Annotated[int, AtLeast(1, 2**12)]
+"""The width of a network."""
+Samples = Annotated[int, AtLeast(1, 10**4)]
+"""How often one image, window or picture is repeated."""
+Processes = Annotated[int, AtLeast(0, 1024)]
+ClassNumber = Annotated[int, AtLeast(0, 10**6)]
+WhiteValue = Annotated[int, AtLeast(1, 2**32)]
+"""A stored pixel value."""
 
 
 def load_config(cls: type[Settings], path: Path | None, overrides: Sequence[str] = ()) -> Settings:
@@ -118,51 +231,6 @@ def without_tilde(value: str, key: str) -> Path:
         return Path(value).expanduser()
     except RuntimeError:
         raise ConfigError(f"{key}: no home folder is known for {show(value)}.", key=key) from None
-
-
-def add_common_arguments(
-    parser: argparse.ArgumentParser, cls: type, *, default_config: str | Path | None = None
-) -> None:
-    """Adds --config, --set, --device, --seed, --dry_run, and every setting to --help.
-
-    default_config: file that --config defaults to, relative to the repository's root; None starts
-    from the dataclass's defaults.
-    """
-    default = None if default_config is None else REPOSITORY / default_config
-    shown = f" (default: {default_config})" if default_config else ""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument(
-        "--config", type=Path, default=default, metavar="FILE", help=f"YAML settings file{shown}"
-    )
-    set_help = "set one key, for instance train.lr=1.0e-4; repeatable, wins over the file"
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help=set_help
-    )
-    if "device" in leaf_types(cls):
-        parser.add_argument("--device", help="auto, cpu, cuda, cuda:1 or mps")
-    if "seed" in leaf_types(cls):
-        parser.add_argument("--seed", metavar="N", help="seed of everything random")
-    parser.add_argument(
-        "--dry_run", action="store_true", help="print the resolved settings and stop"
-    )
-    try:
-        shipped = None if default is None else load_config(cls, default)
-    except ConfigError:  # said where the file is used; a broken one must not take --help away
-        shipped = None
-    parser.epilog = (parser.epilog or "") + describe_settings(cls, shipped, str(default_config))
-
-
-def load_from_arguments(cls: type[Settings], args: argparse.Namespace) -> Settings:
-    """Returns the settings that --config, --set, --device and --seed ask for, the latter winning.
-
-    Logs what the settings' own warnings() says, where the class has such a method.
-    """
-    flags = {name: getattr(args, name, None) for name in ("device", "seed")}
-    given = [f"{name}={value}" for name, value in flags.items() if value is not None]
-    config = load_config(cls, args.config, [*args.overrides, *given])
-    for warning in getattr(config, "warnings", list)():
-        LOG.warning("%s: %s", args.config or "default settings", warning)
-    return config
 
 
 def flat_values(
@@ -274,3 +342,294 @@ def construct(cls: type[Settings], values: Mapping[str, Any], prefix: str = "") 
         elif field.name in sections:
             arguments[field.name] = construct(sections[field.name], values, f"{key}.")
     return cls(**arguments)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Returns the mapping in a YAML file as nested dicts, lists, text, numbers, bools and None.
+
+    Raises ConfigError for whatever is wrong with it, in less than a second whatever it holds.
+    """
+    return plain_values(read_settings(path))
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The same with unquoted values as they were written, Plain; raises ConfigError."""
+    if not path.is_file():
+        near = sorted(str(other) for other in path.parent.glob("*.y*ml"))
+        if (REPOSITORY / path).is_file():
+            near = [str(REPOSITORY / path)]
+        there = f" There is: {', '.join(near)}." if near else ""
+        raise ConfigError(f"No settings file {path}.{there} Pass one with --config.")
+    try:
+        data = parse_text(decoded(path))
+    except RepeatedKeyError as error:
+        raise ConfigError(f"{path}: {error} a second time.") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {explain(error)}") from error
+    if not isinstance(data, dict):
+        kind = "list" if isinstance(data, list) else "str"
+        what = "is empty" if data == "" else f"holds one {kind}"
+        raise ConfigError(f"{path}: {what}; expected lines of `key: value`.")
+    return data
+
+
+def decoded(path: Path) -> str:
+    """Returns the text of a settings file; raises ConfigError unless it is UTF-8 and of a sane
+    size."""
+    with path.open("rb") as file:
+        data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise ConfigError(f"{path}: settings files have at most {MOST_BYTES // 1024} KiB.")
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ConfigError(f"{path}: is written in UTF-16; save it as UTF-8.")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ConfigError(
+            f"{path}: line {line}: byte 0x{data[error.start]:02x} is not UTF-8; save it as UTF-8."
+        ) from None
+
+
+def parse_value(written: str) -> Any:
+    """Returns the YAML value of a command-line text, unquoted ones as Plain; raises ConfigError."""
+    try:
+        return parse_text(written)
+    except RepeatedKeyError as error:
+        problem = f"{error} a second time"
+    except yaml.YAMLError as error:
+        problem = explain(error)
+    raise ConfigError(f"--set: {shorten(repr(written))} is not valid YAML: {problem}")
+
+
+def check_fields(settings: object, section: str = "") -> None:
+    """Raises a ConfigError for the first field that breaks the rule in its type, or is no text
+    that a file can hold. Nested sections check their own.
+
+    section: dotted prefix of the names in messages, "" at the top level.
+    """
+    for name, annotation in leaf_types(type(settings)).items():
+        if "." not in name:
+            key = f"{section}.{name}" if section else name
+            check_value(getattr(settings, name), annotation, key)
+
+
+def check_value(value: Any, annotation: Any, key: str) -> None:
+    """The same for one value; none passes, and what fits no rule's kind."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        literals = [choice for member in arguments for choice in literal_choices(member)]
+        for member in arguments if value is not None and value not in literals else ():
+            check_value(value, member, key)
+    elif origin is tuple:
+        require(len(value) <= LONGEST_LIST, key, value, f"must have at most {LONGEST_LIST} values")
+        kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        for number, (item, kind) in enumerate(zip(value, kinds, strict=True)):
+            check_value(item, kind, f"{key}[{number}]")
+    elif origin is Annotated and isinstance(arguments[1], Range):
+        require(value in arguments[1], key, value, arguments[1].expected(value))
+    elif isinstance(value, str):
+        rule = arguments[1] if origin is Annotated else ANY_TEXT
+        require(rule.allows(value), key, value, rule.expected)
+
+
+def literal_choices(annotation: Any) -> tuple[Any, ...]:
+    """The choices of a Literal, () of anything else."""
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
+
+
+def without_rules(annotation: Any) -> Any:
+    """A setting's type without the rules it carries: int for Annotated[int, ...]."""
+    if get_origin(annotation) is Annotated:
+        return get_args(annotation)[0]
+    return annotation
+
+
+def kinds_of(annotation: Any) -> list[Any]:
+    """The kinds of value that a setting may have, but none, without rules: [int] for int | None."""
+    union = get_origin(annotation) in (Union, UnionType)
+    kinds = get_args(annotation) if union else (annotation,)
+    return [without_rules(kind) for kind in kinds if kind is not NoneType]
+
+
+def may_be_none(annotation: Any) -> bool:
+    """Whether none is a value of the setting."""
+    return NoneType in get_args(annotation)
+
+
+@cache
+def leaf_types(cls: type, prefix: str = "") -> dict[str, Any]:
+    """Maps the dotted key of every setting of a dataclass, nested ones included, to its type."""
+    leaves: dict[str, Any] = {}
+    for name, annotation in get_type_hints(cls, include_extras=True).items():
+        if name not in {field.name for field in dataclasses.fields(cls)}:
+            continue
+        if dataclasses.is_dataclass(annotation):
+            leaves |= leaf_types(annotation, f"{prefix}{name}.")
+        else:
+            leaves[prefix + name] = annotation
+    return leaves
+
+
+@cache
+def section_types(cls: type, prefix: str = "") -> dict[str, type]:
+    """Maps the dotted name of every nested section to its dataclass."""
+    sections: dict[str, type] = {}
+    for name, annotation in get_type_hints(cls).items():
+        if dataclasses.is_dataclass(annotation):
+            inner = section_types(annotation, f"{prefix}{name}.")
+            sections |= {prefix + name: annotation, **inner}
+    return sections
+
+
+def is_path(annotation: Any) -> bool:
+    """Whether a setting of this type is a PathText, or one or none."""
+    return any(PATH_TEXT in get_args(kind) for kind in (annotation, *get_args(annotation)))
+
+
+def takes_text(annotation: Any) -> bool:
+    """Whether a setting of this type is text, or text or none, and nothing else."""
+    return kinds_of(annotation) == [str]
+
+
+def convert(value: Any, annotation: Any, key: str, also: str = "") -> Any:
+    """Returns a YAML value as the type that a setting declares, or raises a ConfigError.
+
+    Strict: a bool is no int, an int is a fine float, lists become tuples, the text "none" is None
+    where None is allowed. Unquoted text (Plain) is what the type makes of it; see
+    `common.config_yaml.meaning`. Supports bool, int, float, str, Literal, tuples, unions, rules.
+    also: ends the description of what was expected, as in "a number or none".
+    """
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return convert(value, arguments[0], key, also)
+    if origin in (Union, UnionType):
+        return convert_union(value, arguments, key)
+    if origin is tuple and isinstance(value, list | tuple):
+        return convert_tuple(value, annotation, key)
+    if origin is Literal:
+        read = meaning(value) if isinstance(value, Plain) else value
+        for choice in arguments:
+            if value == choice if isinstance(choice, str) else same(read, choice):
+                return choice
+    elif annotation in SCALAR_NAMES:
+        read = read_scalar(value, annotation)
+        if read is not None:
+            return read
+    expected = f"expected {describe_type(annotation)}{also}"
+    shown = f"{show(value)}{remedy(value, annotation)}"
+    raise ConfigError(f"{key}: {expected}, got {shown}", key=key)
+
+
+def same(value: Any, choice: Any) -> bool:
+    """Whether two values are equal and of one type: True is not 1."""
+    return value == choice and type(value) is type(choice)
+
+
+def read_scalar(value: Any, kind: type) -> bool | int | float | str | None:
+    """A value as bool, int, float or str; None where it is not of that kind."""
+    if isinstance(value, Plain):
+        if kind is str:
+            return None if read_otherwise(value) else str(value)
+        value = SWITCHES.get(value.lower(), value) if kind is bool else meaning(value)
+    if kind is float and type(value) in (int, float):
+        try:
+            return float(value) if math.isfinite(value) else None
+        except OverflowError:
+            return None
+    return value if type(value) is kind else None
+
+
+def convert_union(value: Any, members: tuple[Any, ...], key: str) -> Any:
+    """Returns the value as the first member type that takes it; see convert."""
+    others = [member for member in members if member is not NoneType]
+    nullable = len(others) < len(members)
+    if nullable and is_nothing(value):
+        return None
+    for i, member in enumerate(others):
+        rest = [describe_type(other) for other in others if other is not member]
+        also = "".join(f" or {text}" for text in [*rest, *["none"] * nullable])
+        try:
+            return convert(value, member, key, also)
+        except ConfigError:
+            if i == len(others) - 1:
+                raise
+    raise TypeError(f"{key}: a union of {members} holds no type of value")
+
+
+def is_nothing(value: Any) -> bool:
+    """Whether a value says none, in any of the usual ways."""
+    if isinstance(value, Plain) and meaning(value) is None:
+        return True
+    return value is None or (isinstance(value, str) and value.lower() == "none")
+
+
+def convert_tuple(value: Iterable[Any], annotation: Any, key: str) -> tuple[Any, ...]:
+    """Returns a list as a tuple of fixed or free length; see convert."""
+    items, types = list(value), get_args(annotation)
+    if len(types) == 2 and types[1] is Ellipsis:
+        types = (types[0],) * len(items)
+    if len(items) != len(types):
+        expected = describe_type(annotation)
+        raise ConfigError(f"{key}: expected {expected}, got {len(items)}: {show(items)}", key=key)
+    pairs = zip(items, types, strict=True)
+    return tuple(convert(item, kind, f"{key}[{i}]") for i, (item, kind) in enumerate(pairs))
+
+
+def describe_type(annotation: Any) -> str:
+    """Names a setting's type in words, as in "a list of 2: a whole number, a whole number"."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        rule = arguments[1]
+        if isinstance(rule, TextRule):
+            return "a path" if rule is PATH_TEXT else "text"
+        return f"{describe_type(arguments[0])} {rule}"
+    if origin is Literal:
+        return "one of " + ", ".join(str(choice) for choice in arguments)
+    if origin in (Union, UnionType):
+        others = [describe_type(member) for member in arguments if member is not NoneType]
+        return " or ".join([*others, *["none"] * (NoneType in arguments)])
+    if origin is tuple:
+        if arguments[-1] is Ellipsis:
+            return f"a list, each {describe_type(arguments[0])}"
+        kinds = sorted({describe_type(kind) for kind in arguments})
+        return f"a list of {len(arguments)}, each {' or '.join(kinds)}"
+    return SCALAR_NAMES[annotation]
+
+
+def remedy(value: Any, annotation: Any) -> str:
+    """Returns what to write instead of a value of the wrong type, "" where nothing is obvious."""
+    if get_origin(annotation) is Literal:
+        choices = {str(choice).lower(): str(choice) for choice in get_args(annotation)}
+        close = get_close_matches(str(value)[:100].lower(), choices, 1)
+        return f". Did you mean {choices[close[0]]!r}?" if close else ""
+    if get_origin(annotation) is tuple:
+        return f". Write [{shorten(str(value))}]" if isinstance(value, str | int | float) else ""
+    if annotation is str and isinstance(value, Plain | int | float) and value != "":
+        return f". Write it in quotes: '{shorten(str(value))}'"
+    if annotation in (int, float) and isinstance(value, str) and len(value) <= 40:
+        return remedy_for_number(value.strip(), annotation)
+    return ""
+
+
+def remedy_for_number(text: str, kind: type) -> str:
+    """The same for text that people mean as a number."""
+    digits = text.replace("_", "")
+    if OTHER_BASE.fullmatch(digits):
+        try:
+            return f". Write {int(digits, 0)}"
+        except ValueError:  # 0b12
+            return ""
+    number = NUMBER.fullmatch(digits)
+    if number is None or not math.isfinite(float(digits)):
+        return ""
+    sign, bare = "-" * digits.startswith("-"), digits.lstrip("+-").lstrip("0")
+    if digits != text or digits.lstrip("+-").isdigit():
+        return f". Write {sign}{bare or '0'}"
+    if kind is int:
+        whole = float(digits).is_integer()
+        return f", which YAML reads as text. Write {float(digits):.0f}" if whole else ""
+    whole, _, power = bare.lower().partition("e")
+    whole = f"{'0' * (not whole or whole[0] == '.')}{whole}{'.0' * ('.' not in whole)}"
+    exponent = f"e{power if power[:1] in ('+', '-') else '+' + power}" if power else ""
+    return f", which YAML reads as text. Write {sign}{whole}{exponent}"

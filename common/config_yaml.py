@@ -1,17 +1,99 @@
-"""Reading and writing the YAML text of settings files. Used through `common.config`.
+"""The YAML text of settings files: what unquoted values mean, how text is read and written.
 
 What is read is a part of YAML without surprises: one mapping, no tags, no aliases, keys given once,
 few and shallow values. Files come from strangers, too, beside their checkpoints and heatmaps.
 """
 
+import math
 import re
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from common.config_text import Plain, meaning, read_otherwise, shorten
-from common.config_types import REPOSITORY, ConfigError
+WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]{0,39})")
+POINT = re.compile(r"[-+]?((0|[1-9][0-9]*)\.[0-9]*|\.[0-9]+)([eE][-+][0-9]+)?")
+SPECIAL = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+"""What people write as a number, readable to every YAML reader or not."""
+OTHER_BASE = re.compile(r"[-+]?0[xob][0-9a-fA-F_]+")
+WORDS = {
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+    **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
+}
+SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+"""What is read where true or false is wanted, and only there."""
+LONGEST_SHOWN = 100
+ITEMS_SHOWN = 12
+
+
+class Plain(str):
+    """A value that stands without quotes in a YAML file, as it was written.
+
+    YAML readers disagree on 010, 1:30, off or 2024-01-31; here the setting's type decides.
+    """
+
+    __slots__ = ()
+
+
+def meaning(text: Plain) -> bool | int | float | str | None:
+    """What an unquoted value is by itself, as in YAML 1.2: true, false, null, a number, or text.
+
+    Numbers in spellings that readers disagree on, such as 010, 1_000, 0x10, 1:30 and 1e-4, are
+    text, and so are numbers of more than 40 digits.
+    """
+    if text in WORDS:
+        return WORDS[text]
+    if WHOLE.fullmatch(text):
+        return int(text)
+    if POINT.fullmatch(text):
+        return float(text)
+    if SPECIAL.fullmatch(text):
+        return float(text.replace(".", ""))
+    return str(text)
+
+
+def read_otherwise(text: str) -> bool:
+    """Whether some YAML reader takes this text, without quotes, for something that is no text."""
+    if meaning(Plain(text)) != text or NUMBER.fullmatch(text) or OTHER_BASE.fullmatch(text):
+        return True
+    readings = yaml.SafeLoader.yaml_implicit_resolvers  # YAML 1.1
+    return any(pattern.match(text) for _, pattern in readings.get(text[:1], []))
+
+
+def show(value: Any, depth: int = 0) -> str:
+    """Returns a value as it would stand in a YAML file, for messages: never more than some 100
+    characters, whatever it holds."""
+    if isinstance(value, list | tuple):
+        if depth > 2:
+            return "[...]"
+        items = [show(item, depth + 1) for item in value[:ITEMS_SHOWN]]
+        items += ["..."] * (len(value) > ITEMS_SHOWN)
+        return shorten(f"[{', '.join(items)}]")
+    if isinstance(value, Plain):
+        read = meaning(value)
+        if isinstance(read, bool | int) or (isinstance(read, float) and math.isfinite(read)):
+            return shorten(str(value))
+        value = read
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if value is None:
+        return "nothing"
+    if isinstance(value, int):
+        return str(value) if abs(value) < 10**40 else "a number of more than 40 digits"
+    if isinstance(value, float):
+        return repr(value)
+    if isinstance(value, str):
+        return shorten(repr(value))
+    return "a section" if isinstance(value, dict) else f"a {type(value).__name__}"
+
+
+def shorten(text: str) -> str:
+    """Text of at most some 100 characters; the length says what was cut."""
+    if len(text) <= LONGEST_SHOWN:
+        return text
+    return f"{text[: LONGEST_SHOWN - 30]}... ({len(text)} characters)"
+
 
 MOST_BYTES = 128 * 1024
 MOST_VALUES = 2000
@@ -98,53 +180,6 @@ def plain_values(value: Any) -> Any:
     return meaning(value) if isinstance(value, Plain) else value
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Returns the mapping in a YAML file as nested dicts, lists, text, numbers, bools and None.
-
-    Raises ConfigError for whatever is wrong with it, in less than a second whatever it holds.
-    """
-    return plain_values(read_settings(path))
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """The same with unquoted values as they were written, Plain; raises ConfigError."""
-    if not path.is_file():
-        near = sorted(str(other) for other in path.parent.glob("*.y*ml"))
-        if (REPOSITORY / path).is_file():
-            near = [str(REPOSITORY / path)]
-        there = f" There is: {', '.join(near)}." if near else ""
-        raise ConfigError(f"No settings file {path}.{there} Pass one with --config.")
-    try:
-        data = parse_text(decoded(path))
-    except RepeatedKeyError as error:
-        raise ConfigError(f"{path}: {error} a second time.") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {explain(error)}") from error
-    if not isinstance(data, dict):
-        kind = "list" if isinstance(data, list) else "str"
-        what = "is empty" if data == "" else f"holds one {kind}"
-        raise ConfigError(f"{path}: {what}; expected lines of `key: value`.")
-    return data
-
-
-def decoded(path: Path) -> str:
-    """Returns the text of a settings file; raises ConfigError unless it is UTF-8 and of a sane
-    size."""
-    with path.open("rb") as file:
-        data = file.read(MOST_BYTES + 1)
-    if len(data) > MOST_BYTES:
-        raise ConfigError(f"{path}: settings files have at most {MOST_BYTES // 1024} KiB.")
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise ConfigError(f"{path}: is written in UTF-16; save it as UTF-8.")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise ConfigError(
-            f"{path}: line {line}: byte 0x{data[error.start]:02x} is not UTF-8; save it as UTF-8."
-        ) from None
-
-
 def explain(error: yaml.YAMLError) -> str:
     """Returns what PyYAML says of a text, and where, in one line."""
     if isinstance(error, yaml.reader.ReaderError):
@@ -156,17 +191,6 @@ def explain(error: yaml.YAMLError) -> str:
         problem += "; indent with blanks, not tabs"
     where = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
     return f"{where}{problem}"
-
-
-def parse_value(written: str) -> Any:
-    """Returns the YAML value of a command-line text, unquoted ones as Plain; raises ConfigError."""
-    try:
-        return parse_text(written)
-    except RepeatedKeyError as error:
-        problem = f"{error} a second time"
-    except yaml.YAMLError as error:
-        problem = explain(error)
-    raise ConfigError(f"--set: {shorten(repr(written))} is not valid YAML: {problem}")
 
 
 def unquoted(written: str) -> str:

@@ -4,23 +4,15 @@ B images, C channels, H W pixels, d width of the penultimate features, K shifts.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torchvision
 from torch import Tensor, nn
 
 from common.checkpoint import CheckpointError
+from dia.settings import EncoderName
 
-EncoderName = Literal[
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet18_imagenet",
-    "resnet50_imagenet",
-    "resnet18_imagenet_simsiam",
-    "resnet50_imagenet_simsiam",
-]
-ENCODER_NAMES: tuple[str, ...] = EncoderName.__args__
+ENCODER_NAMES: tuple[str, ...] = get_args(EncoderName)
 DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
 SMALL_POOL = 4
 """Side in pixels of the window that the published small-image networks average."""

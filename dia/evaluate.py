@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from common.checkpoint import content_hash
+from common.cli import add_common_arguments, add_flags, flag_keys, load_from_flags
 from common.config import (
     ConfigError,
-    add_common_arguments,
     config_to_yaml,
     flat_values,
     load_config,
     parse_override,
+    read_yaml,
     resolve_path,
 )
-from common.config_yaml import read_yaml
 from common.datasets import dataset_row
-from common.flags import add_flags, flag_keys, load_from_flags
 from common.image_batches import BadImages
 from common.run_log import write_run_record
 from common.runtime import resolve_device, seed_everything, tf32_products

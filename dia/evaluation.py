@@ -27,7 +27,7 @@ from common.runtime import eval_mode
 from dia.augment import AugmentationSettings, augment
 from dia.data import EvaluationSets
 from dia.encoders import Encoder
-from dia.features import DrawViews, Seeding, extract_features, per_image_draws, published_draws
+from dia.features import DrawViews, extract_features, per_image_draws, published_draws
 from dia.results import SetScores
 from dia.scoring import (
     ScoreError,
@@ -41,6 +41,7 @@ from dia.scoring import (
     similarity_to_mean,
     top1_error,
 )
+from dia.settings import Seeding
 from dia.shifts import Base, rotate, shift
 
 LOG = logging.getLogger(__name__)

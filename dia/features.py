@@ -4,7 +4,7 @@ N images, B per batch, S augmented samples of each, K shifts, T = K·S views, d 
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,6 @@ from dia.augment import (
 )
 from dia.shifts import Base, shift_each
 
-Seeding = Literal["per_image", "published"]
 Encode = Callable[[Tensor], Mapping[str, Tensor]]
 
 

@@ -5,7 +5,7 @@ B images, K shifts, V views, P = K·B rows per view, d features; rows are view-m
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed
@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dia.encoders import Heads
-from dia.views import Mode, views_in
+from dia.settings import LossMode, Mode
+from dia.views import views_in
 
-LossMode = Literal["naive", "shifted_removed"]
 EPSILON = 1e-8
 
 

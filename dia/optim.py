@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-LrScheduler = Literal["cosine", "step_decay"]
+from dia.settings import LrScheduler
 
 
 class Lars(Optimizer):

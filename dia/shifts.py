@@ -5,12 +5,15 @@ dissolving, a blur). B images, C channels, H W pixels, K shifts; shifted batches
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dia.settings import ShiftName
+
+SHIFT_NAMES: tuple[ShiftName, ...] = get_args(ShiftName)
 Base = Literal["none", "rotation", "cutperm"]
 View = Literal["none", "diffusion", "blurgaussian", "blurmedian", "blurnone"]
 
@@ -42,17 +45,10 @@ class ShiftType:
         return 1 if self.base == "none" else 4
 
 
-def shift_names() -> list[str]:
-    """Every accepted --shift_trans_type: the twelve published names and the README's spellings."""
-    views = ["diffusion", "blurgaussian", "blurmedian", "blurnone"]
-    named = [f"{view}_{base}" for view in views for base in ("rotation", "cutperm")]
-    return ["none", "rotation", "cutperm", *views, *named]
-
-
-def parse_shift(name: str) -> ShiftType:
+def parse_shift(name: ShiftName) -> ShiftType:
     """Reads a shift type: none, rotation, cutperm, <view> or <view>_<base>."""
-    if name not in shift_names():
-        raise ValueError(f"shift_trans_type {name!r} is unknown; choose from {shift_names()}")
+    if name not in SHIFT_NAMES:
+        raise ValueError(f"shift_trans_type {name!r} is unknown; choose from {SHIFT_NAMES}")
     if name in ("none", "rotation", "cutperm"):
         return ShiftType(name, "none")
     view, _, base = name.partition("_")

@@ -7,7 +7,7 @@ distribution, and of that the diffusion step t (Shi et al. 2023, arXiv 2302.1469
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,17 +15,10 @@ from torch import Tensor
 
 from common.datasets import Fit
 from dia.augment import flip, random_signs
+from dia.settings import DiffusionScheduler, Mode
 from dia.shifts import ShiftType, blur_and_shift, shift_each
 from diffusion_models.dissolve import from_dissolving_size, to_dissolving_size
 
-Mode = Literal["simclr", "simclr_CSI", "simclr_DIA"]
-DiffusionScheduler = Literal[
-    "uniform",
-    "beta_skewed",
-    "beta_skewed_reversed",
-    "beta_by_epoch",
-    "beta_by_epoch_reversed",
-]
 STEP_SCALE = 100
 """Diffusion steps per unit of u."""
 

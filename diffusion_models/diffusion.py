@@ -8,13 +8,14 @@ B images, C channels, H W pixels, T steps; images are in [-1, 1] unless a docstr
 import itertools
 import math
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Schedule = Literal["cosine", "linear"]
+from diffusion_models.settings import Schedule
+
 LOCAL_NOISE_SIDE = 32
 
 

@@ -5,7 +5,7 @@ B images, C channels, H W pixels.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +22,10 @@ from common.config import ConfigError
 from common.datasets import Fit
 from diffusion_models.blocks import StandardisedConv2d
 from diffusion_models.diffusion import GaussianDiffusion
+from diffusion_models.settings import DissolveRange, Weights
 from diffusion_models.unet import Unet
 
 LARGEST_SIDE = 2**16
-Weights = Literal["raw", "ema"]
-DissolveRange = Literal["unit", "signed"]
 
 
 class Dissolver(nn.Module):

@@ -11,7 +11,8 @@ import torchvision
 from torch import Tensor
 
 from diffusion_models.diffusion import GaussianDiffusion, gaussian_noise
-from diffusion_models.dissolve import Dissolver, DissolveRange
+from diffusion_models.dissolve import Dissolver
+from diffusion_models.settings import DissolveRange
 
 
 def image_grid(images: Tensor, per_row: int) -> Tensor:

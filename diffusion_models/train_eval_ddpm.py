@@ -11,9 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, uninstalled
 
-from common.cli import run_script
-from common.config import add_common_arguments, config_to_yaml
-from common.flags import add_flags, load_from_flags
+from common.cli import add_common_arguments, add_flags, load_from_flags, run_script
+from common.config import config_to_yaml
 from common.runtime import tf32_products
 from diffusion_models.drawing import draw_dissolved, draw_samples
 from diffusion_models.settings import DdpmConfig

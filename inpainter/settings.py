@@ -8,28 +8,28 @@ import os
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from common.config import PathText, check_fields, require
-from common.config_rules import (
+from common.config import (
     AtLeast,
+    BatchSize,
     Channels,
     DeviceText,
+    GradientNorm,
+    LearningRate,
     NameText,
+    PathText,
+    Pixels,
+    PositiveShare,
     Processes,
+    Range,
+    Samples,
     Seed,
     Share,
+    Steps,
     Weight,
     WhiteValue,
+    check_fields,
+    require,
 )
-from inpainter.run_settings import Metric, TestConfig, TrainConfig
-
-__all__ = [
-    "CriticConfig",
-    "GeneratorConfig",
-    "Metric",
-    "PicardConfig",
-    "TestConfig",
-    "TrainConfig",
-]
 
 COARSE_TRUNK = (
     "conv2_downsample",
@@ -56,6 +56,210 @@ JOINT_DECODER = tuple(f"allconv{i}" for i in range(11, 17))
 COARSE_DROPPABLE = (*COARSE_TRUNK, *(f"conv{i}" for i in range(11, 17)))
 FINE_DROPPABLE = (*COARSE_TRUNK, *ATTENTION_BRANCH, *JOINT_DECODER)
 Dilation = Annotated[int, AtLeast(1, 1024)]
+Metric = Literal[
+    "MCD_image",
+    "MCD_feature",
+    "MeanCD_image",
+    "MeanCD_feature",
+    "MedCD_image",
+    "MedCD_feature",
+    "no_dropout",
+]
+
+Margin = Annotated[int, AtLeast(0, 2**14)]
+SHIPPED_WARMUP = 500
+"""Warm-up of configs/default.yaml: in a run of fewer steps it is warned about, not refused."""
+
+
+def require_image_shape(key: str, shape: tuple[int, int, int]) -> None:
+    """Raises a ConfigError unless (height, width, channels) suits the networks."""
+    require_multiples_of_16(key, shape)
+    expected = "the third number is the channels, 1 (grey) or 3 (RGB)"
+    require(shape[2] in (1, 3), key, shape, expected)
+
+
+def require_hole(key: str, hole: tuple[int, int], patch: tuple[int, ...]) -> None:
+    """Raises a ConfigError unless the (height, width) of the hole suits networks and patch."""
+    require_multiples_of_16(key, hole)
+    fits = hole[0] < patch[0] and hole[1] < patch[1]
+    require(fits, key, hole, f"must be smaller than the patch, {list(patch[:2])}")
+
+
+def require_multiples_of_16(key: str, shape: tuple[int, ...]) -> None:
+    """Raises a ConfigError unless height and width can be halved four times, as the critic does."""
+    fits = all(side >= 16 and side % 16 == 0 for side in shape[:2])
+    require(fits, key, shape, "height and width must be multiples of 16 pixels")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """`train:` the crops, the holes, the optimiser and what is written how often."""
+
+    n_critic: Steps = 5
+    """The generator is updated every n_critic steps, the critics at every step."""
+    n_epochs: Steps = 10000
+    """Passes over the training images; steps = n_epochs * images / batch_size."""
+    n_steps: Steps | None = None
+    """Training steps; set, it replaces n_epochs."""
+    subset_frac: PositiveShare | None = None
+    """Fraction of the training files to use, drawn at random from the seed, in (0, 1]."""
+    resume: PathText | None = None
+    """Folder of checkpoints to go on from (its latest step); the flag --resume does the same."""
+    batch_size: BatchSize = 55
+    """Crops per step, over all processes."""
+    snapshot_save_iter: Steps = 5000
+    """Steps between checkpoints."""
+    keep_snapshots: Steps | None = None
+    """Checkpoints to keep besides the best one (the newest); none keeps them all."""
+    image_shape: tuple[Pixels, Pixels, int] = (256, 256, 1)
+    """Training crop: height, width (pixels, multiples of 16), channels (1 grey or 3 RGB)."""
+    mask_shape: tuple[Pixels, Pixels] = (128, 128)
+    """Box that is cut out and completed: height, width in pixels, multiples of 16."""
+    mask_batch_same: bool = True
+    """One box position for the whole batch (the shrinking differs all the same)."""
+    max_delta_shape: tuple[Margin, Margin] = (32, 32)
+    """The hole is the box shrunk on each side by 0 … max_delta/2 pixels, per axis and sample."""
+    margin: tuple[Margin, Margin] = (0, 0)
+    """Pixels between the crop's border and the nearest allowed box."""
+    discounted_mask: bool = True
+    """Weight the hole's L1 by distance to its border (spatial discounting)."""
+    spatial_discounting_gamma: PositiveShare = 0.9
+    """Base of the spatial discounting, in (0, 1]; 1 = no discounting."""
+    random_crop: bool = True
+    """Random crops; false resizes whole images to image_shape."""
+    mask_type: Literal["hole", "mosaic"] = "hole"
+    """What is done to the box; only hole is implemented, as in the published code."""
+    mosaic_unit_size: Pixels = 12
+    """Unused: the published file names it for a mosaic that was never implemented."""
+    lr: LearningRate = 1.0e-4
+    """Adam's learning rate (the peak, where there is a schedule)."""
+    beta1: Share = 0.5
+    """Adam's first moment decay."""
+    beta2: Share = 0.9
+    """Adam's second moment decay."""
+    print_iter: Steps = 100
+    """Steps between lines in log.jsonl and TensorBoard scalars."""
+    viz_iter: Steps = 10000
+    """Steps between picture grids: input, hole, coarse, fine, truth."""
+    viz_max_out: Annotated[int, AtLeast(0, 4096)] = 16
+    """Rows of a picture grid at most."""
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    """Cosine lowers the rate to 0 over the run."""
+    warmup_steps: Annotated[int, AtLeast(0, 10**9)] = 0
+    """Steps over which the learning rate rises from 0."""
+    critic: bool = True
+    """Train the critics; false = L1 losses alone, and every step updates the generator."""
+    init: Literal["default", "he"] = "default"
+    """Initial weights: torch's own, or He's with a small last layer (no early saturation)."""
+    grad_clip_norm: GradientNorm | None = None
+    """Clip the generator's gradient to this norm."""
+    clean_critic_gradients: bool = False
+    """The generator's adversarial gradient no longer leaks into the critics' step (P6)."""
+    flip: bool = False
+    """Mirror crops left to right with probability 1/2."""
+    max_rotation: Annotated[float, Range(0, 180)] = 0.0
+    """Turn crops by up to this many degrees, either way: for few training images."""
+    max_scale: Annotated[float, Range(1, 100)] = 1.0
+    """Show crops larger or smaller by up to this factor, >= 1."""
+    min_tissue_fraction: Share = 0.0
+    """Redraw crops with a smaller share of pixels brighter than tissue_threshold, in [0, 1)."""
+    tissue_threshold: Share = 0.005
+    """Grey value in [0, 1] above which a pixel counts as tissue."""
+    on_bad_image: Literal["skip", "error"] = "skip"
+    """An unreadable or all-black training image is skipped and counted, or stops the run."""
+    cache_mb: Annotated[int, AtLeast(0, 10**8)] = 0
+    """Memory for decoded training images in MiB, in each worker; 0 reads files at each use."""
+    select_crops: Annotated[int, AtLeast(0, 2**16)] = 64
+    """Fixed training crops on which every checkpoint's completion error is measured; 0 = none."""
+    channels_last: bool = False
+    """NHWC tensors: faster on CPU and tensor cores, same arithmetic."""
+    precision: Literal["fp32", "tf32", "bf16", "auto"] = "fp32"
+    """fp32 rounds nothing; tf32 lets a GPU round products, as torch by itself does in convolutions;
+    bf16: the generator's passes in bfloat16 (critics, losses and weights stay fp32); auto: bf16
+    where the hardware multiplies it, else fp32."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "train")
+        require_image_shape("train.image_shape", self.image_shape)
+        require_hole("train.mask_shape", self.mask_shape, self.image_shape)
+        for axis in (0, 1):
+            room = self.image_shape[axis] - 2 * self.margin[axis] - self.mask_shape[axis]
+            expected = "must leave room for the box in the crop"
+            require(room > 0, "train.margin", self.margin, expected)
+            shrinks = self.max_delta_shape[axis] < self.mask_shape[axis]
+            expected = f"must be below mask_shape, {list(self.mask_shape)}"
+            require(shrinks, "train.max_delta_shape", self.max_delta_shape, expected)
+        expected = "must be hole (the published code names mosaic but does not implement it)"
+        require(self.mask_type == "hole", "train.mask_type", self.mask_type, expected)
+        if self.n_steps is not None:
+            fits = self.warmup_steps <= max(self.n_steps, SHIPPED_WARMUP)
+            expected = f"must not be more than the run, train.n_steps = {self.n_steps}"
+            require(fits, "train.warmup_steps", self.warmup_steps, expected)
+
+
+@dataclass(frozen=True)
+class TestConfig:
+    """`test:` the sliding window, the completions and what is saved."""
+
+    __test__ = False  # not a test case, whatever pytest thinks of the name
+
+    droprate: Share = 0.5
+    """Probability that a channel is dropped while completing, in [0, 1)."""
+    heatmap_metrics: tuple[Metric, ...] = ("MCD_image", "MCD_feature")
+    """Distances between the hole and its completions; MCD = smallest, MeanCD, MedCD; no_dropout =
+    image distance to the one completion without dropout. Larger = more anomalous."""
+    heatmap_M_inpaint: Samples = 10
+    """M, completions per window."""
+    parallel_batchsize: BatchSize = 32
+    """Windows per batch at most; bounds memory, does not change results."""
+    patch_shape: tuple[Pixels, Pixels, int] = (256, 256, 1)
+    """Window: height, width (pixels, multiples of 16), channels."""
+    mask_shape: tuple[Pixels, Pixels] = (128, 128)
+    """Hole in the window's centre: height, width in pixels, multiples of 16."""
+    patch_stride: Pixels = 32
+    """Pixels between neighbouring windows."""
+    save_heatmap_data: bool = True
+    """Write the heatmaps as tensors (data/*.pt)."""
+    save_heatmap_plots: bool = True
+    """Write the heatmaps as pictures (plots/*.png)."""
+    save_progressive_heatmap: bool = False
+    """Rewrite the picture of a heatmap while it is being computed."""
+    log_compute_times: bool = False
+    """Write seconds per image and window to compute_times.csv."""
+    only_check_nonblack_pixels: bool = False
+    """Do not complete windows whose hole has too little tissue; they score 0."""
+    min_tissue_fraction: Share = 0.0
+    """Share of the hole's pixels that must be tissue, in [0, 1); 0 = any pixel at all."""
+    tissue_threshold: Share = 0.005
+    """Grey value in [0, 1] above which a pixel counts as tissue."""
+    heatmap_type: Literal["nonaveraged", "averaged", "averaged_hole"] = "nonaveraged"
+    """One score per grid point, upsampled; or each pixel the mean score of the windows, or of the
+    holes, that cover it."""
+    heatmap_alignment: Literal["stretched", "centred"] = "stretched"
+    """centred: scores sit at their window's centre, the image is padded by reflection so that
+    windows reach its border. stretched: the grid of windows that fit, stretched over the image."""
+    on_bad_image: Literal["skip", "error"] = "skip"
+    """An unreadable image is skipped and counted, or stops the run."""
+    engine: Literal["fast", "plain"] = "fast"
+    """plain runs the whole network for every completion; fast gives the same numbers sooner."""
+    precision: Literal["fp32", "bf16", "tf32"] = "fp32"
+    """bf16 rounds weights and activations (fast engine); tf32 lets a GPU round products."""
+    share_dropout_masks: bool = False
+    """Drop the same channels in all windows of an image: for GPUs, where it is faster."""
+    compile: bool = False
+    """Compile the attention with torch.compile: some seconds at the start."""
+    refine: Literal["off"] | Annotated[int, AtLeast(2, 2**14)] = "off"
+    """K: score every K-th window first, the rest only around the upper fifth; else interpolate."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "test")
+        require_image_shape("test.patch_shape", self.patch_shape)
+        require_hole("test.mask_shape", self.mask_shape, self.patch_shape)
+        metrics = self.heatmap_metrics
+        fits = self.engine == "fast" or self.precision != "bf16"
+        require(fits, "test.precision", self.precision, "bf16 needs test.engine: fast")
+        distinct = 0 < len(metrics) == len(set(metrics))
+        require(distinct, "test.heatmap_metrics", metrics, "needs one metric or more, each once")
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, 
 
 import torch
 
-from common.cli import run_script
-from common.config import add_common_arguments, config_to_yaml, load_from_arguments
+from common.cli import add_common_arguments, load_from_arguments, run_script
+from common.config import config_to_yaml
 from inpainter.networks import build_networks
 from inpainter.settings import PicardConfig
 from inpainter.training import train

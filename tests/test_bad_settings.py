@@ -12,20 +12,23 @@ from typing import Any, get_args, get_origin
 import pytest
 import torch
 
+from common.cli import add_common_arguments, add_flags, flag_keys, load_from_flags
 from common.config import (
     ConfigError,
-    add_common_arguments,
     config_from_dict,
     config_to_yaml,
+    kinds_of,
+    leaf_types,
+    literal_choices,
     load_config,
+    may_be_none,
     read_yaml,
+    without_rules,
 )
-from common.config_types import kinds_of, leaf_types, literal_choices, may_be_none, without_rules
 from common.datasets import DATASET_NAMES
-from common.flags import add_flags, flag_keys, load_from_flags
 from common.runtime import RuntimeSetupError
 from dia.settings import ContrastiveConfig, DiaConfig
-from dia.shifts import shift_names
+from dia.shifts import SHIFT_NAMES
 from diffusion_models.settings import DdpmConfig
 from inpainter.prediction import PredictionOptions, predict
 from inpainter.settings import PicardConfig
@@ -283,7 +286,7 @@ def documented_values() -> Iterator[tuple[type, str, str, Any]]:
                 yield from ((cls, key, name, name) for name in DATASET_NAMES)
             if key == "device":
                 yield from ((cls, key, name, name) for name in ("auto", "cpu", "cuda:1", "mps"))
-    for name in shift_names():
+    for name in SHIFT_NAMES:
         yield DiaConfig, "contrastive.shift_trans_type", name, name
 
 

@@ -11,11 +11,10 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
-from common.config import ConfigError, load_config
-from common.config_types import leaf_types
+from common.config import ConfigError, leaf_types, load_config
 from dia.evaluate import evaluate
 from dia.settings import BANK_SCORES, DiaConfig, OodScore
-from dia.shifts import shift_names
+from dia.shifts import SHIFT_NAMES
 from dia.training import train as train_dia
 from diffusion_models import training as ddpm
 from diffusion_models.drawing import draw_dissolved, draw_samples
@@ -156,7 +155,7 @@ def test_every_choice_of_dia_trains_and_evaluates(images: Path, tmp_path: Path) 
     ddpm.train(load_config(DdpmConfig, None, given))
     model = folder / "model-1.pt"
     small = [*data(images), *texts(SMALL_DIA), f"contrastive.diffusion_model_path={model}"]
-    choices = choices_of(DiaConfig) | {"contrastive.shift_trans_type": tuple(shift_names())}
+    choices = choices_of(DiaConfig) | {"contrastive.shift_trans_type": SHIFT_NAMES}
     choices |= {"contrastive.width": (8, 64)}  # of the small-image encoders, and of the others
     fits = accepted(DiaConfig, *small)
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from common.config import REPOSITORY, load_config
-from common.config_types import leaf_types
+from common.config import REPOSITORY, leaf_types, load_config
 from dia.settings import DiaFile
 from inpainter.settings import PicardConfig
 from tests.tiny_runs import CONFIGS

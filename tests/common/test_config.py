@@ -7,15 +7,14 @@ from typing import Literal
 
 import pytest
 
+from common.cli import add_common_arguments, load_from_arguments
 from common.config import (
     ConfigError,
     PathText,
-    add_common_arguments,
     config_from_dict,
     config_to_dict,
     config_to_yaml,
     load_config,
-    load_from_arguments,
     require,
     resolve_path,
 )

@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from common.data_settings import DataConfig
 from common.datasets import ALIASES, DATASETS, DatasetError, dataset_row
 from common.image_batches import batches_per_epoch, epoch_batches
 from common.image_files import ImageError
@@ -17,7 +16,7 @@ from common.runtime import Processes, RuntimeSetupError, seed_from
 from dia.data import evaluation_sets, hold_out, load_split, normal_train_set
 from dia.settings import ContrastiveConfig, DiaConfig, EvaluationConfig
 from diffusion_models.data import training_images
-from diffusion_models.settings import DdpmConfig, DiffusionConfig
+from diffusion_models.settings import DataConfig, DdpmConfig, DiffusionConfig
 
 
 def write_tree(root: Path, classes: dict[str, int], split: str = "train", side: int = 20) -> None:

@@ -14,7 +14,7 @@ from dia.scoring import (
     marginal_logits,
     similarity_to_mean,
 )
-from dia.shifts import parse_shift, shift_names
+from dia.shifts import SHIFT_NAMES, parse_shift
 from dia.views import Draws, NegativeViewConfig, make_views, shift_labels
 from diffusion_models.diffusion import GaussianDiffusion, gaussian_noise
 from diffusion_models.dissolve import Dissolver
@@ -45,7 +45,7 @@ def test_diffusion_follows_its_input(fake_cuda) -> None:
     assert network.diffusion.step_back(images, 5, noise)[0].device.type == "cuda"
 
 
-@pytest.mark.parametrize("name", [n for n in shift_names() if n != "none"])
+@pytest.mark.parametrize("name", [n for n in SHIFT_NAMES if n != "none"])
 def test_views_and_augmentation_follow_their_input(fake_cuda, name: str) -> None:
     images = torch.rand(2, 3, 32, 32, device=CUDA)
     kind, cpu = parse_shift(name), torch.Generator()

@@ -4,8 +4,8 @@ import argparse
 
 import pytest
 
-from common.config import REPOSITORY, ConfigError, add_common_arguments, load_config
-from common.flags import add_flags, flag_keys, load_from_flags
+from common.cli import add_common_arguments, add_flags, flag_keys, load_from_flags
+from common.config import REPOSITORY, ConfigError, load_config
 from dia.evaluate import add_evaluation_flags, evaluation_config
 from dia.settings import DiaConfig, DiaFile
 from diffusion_models.settings import DdpmConfig

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from common.data_settings import DataConfig
 from dia.macs import Macs, count_macs, describe_macs, dissolving_macs, encoder_macs
 from dia.settings import ContrastiveConfig, DiaConfig
+from diffusion_models.settings import DataConfig
 
 
 def config(resolution: int) -> DiaConfig:

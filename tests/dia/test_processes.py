@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from common.checkpoint import load_tensors
-from common.data_settings import DataConfig
 from common.images import write_image
 from common.runtime import Processes, start_processes, stop_processes
 from dia import training as contrastive
@@ -20,7 +19,7 @@ from dia.encoders import Heads
 from dia.losses import Objective, contrastive_losses
 from dia.settings import ContrastiveConfig, DiaConfig
 from diffusion_models import training as ddpm
-from diffusion_models.settings import DdpmConfig, DiffusionConfig
+from diffusion_models.settings import DataConfig, DdpmConfig, DiffusionConfig
 from tests.tiny_runs import ended, forked_pair, texture, wait_for_text
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -7,12 +7,11 @@ import pytest
 import torch
 
 from common.checkpoint import CheckpointError, UserError
-from common.data_settings import DataConfig
 from common.images import write_image
 from dia.settings import ContrastiveConfig, DiaConfig
 from dia.training import train
 from diffusion_models import training as ddpm
-from diffusion_models.settings import DdpmConfig, DiffusionConfig
+from diffusion_models.settings import DataConfig, DdpmConfig, DiffusionConfig
 from tests.dia.test_training import changed
 from tests.tiny_runs import texture
 

@@ -12,13 +12,12 @@ from PIL import Image
 
 from common.checkpoint import CheckpointError
 from common.config import ConfigError
-from common.data_settings import DataConfig
 from dia.evaluate import evaluate
 from dia.settings import ContrastiveConfig, DiaConfig, EvaluationConfig
 from dia.training import train
 from diffusion_models import training as ddpm
 from diffusion_models.drawing import draw_dissolved, draw_samples
-from diffusion_models.settings import DdpmConfig, DiffusionConfig
+from diffusion_models.settings import DataConfig, DdpmConfig, DiffusionConfig
 
 SIDE = 16
 

@@ -6,16 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from common.cli import add_common_arguments, load_from_arguments
 from common.config import (
     ConfigError,
-    add_common_arguments,
     config_from_dict,
     config_to_dict,
     config_to_yaml,
+    leaf_types,
     load_config,
-    load_from_arguments,
 )
-from common.config_types import leaf_types
 from inpainter.settings import PicardConfig
 
 
