@@ -1,7 +1,7 @@
 """Anomaly metrics of one image or of a list of images: arrays in, floats out.
 
 Larger scores always mean more anomalous. The arithmetic is scikit-learn's. Metrics over the pixels
-of all images together are in `pooling.py`.
+of all images together are in `pooled_metrics.py`.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,6 +33,20 @@ class Interval(NamedTuple):
     value: float
     low: float | None
     high: float | None
+
+
+def format_interval(
+    interval: Interval | None, digits: int = 3, *, deviation: float | None = None
+) -> str:
+    """`0.912 ± 0.010 [0.880, 0.934]`, without the parts that are None; `-` for no interval."""
+    if interval is None:
+        return "-"
+    text = f"{interval.value:.{digits}f}"
+    if deviation is not None:
+        text += f" ± {deviation:.{digits}f}"
+    if interval.low is not None:
+        text += f" [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+    return text
 
 
 class PixelCase(NamedTuple):
@@ -78,18 +92,16 @@ def counted_pixels(case: PixelCase) -> np.ndarray:
     Raises ValueError where shapes differ, MetricError where no pixel is left or a score that counts
     is not finite.
     """
-    shape, labelled = np.shape(case.heatmap), np.shape(case.segmentation)
-    ignored = shape if case.ignore_mask is None else np.shape(case.ignore_mask)
-    if len(shape) != 2 or not shape == labelled == ignored:
+    ignored = np.zeros_like(case.heatmap) if case.ignore_mask is None else case.ignore_mask
+    shapes = [np.shape(array) for array in (case.heatmap, case.segmentation, ignored)]
+    if len(shapes[0]) != 2 or len(set(shapes)) > 1:
         raise ValueError(
-            f"heatmap, segmentation and ignore mask must be (H, W) of the same size, "
-            f"got {shape}, {labelled} and {ignored}"
+            "heatmap, segmentation and ignore mask must be (H, W) of the same size, "
+            "got {}, {} and {}".format(*shapes)
         )
-    counted = np.ones(shape, bool)
-    if case.ignore_mask is not None:
-        counted = ~np.asarray(case.ignore_mask).astype(bool)
+    counted = ~np.asarray(ignored).astype(bool)
     if not counted.any():
-        raise MetricError(f"all pixels of {shape} are ignored, none is left to evaluate")
+        raise MetricError(f"all pixels of {shapes[0]} are ignored, none is left to evaluate")
     require_finite(np.asarray(case.heatmap)[counted])
     return counted
 
@@ -172,7 +184,7 @@ def binary_intervals(
 ) -> dict[str, Interval]:
     """`binary_score` of images (n,) with bootstrap intervals, as {"auroc": …, "ap": …}."""
     labels, scores = np.asarray(labels).astype(bool), np.asarray(scores)
-    whole = binary_score(labels, scores)._asdict()
+    values = binary_score(labels, scores)._asdict()
     order = np.argsort(-scores)
     last_of_tie = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
 
@@ -182,14 +194,14 @@ def binary_intervals(
         found = np.append(0, np.cumsum(times * labels[order])[last_of_tie])
         false = np.append(0, np.cumsum(times * ~labels[order])[last_of_tie])
         if found[-1] == 0 or false[-1] == 0:
-            return dict.fromkeys(whole, np.nan)
+            return dict.fromkeys(values, np.nan)
         precision = found[1:] / np.maximum(found[1:] + false[1:], 1)
         return {
             "auroc": trapezoid(false, found) / (found[-1] * false[-1]),
             "ap": float((np.diff(found) * precision).sum() / found[-1]),
         }
 
-    return bootstrap_intervals(whole, on_draw, labels.size, n_resamples=n_resamples, seed=seed)
+    return bootstrap_intervals(values, on_draw, labels.size, n_resamples=n_resamples, seed=seed)
 
 
 def trapezoid(x: np.ndarray, y: np.ndarray) -> float:

@@ -17,7 +17,7 @@ from common.metrics import (
     pixel_scores,
     score_heatmap,
 )
-from common.pooling import PRO_MAX_FPR, curve_areas, curves, pool_pixels, pooled_intervals
+from common.pooled_metrics import PRO_MAX_FPR, curve_areas, curves, pool_pixels, pooled_intervals
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "picard_score_heatmap.npz"
 
@@ -145,7 +145,7 @@ def test_pro_weighs_a_small_lesion_like_a_large_one() -> None:
 
 def test_curves_give_the_exact_areas_if_every_threshold_is_kept() -> None:
     pooled = pool_pixels(random_cases(6))
-    assert curve_areas(curves(pooled.counts)) == pytest.approx(
+    assert curve_areas(curves(pooled.found)) == pytest.approx(
         {"auroc": pooled.auroc, "ap": pooled.ap, "pro": pooled.pro}, abs=1e-12
     )
 
@@ -153,14 +153,14 @@ def test_curves_give_the_exact_areas_if_every_threshold_is_kept() -> None:
 def test_curves_of_a_draw_are_those_of_the_drawn_images() -> None:
     cases, draw = random_cases(7), np.array([0, 3, 3, 4, 1])
     expected = pool_pixels([cases[i] for i in draw])
-    assert curve_areas(curves(pool_pixels(cases).counts, draw)) == pytest.approx(
+    assert curve_areas(curves(pool_pixels(cases).found, draw)) == pytest.approx(
         {"auroc": expected.auroc, "ap": expected.ap, "pro": expected.pro}, abs=1e-12
     )
 
 
 def test_few_thresholds_stay_near_the_exact_areas() -> None:
     pooled = pool_pixels(random_cases(8, decimals=6), max_thresholds=50)
-    assert curve_areas(curves(pooled.counts)) == pytest.approx(
+    assert curve_areas(curves(pooled.found)) == pytest.approx(
         {"auroc": pooled.auroc, "ap": pooled.ap, "pro": pooled.pro}, abs=0.02
     )
 

@@ -3,7 +3,8 @@
 Sorting all pixels at once, as scikit-learn would, takes tens of GiB for 100 images of 2000x2500.
 But AUROC, AP and PRO are determined by how many pixels lie at or above each score that a *lesion*
 pixel has, and that can be counted image by image. Legend: n images, U distinct lesion scores, K of
-them kept as thresholds per image.
+them used as thresholds per image, P = 2 K + 2 operating points from "no pixel found" over "above"
+and "at or above" each threshold, in falling order, to "all pixels found".
 """
 
 from collections.abc import Iterable
@@ -35,23 +36,10 @@ class LesionPixels(NamedTuple):
     """Per image (p,), each lesion pixel's place in steps."""
     shares: list[np.ndarray]
     """Per image (p,), 1 / size of each lesion pixel's region."""
-    n_regions: np.ndarray
-    """(n,) lesion regions per image."""
+    n_regions: list[int]
+    """Lesion regions per image."""
     score_range: tuple[float, float]
     """Smallest and largest score of any pixel that counts."""
-
-
-class ThresholdCounts(NamedTuple):
-    """What each image has above, and at or above, each of K falling thresholds: 2 K columns."""
-
-    lesion: np.ndarray
-    """(n, 2 K) lesion pixels."""
-    background: np.ndarray
-    """(n, 2 K) other pixels."""
-    overlap: np.ndarray
-    """(n, 2 K) sum over the image's lesion regions of the fraction of the region."""
-    totals: np.ndarray
-    """(n, 3) all its lesion pixels, other pixels, lesion regions."""
 
 
 class ScoreHistogram(NamedTuple):
@@ -68,12 +56,19 @@ class PooledMetrics(NamedTuple):
     auroc: float
     ap: float
     pro: float
-    counts: ThresholdCounts
+    found: np.ndarray
+    """(n, 3, P) found in each image: lesion pixels, other pixels, lesion regions (a region counts
+    by the fraction of it that is found)."""
     histogram: ScoreHistogram
+
+    @property
+    def totals(self) -> tuple[int, int, int]:
+        """Lesion pixels, other pixels and lesion regions of all images."""
+        return tuple(int(round(total)) for total in self.found[:, :, -1].sum(axis=0))
 
 
 class Curves(NamedTuple):
-    """ROC, region-overlap and precision curves, (2 K + 2,) each, thresholds falling."""
+    """ROC, region-overlap and precision curves, (P,) each, thresholds falling."""
 
     fpr: np.ndarray
     tpr: np.ndarray
@@ -89,38 +84,39 @@ def pool_pixels(
     AUROC and AP equal scikit-learn's on the concatenated pixels. PRO is the mean over lesion
     regions (8-connected) of the fraction found, averaged over false positive rates up to 0.3.
     The cases are gone through twice (so no generator); where they are read from disk each time,
-    memory is one image plus some 100 bytes per lesion pixel.
+    memory is one image plus some 200 bytes per lesion pixel.
     Raises ValueError and MetricError as `counted_pixels` does, MetricError also where no pixel is
     lesion or all are.
     """
     pool = gather_lesions(cases)
-    kept = np.unique(np.linspace(0, pool.steps.size - 1, max_thresholds).round().astype(int))[::-1]
+    U = pool.steps.size
+    thresholds = np.unique(np.linspace(0, U - 1, max_thresholds).round().astype(int))[::-1]
     low, high = pool.score_range
     edges = np.linspace(low, high if high > low else low + 1.0, bins + 1)
-    above, tied = np.zeros(pool.steps.size, np.int64), np.zeros(pool.steps.size, np.int64)
     histogram = ScoreHistogram(edges, np.zeros(bins, np.int64), np.zeros(bins, np.int64))
-    rows, n_background = [], []
-    for case, step_of, share in zip(cases, pool.step_of, pool.shares, strict=True):
+    at_or_above, exactly, totals = np.zeros((3, U)), np.zeros((3, U)), np.zeros(3)
+    found = []
+    per_image = zip(cases, pool.step_of, pool.shares, pool.n_regions, strict=True)
+    for case, step_of, shares, n_regions in per_image:
         scores, labels = pixel_scores(case)
-        at, tied_here = count_background(scores[~labels], pool.steps)
-        above += at
-        tied += tied_here
-        lesion_at = np.bincount(step_of, minlength=pool.steps.size)
-        share_at = np.bincount(step_of, weights=share, minlength=pool.steps.size)
-        tables = ((lesion_at, lesion_at), (at, tied_here), (share_at, share_at))
-        rows.append(
-            [around(from_above(counts), exactly)[kept].ravel() for counts, exactly in tables]
-        )
-        n_background.append(labels.size - step_of.size)
+        n_lesion = np.bincount(step_of, minlength=U)
+        share = np.bincount(step_of, weights=shares, minlength=U)
+        between, tied = count_background(scores[~labels], pool.steps)
+        here = reverse_cumsum(np.stack([n_lesion, between, share]))
+        here_exactly = np.stack([n_lesion, tied, share])
+        here_totals = np.array([step_of.size, labels.size - step_of.size, n_regions], float)
+        found.append(operating_points(here, here_exactly, here_totals, thresholds))
+        at_or_above += here
+        exactly += here_exactly
+        totals += here_totals
         histogram.lesion[:] += np.histogram(scores[labels], edges)[0]
         histogram.background[:] += np.histogram(scores[~labels], edges)[0]
-    if not any(n_background):
+    if totals[1] == 0:
         raise MetricError("all pixels that count are lesion: AUROC needs background too")
-    n_lesion = [step_of.size for step_of in pool.step_of]
-    totals = np.stack([n_lesion, n_background, pool.n_regions], axis=1)
-    counts = ThresholdCounts(*(np.stack(column) for column in zip(*rows, strict=True)), totals)
-    auroc, ap, pro = exact_areas(pool, from_above(above), tied, sum(n_background))
-    return PooledMetrics(auroc, ap, pro, counts, histogram)
+    every_step = np.arange(U)[::-1]
+    pooled = operating_points(at_or_above, exactly, totals, every_step)
+    areas = curve_areas(curves(pooled[None]))
+    return PooledMetrics(**areas, found=np.stack(found), histogram=histogram)
 
 
 def gather_lesions(cases: Iterable[PixelCase]) -> LesionPixels:
@@ -138,7 +134,7 @@ def gather_lesions(cases: Iterable[PixelCase]) -> LesionPixels:
     steps, step_of = np.unique(np.concatenate(scores_of), return_inverse=True)
     ends = np.cumsum([scores.size for scores in scores_of])[:-1]
     score_range = (min(extremes), max(extremes))
-    return LesionPixels(steps, np.split(step_of, ends), shares, np.array(n_regions), score_range)
+    return LesionPixels(steps, np.split(step_of, ends), shares, n_regions, score_range)
 
 
 def region_shares(case: PixelCase) -> tuple[np.ndarray, int]:
@@ -155,62 +151,43 @@ def region_shares(case: PixelCase) -> tuple[np.ndarray, int]:
 def count_background(background: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of the scores (N,), those from each step (U,) up to the next, and those equal to the step."""
     reached = np.searchsorted(steps, background, side="right")  # number of steps <= score
-    at = np.bincount(reached, minlength=steps.size + 1)[1:]
+    between = np.bincount(reached, minlength=steps.size + 1)[1:]
     equal = background == steps[reached - 1]  # reached 0 wraps to the top step, which is larger
-    return at, np.bincount(reached[equal] - 1, minlength=steps.size)
+    return between, np.bincount(reached[equal] - 1, minlength=steps.size)
 
 
-def from_above(counts: np.ndarray) -> np.ndarray:
-    """Sums counts (U,) from the end: what lies at or above each step."""
-    return counts[::-1].cumsum()[::-1]
+def reverse_cumsum(counts: np.ndarray) -> np.ndarray:
+    """Sums counts (..., U) from the end: what lies at or above each step."""
+    return counts[..., ::-1].cumsum(axis=-1)[..., ::-1]
 
 
-def around(at_or_above: np.ndarray, exactly: np.ndarray) -> np.ndarray:
-    """(U, 2) counts above, and at or above, each step."""
-    return np.stack([at_or_above - exactly, at_or_above], axis=1)
+def operating_points(
+    at_or_above: np.ndarray, exactly: np.ndarray, totals: np.ndarray, thresholds: np.ndarray
+) -> np.ndarray:
+    """(3, P) counts from none over `thresholds` (K,), places in the steps, to all.
 
-
-def exact_areas(
-    pool: LesionPixels, above: np.ndarray, tied: np.ndarray, n_background: int
-) -> tuple[float, float, float]:
-    """AUROC, AP and PRO. above, tied: (U,) background pixels at or above, and at, each step.
-
-    A lesion pixel lifts the curves between the false positive rates just above its score and at it,
-    linearly where background pixels tie with it.
+    at_or_above, exactly: (3, U) counts by step; totals: (3,).
     """
-    step_of = np.concatenate(pool.step_of)
-    lesion_at = np.bincount(step_of)
-    share_at = np.bincount(step_of, weights=np.concatenate(pool.shares))
-    start, end = (above - tied) / n_background, above / n_background
-    found = from_above(lesion_at)
-    auroc = (lesion_at * (1 - (start + end) / 2)).sum() / lesion_at.sum()
-    ap = (lesion_at * found / (found + above)).sum() / lesion_at.sum()
-    limit = PRO_MAX_FPR
-    within = np.clip(limit - start, 0, None)  # width of the area that lies right of the step
-    ramp = np.minimum(within, end - start)
-    risen = np.divide(ramp, end - start, out=np.ones_like(ramp), where=end > start)
-    area = within - ramp + ramp * risen / 2
-    pro = (share_at * area).sum() / (pool.n_regions.sum() * limit)
-    return float(auroc), float(ap), float(pro)
+    at = at_or_above[:, thresholds]
+    above_and_at = np.stack([at - exactly[:, thresholds], at], axis=2).reshape(3, -1)
+    return np.concatenate([np.zeros((3, 1)), above_and_at, totals[:, None]], axis=1)
 
 
-def curves(counts: ThresholdCounts, draw: np.ndarray | None = None) -> Curves:
-    """Curves over all images, or over drawn image numbers (m,), which may repeat.
+def curves(found: np.ndarray, draw: np.ndarray | None = None) -> Curves:
+    """Curves of the counts `found` (n, 3, P) over all images, or over drawn numbers (m,).
 
-    False positive rate, true positive rate, mean region overlap and precision, from no pixel found
-    (precision 1 by convention) to all. NaN where the drawn images lack lesion or background.
+    A drawn number may repeat. False positive rate, true positive rate, mean region overlap and
+    precision, from no pixel found (precision 1 by convention) to all. NaN where the drawn images
+    lack lesion or background.
     """
-    n = len(counts.totals)
+    n = len(found)
     weights = np.ones(n) if draw is None else np.bincount(draw, minlength=n).astype(float)
-    n_lesion, n_background, n_regions = weights @ counts.totals
-    lesion, background, overlap = (weights @ table for table in counts[:3])
-    lesion = np.concatenate([[0], lesion, [n_lesion]])
-    background = np.concatenate([[0], background, [n_background]])
-    overlap = np.concatenate([[0], overlap, [n_regions]])
+    lesion, background, regions = np.tensordot(weights, found, axes=1)
     with np.errstate(invalid="ignore"):  # 0 / 0 is NaN, as promised
         precision = lesion / np.maximum(lesion + background, 1)
         precision[0] = 1.0
-        return Curves(background / n_background, lesion / n_lesion, overlap / n_regions, precision)
+        rates = (background / background[-1], lesion / lesion[-1], regions / regions[-1])
+        return Curves(*rates, precision)
 
 
 def curve_areas(curve: Curves) -> dict[str, float]:
@@ -218,27 +195,26 @@ def curve_areas(curve: Curves) -> dict[str, float]:
     if not np.isfinite(curve.fpr[-1] + curve.tpr[-1]):
         return {"auroc": np.nan, "ap": np.nan, "pro": np.nan}
     end = int(np.argmax(curve.fpr >= PRO_MAX_FPR))  # the first point at or past the limit
-    (x0, x1), (y0, y1) = curve.fpr[end - 1 : end + 1], curve.overlap[end - 1 : end + 1]
     fpr = np.append(curve.fpr[:end], PRO_MAX_FPR)
-    overlap = np.append(curve.overlap[:end], y0 + (y1 - y0) * (PRO_MAX_FPR - x0) / (x1 - x0))
+    overlap = np.interp(fpr[-1:], curve.fpr[end - 1 : end + 1], curve.overlap[end - 1 : end + 1])
     precision = curve.precision[1:].copy()
     precision[::2] = (precision[::2] + curve.precision[:-1:2]) / 2  # from threshold to threshold
     return {
         "auroc": trapezoid(curve.fpr, curve.tpr),
         "ap": float((np.diff(curve.tpr) * precision).sum()),
-        "pro": trapezoid(fpr, overlap) / PRO_MAX_FPR,
+        "pro": trapezoid(fpr, np.append(curve.overlap[:end], overlap)) / PRO_MAX_FPR,
     }
 
 
 def pooled_intervals(pooled: PooledMetrics, *, n_resamples: int, seed: int) -> dict[str, Interval]:
     """The exact AUROC, AP and PRO with 95 % bootstrap intervals over images.
 
-    The draws are evaluated at the kept thresholds only, which shifts them by less than 1 / K.
+    The draws are evaluated at K thresholds only, which shifts them by less than 1 / K.
     """
     return bootstrap_intervals(
         {name: getattr(pooled, name) for name in ("auroc", "ap", "pro")},
-        lambda draw: curve_areas(curves(pooled.counts, draw)),
-        len(pooled.counts.totals),
+        lambda draw: curve_areas(curves(pooled.found, draw)),
+        len(pooled.found),
         n_resamples=n_resamples,
         seed=seed,
     )
