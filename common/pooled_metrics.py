@@ -64,7 +64,7 @@ class PooledMetrics(NamedTuple):
     @property
     def totals(self) -> tuple[int, int, int]:
         """Lesion pixels, other pixels and lesion regions of all images."""
-        return tuple(int(round(total)) for total in self.found[:, :, -1].sum(axis=0))
+        return tuple(round(total) for total in self.found[:, :, -1].sum(axis=0))
 
 
 class Curves(NamedTuple):

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from common.checkpoint import save_text_atomic
 from common.config import REPOSITORY
 from common.images import read_image, write_image
-from common.metrics import Interval, binary_intervals
+from common.metrics import Interval, binary_intervals, format_interval
 from demos.baselines import IMAGE_BASELINES
 from demos.data.clothes import GROUPS, OTHER_CLASSES
 from diffusion_models.dissolve import load_dissolver
@@ -163,8 +163,7 @@ def _cell(intervals: Sequence[Interval]) -> str:
     if len(intervals) > 1:
         values = [interval.value for interval in intervals]
         return f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
-    value, low, high = intervals[0]
-    return f"{value:.3f}" + (f" [{low:.3f}, {high:.3f}]" if low is not None else "")
+    return format_interval(intervals[0])
 
 
 def findings(rows: Sequence[Row], pairs: Sequence[tuple[str, str]]) -> list[str]:

@@ -24,7 +24,7 @@ from torch import Tensor
 from common.checkpoint import save_text_atomic
 from common.errors import UserError
 from common.figures import SheetRow, contact_sheet
-from common.metrics import Interval, mean_intervals, score_heatmap
+from common.metrics import Interval, format_interval, mean_intervals, score_heatmap
 from demos.baselines import BASELINES
 from inpainter.heatmap_folder import list_heatmaps, read_heatmap
 
@@ -119,12 +119,8 @@ def format_table(rows: Sequence[Row]) -> str:
 
 
 def _cell(interval: Interval, by_seed: Sequence[float]) -> str:
-    text = f"{interval.value:.3f}"
-    if len(by_seed) > 1:
-        text += f" ± {np.std(by_seed, ddof=1):.3f}"
-    if interval.low is not None:
-        text += f" [{interval.low:.3f}, {interval.high:.3f}]"
-    return text
+    deviation = np.std(by_seed, ddof=1) if len(by_seed) > 1 else None
+    return format_interval(interval, deviation=deviation)
 
 
 def save_results(

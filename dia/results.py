@@ -18,7 +18,7 @@ from sklearn.metrics import roc_curve
 from common.checkpoint import save_text_atomic
 from common.figures import roc_curves, score_histogram
 from common.files import write_atomic
-from common.metrics import Interval, binary_intervals
+from common.metrics import Interval, binary_intervals, format_interval
 
 HISTOGRAM_BINS = 40
 
@@ -80,21 +80,13 @@ def table(results: Mapping[str, Results], *, selected_by: str) -> str:
     rows = {name: None for result in results.values() for name in result.by_set}
     lines = ["AUROC (normal vs.)".ljust(22) + "".join(f"{score:>28}" for score in results)]
     for row in rows:
-        cells = [_cell(result.by_set.get(row)) for result in results.values()]
+        cells = [format_interval(result.by_set.get(row), 4) for result in results.values()]
         lines.append(row.ljust(22) + "".join(f"{cell:>28}" for cell in cells))
     means = [f"{result.one_class_mean:.4f}" for result in results.values()]
     lines.append("one_class_mean".ljust(22) + "".join(f"{cell:>28}" for cell in means))
-    pooled = [_cell(result.pooled) for result in results.values()]
+    pooled = [format_interval(result.pooled, 4) for result in results.values()]
     lines.append("pooled".ljust(22) + "".join(f"{cell:>28}" for cell in pooled))
     return "\n".join([*lines, f"Checkpoint chosen by: {selected_by}"])
-
-
-def _cell(interval: Interval | None) -> str:
-    if interval is None:
-        return "-"
-    if interval.low is None:
-        return f"{interval.value:.4f}"
-    return f"{interval.value:.4f} [{interval.low:.4f}, {interval.high:.4f}]"
 
 
 def deciles(name: str, scores: np.ndarray) -> str:

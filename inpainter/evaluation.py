@@ -4,7 +4,7 @@ Larger heatmap values are more anomalous, as predict_heatmap.py writes them.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -21,12 +21,13 @@ from common.metrics import (
     Interval,
     PixelCase,
     binary_intervals,
+    binary_score,
     mean_intervals,
     pixel_scores,
-    score_heatmap,
 )
-from common.pooling import PooledMetrics, pool_pixels, pooled_intervals
+from common.pooled_metrics import PooledMetrics, pool_pixels, pooled_intervals
 from inpainter.heatmap_folder import (
+    HEATMAP_LIST,
     LEFT_OUT,
     EvaluationError,
     HeatmapEntry,
@@ -67,6 +68,9 @@ class EvaluationSettings:
     """Seed of the bootstrap."""
 
     def __post_init__(self) -> None:
+        for name in ("heatmap_dir", "annotations", "ignore_masks", "image_dir"):
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, Path(getattr(self, name)))
         grey = self.inside_tissue
         if grey is not None and not 0 <= grey < 1:
             raise EvaluationError(f"inside_tissue must be a grey value in [0, 1), got {grey}")
@@ -115,39 +119,33 @@ class MetricResult:
 
 @dataclass(frozen=True)
 class Sources:
-    """Where an image's heatmap and labels come from."""
+    """Where the images' labels come from."""
 
+    settings: EvaluationSettings
     annotations: Annotations
     ignore_masks: MaskAnnotations | None
-    image_dir: Path | None
-    inside_tissue: float | None
-    white_value: int | None = None
 
     def read(self, entry: HeatmapEntry) -> PixelCase:
         """Reads one heatmap with its labels. Raises one of UNUSABLE, naming the file."""
         heatmap = read_heatmap(entry.file)
-        size = heatmap.shape
+        size, grey = heatmap.shape, self.settings.inside_tissue
         ignored = np.zeros(size, dtype=bool)
         if self.ignore_masks is not None:
             ignored |= self.ignore_masks.labels(entry.image, size)
-        if self.inside_tissue is not None:
-            ignored |= self.grey(entry.image, size) <= self.inside_tissue
+        if grey is not None:
+            ignored |= self.grey_values(entry.image, size) <= grey
         return PixelCase(heatmap, self.annotations.labels(entry.image, size), ignored)
 
-    def grey(self, image: str, size: tuple[int, int]) -> np.ndarray:
-        """Grey values (H, W). Raises EvaluationError unless the image has its heatmap's size."""
-        grey = read_image(self.image_dir / image, 1, white_value=self.white_value)[0].numpy()
+    def grey_values(self, image: str, size: tuple[int, int]) -> np.ndarray:
+        """(H, W) in [0, 1]. Raises EvaluationError unless the image has its heatmap's size."""
+        path = self.settings.image_dir / image
+        grey = read_image(path, 1, white_value=self.settings.white_value)[0].numpy()
         if grey.shape != size:
             raise EvaluationError(
-                f"{self.image_dir / image} is {grey.shape} pixels (height, width), its heatmap "
-                f"{size}. Is --image_dir the folder that was scored?"
+                f"{path} is {grey.shape} pixels (height, width), its heatmap {size}. Is "
+                "--image_dir the folder that was scored?"
             )
         return grey
-
-    def check_sizes(self, image: str, case: PixelCase) -> None:
-        """The same where the images are known and reading the case has not compared them yet."""
-        if self.image_dir is not None and self.inside_tissue is None:
-            self.grey(image, case.heatmap.shape)
 
 
 @dataclass(frozen=True)
@@ -175,27 +173,34 @@ class Evaluation:
 def evaluate_heatmaps(settings: EvaluationSettings) -> Evaluation:
     """Compares every heatmap of a folder with the annotations.
 
-    Raises EvaluationError, AnnotationError as the functions below do.
+    Raises EvaluationError, and AnnotationError where annotations do not match the images.
     """
+    if settings.image_dir is not None and not settings.image_dir.is_dir():
+        raise EvaluationError(f"No folder of images {settings.image_dir}. Correct --image_dir.")
     by_metric = list_heatmaps(settings.heatmap_dir)
     images = dict.fromkeys(entry.image for entries in by_metric.values() for entry in entries)
     unscored = {
         image: why for image, why in left_out(settings.heatmap_dir).items() if image not in images
     }
-    sources = find_sources(settings, [*images, *unscored])
-    unscored = {i: why for i, why in unscored.items() if i in sources.annotations.of_image}
+    known, unknown = [*images, *unscored], settings.on_unknown_image
+    remedy = "skip such annotations with --on_unknown_image skip"
+    annotations = read_annotations(settings.annotations, known, on_unknown=unknown, remedy=remedy)
+    ignore_masks = None
+    if settings.ignore_masks is not None:
+        ignore_masks = find_masks(settings.ignore_masks, known, on_unknown=unknown, remedy=remedy)
+    sources = Sources(settings, annotations, ignore_masks)
+    unscored = {image: why for image, why in unscored.items() if image in annotations.of_image}
     if unscored:
         report_unscored(unscored, settings)
-    results = [evaluate_metric(entries, sources, settings) for entries in by_metric.values()]
+    results = [evaluate_metric(entries, sources) for entries in by_metric.values()]
     return Evaluation(settings, sources, results, unscored)
 
 
 def report_unscored(unscored: dict[str, str], settings: EvaluationSettings) -> None:
     """Says that annotated images have no heatmap; raises EvaluationError if that is an error."""
-    names = ", ".join(map(escaped, list(unscored)[:5])) + (" …" if len(unscored) > 5 else "")
     message = (
         f"{len(unscored)} annotated images have no heatmap, for predict_heatmap.py left them out "
-        f"({settings.heatmap_dir / LEFT_OUT} says why): {names}"
+        f"({settings.heatmap_dir / LEFT_OUT} says why): {first_names(unscored)}"
     )
     if settings.on_unknown_image == "error":
         raise EvaluationError(
@@ -205,80 +210,79 @@ def report_unscored(unscored: dict[str, str], settings: EvaluationSettings) -> N
     LOG.warning("%s", message)
 
 
-def find_sources(settings: EvaluationSettings, images: Sequence[str]) -> Sources:
-    """Opens annotations and ignore masks of these images.
-
-    Raises AnnotationError where they do not match, EvaluationError for a missing folder of images.
-    """
-    unknown = settings.on_unknown_image
-    remedy = "skip such annotations with --on_unknown_image skip"
-    annotations = read_annotations(settings.annotations, images, on_unknown=unknown, remedy=remedy)
-    ignore_masks = None
-    if settings.ignore_masks is not None:
-        ignore_masks = find_masks(settings.ignore_masks, images, on_unknown=unknown, remedy=remedy)
-    if settings.image_dir is not None and not settings.image_dir.is_dir():
-        raise EvaluationError(f"No folder of images {settings.image_dir}. Correct --image_dir.")
-    images = (settings.image_dir, settings.inside_tissue, settings.white_value)
-    return Sources(annotations, ignore_masks, *images)
+def first_names(images: Iterable[str]) -> str:
+    """The first five names, and a sign that there are more."""
+    names = list(map(escaped, images))
+    return ", ".join(names[:5]) + ", …" * (len(names) > 5)
 
 
-def evaluate_metric(
-    entries: Sequence[HeatmapEntry], sources: Sources, settings: EvaluationSettings
-) -> MetricResult:
+def evaluate_metric(entries: Sequence[HeatmapEntry], sources: Sources) -> MetricResult:
     """Compares all heatmaps of one metric with their labels.
 
     Raises EvaluationError where no image with a lesion can be evaluated, and for the first bad
     image if on_bad_image is error.
     """
-    metric = entries[0].metric
+    settings, metric = sources.settings, entries[0].metric
     usable, rows, excluded = [], [], {}
     for entry in tqdm(entries, desc=metric, leave=False, disable=None):
         try:
-            case = sources.read(entry)
-            sources.check_sizes(entry.image, case)
-            rows.append(score_image(entry, case))
+            rows.append(evaluate_image(entry, sources))
+            usable.append(entry)
         except UNUSABLE as error:
             name, reason = escaped(entry.image), str(error) or type(error).__name__
             if settings.on_bad_image == "error":
                 raise EvaluationError(f"{name}, {metric}: {reason}") from error
             LOG.warning("left out: %s, %s: %s", name, metric, reason)
             excluded[entry.image] = reason
-        else:
-            usable.append(entry)
     scored = [row for row in rows if row.auroc is not None]
     if not scored:
-        left = f"{len(excluded)} left out: {next(iter(excluded.values()))}" if excluded else ""
+        if excluded:
+            reason = f"{len(excluded)} left out: {next(iter(excluded.values()))}"
+        else:
+            table = settings.heatmap_dir / HEATMAP_LIST
+            reason = (
+                f"Does {settings.annotations} mark the lesions of these images, by the names in "
+                f"{table}?"
+            )
         raise EvaluationError(
-            f"{metric}: none of {len(entries)} images has a lesion that can be evaluated. "
-            + (left or f"Does {settings.annotations} mark the lesions of these images, by the "
-               f"names in {settings.heatmap_dir / 'heatmaps.csv'}?")
-        )  # fmt: skip
-    per_image = {name: [getattr(row, name) for row in scored] for name in ("auroc", "ap")}
+            f"{metric}: none of {len(entries)} images has a lesion that can be evaluated. {reason}"
+        )
     draws = {"n_resamples": settings.n_resamples, "seed": settings.seed}
     pixels = pool_pixels(StoredCases(sources, usable))
     labels = np.array([row.has_lesion for row in rows])
     maxima = np.array([row.max_score for row in rows])
+    per_image = {name: [getattr(row, name) for row in scored] for name in ("auroc", "ap")}
     return MetricResult(
-        metric,
-        rows,
-        usable,
-        excluded,
-        mean_intervals(per_image, **draws),
-        pooled_intervals(pixels, **draws),
-        None if labels.all() else binary_intervals(labels, maxima, **draws),
-        pixels,
-    )  # fmt: skip
+        metric=metric,
+        rows=rows,
+        entries=usable,
+        excluded=excluded,
+        per_image=mean_intervals(per_image, **draws),
+        pooled=pooled_intervals(pixels, **draws),
+        image_level=None if labels.all() else binary_intervals(labels, maxima, **draws),
+        pixels=pixels,
+    )
 
 
-def score_image(entry: HeatmapEntry, case: PixelCase) -> ImageRow:
-    """The numbers of one image. Raises MetricError, EvaluationError where it has none."""
+def evaluate_image(entry: HeatmapEntry, sources: Sources) -> ImageRow:
+    """The numbers of one image. Raises one of UNUSABLE where it has none."""
+    case, settings = sources.read(entry), sources.settings
+    if settings.image_dir is not None and settings.inside_tissue is None:
+        sources.grey_values(entry.image, case.heatmap.shape)  # compares the sizes
     scores, labels = pixel_scores(case)
     if case.segmentation.any() and not labels.any():
         raise EvaluationError("all its lesion pixels are ignored, so it is no normal image either")
     both = labels.any() and not labels.all()
-    auroc, ap = score_heatmap(*case) if both else (None, None)
+    auroc, ap = binary_score(labels, scores) if both else (None, None)
     low, high = float(scores.min()), float(scores.max())
-    n_lesion = int(labels.sum())
     return ImageRow(
-        *entry[:2], n_lesion > 0, auroc, ap, high, n_lesion, labels.size, low == high
-    )  # fmt: skip
+        image=entry.image,
+        metric=entry.metric,
+        has_lesion=bool(labels.any()),
+        auroc=auroc,
+        ap=ap,
+        max_score=high,
+        lesion_pixels=int(labels.sum()),
+        pixels=labels.size,
+        constant=low == high,
+    )

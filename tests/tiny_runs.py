@@ -60,7 +60,7 @@ SMALL = (
 PATIENCE = 600
 """Seconds that a test waits for another process: only one that hangs takes so long."""
 PRELOADED = [
-    *("inpainter.training", "inpainter.prediction", "inpainter.evaluation_plots"),
+    *("inpainter.training", "inpainter.prediction", "inpainter.evaluation_report"),
     *("dia.training", "dia.evaluate", "diffusion_models.training", "diffusion_models.drawing"),
     *("torch.utils.tensorboard", "pydicom", "tifffile"),
 ]
