@@ -13,13 +13,18 @@ from torch import Tensor
 from dia.scoring import CsiReference
 from dia.shifts import rotate
 from dia.views import Draws
-from diffusion_models.blocks import ChannelNorm, LinearAttention, StandardisedConv2d, split_heads
 from diffusion_models.diffusion import GaussianDiffusion
+from diffusion_models.unet import (
+    LayerNorm2d,
+    LinearAttention,
+    WeightStandardizedConv2d,
+    split_heads,
+)
 
 EPSILON = 1e-5
 
 
-class LoopConv2d(StandardisedConv2d):
+class LoopConv2d(WeightStandardizedConv2d):
     """Mean and variance of the kernels taken one after the other, at every call."""
 
     def standardised_kernels(self) -> Tensor:
@@ -28,7 +33,7 @@ class LoopConv2d(StandardisedConv2d):
         return (self.weight - mean) * (variance + EPSILON).rsqrt()
 
 
-class LoopChannelNorm(ChannelNorm):
+class LoopLayerNorm2d(LayerNorm2d):
     """The norm spelt out."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -50,8 +55,8 @@ class LoopLinearAttention(LinearAttention):
 
 
 LOOP_LAYERS = {
-    StandardisedConv2d: LoopConv2d,
-    ChannelNorm: LoopChannelNorm,
+    WeightStandardizedConv2d: LoopConv2d,
+    LayerNorm2d: LoopLayerNorm2d,
     LinearAttention: LoopLinearAttention,
 }
 

@@ -46,12 +46,13 @@ def build_negatives(config: DiaConfig, device: torch.device) -> NegativeViewConf
     if kind.view == "diffusion" and settings.mode == "simclr_DIA":
         dissolve = load_dissolver(
             resolve_path(settings.diffusion_model_path, "contrastive.diffusion_model_path"),
+            device=device,
             weights=settings.dissolve_weights,
             dissolve_range=settings.dissolve_range,
             image_size=settings.diff_resolution,
         )
         width = dissolve.diffusion.model.init_conv.out_channels
-        dissolve = dissolve.to(device, memory_format=layout_for(device, width))
+        dissolve = dissolve.to(memory_format=layout_for(device, width))
         check_dissolving(settings, dissolve)
         last_step = dissolve.diffusion.steps - 1
     return NegativeViewConfig(

@@ -79,7 +79,7 @@ def dissolving_macs(config: DiaConfig) -> Macs:
             unet = Unet()
     else:
         path = resolve_path(settings.diffusion_model_path, "contrastive.diffusion_model_path")
-        unet = load_dissolver(path).diffusion.model.to("meta")
+        unet = load_dissolver(path, device="cpu").diffusion.model.to("meta")
     side = settings.diff_resolution
     image = torch.empty(1, 3, side, side, device="meta")
     step = torch.zeros(1, dtype=torch.int64, device="meta")

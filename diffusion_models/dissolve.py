@@ -1,8 +1,14 @@
-"""Loading a diffusion checkpoint as a dissolver: the one thing of this package that `dia` imports.
+"""Dissolving images with a trained diffusion model.
 
-B images, C channels, H W pixels.
+    from diffusion_models.dissolve import load_dissolver
+
+    dissolver = load_dissolver("runs/ddpm")  # a run folder or a model-N.pt, ours or published
+    dissolved = dissolver(images, step=100)  # (B, 3, H, W) in [0, 1]
+
+B images, C channels, H W pixels, T steps.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,16 +26,18 @@ from common.checkpoint import (
 )
 from common.config import ConfigError
 from common.datasets import Fit
-from diffusion_models.blocks import StandardisedConv2d
+from common.runtime import resolve_device
 from diffusion_models.diffusion import GaussianDiffusion
 from diffusion_models.settings import DissolveRange, Weights
-from diffusion_models.unet import Unet
+from diffusion_models.unet import Unet, WeightStandardizedConv2d
 
 LARGEST_SIDE = 2**16
+EMA_PREFIX = "ema_model."
+"""Of averaged weights in a checkpoint: the layout of the published Trainer's EMA wrapper."""
 
 
 class Dissolver(nn.Module):
-    """dissolve(images, t): a frozen diffusion model's x0 estimate, one network call, no noise.
+    """dissolver(images, step): a frozen diffusion model's x0 estimate, one network call, no noise.
 
     It takes the model over: the kernels are standardised once, here, so it cannot train any more.
     """
@@ -44,72 +52,137 @@ class Dissolver(nn.Module):
         super().__init__()
         self.diffusion = diffusion.eval().requires_grad_(False)
         for layer in diffusion.modules():
-            if isinstance(layer, StandardisedConv2d):
+            if isinstance(layer, WeightStandardizedConv2d):
                 layer.freeze()
         self.image_size = image_size
         """Side in pixels of the images it was trained on; None where the checkpoint lacks it."""
         self.dissolve_range = dissolve_range
 
-    @torch.no_grad()
-    def forward(self, images: Tensor, t: int | Tensor) -> Tensor:
-        """Dissolves images (B, C, H, W) in [0, 1] at step t (one for all, or (B,) integers).
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.diffusion.betas.device
 
+    @torch.no_grad()
+    def forward(self, images: Tensor, step: int | Tensor) -> Tensor:
+        """Dissolves images (B, C, H, W) in [0, 1] at a step in 0 … T - 1; larger dissolves more.
+
+        step: one for all images, or (B,) integers. The result has the images' shape and device.
         With the range "unit", as published, the network sees [0, 1] though it was trained on
         [-1, 1], and the result, clamped to [-1, 1], is taken as it is. "signed" maps both ways, so
         the result is in [0, 1].
         """
-        steps = torch.as_tensor(t, device=images.device).long().expand(images.shape[0])
         last = self.diffusion.steps - 1
-        if isinstance(t, int) and not 0 <= t <= last:
-            raise ValueError(f"the dissolving step must be in 0 … {last}, got {t}")
-        if self.dissolve_range == "unit":
-            return self.diffusion.dissolve(images, steps)
-        return (self.diffusion.dissolve(2 * images - 1, steps) + 1) / 2
+        if isinstance(step, int) and not 0 <= step <= last:
+            raise ValueError(f"the dissolving step must be in 0 … {last}, got {step}")
+        t = torch.as_tensor(step, device=self.device).long().expand(images.shape[0])
+        x = self.to_model_range(images.to(self.device))
+        return self.from_model_range(self.diffusion.dissolve(x, t)).to(images.device)
+
+    def to_model_range(self, images: Tensor) -> Tensor:
+        """Images in [0, 1] as the model is given them."""
+        return 2 * images - 1 if self.dissolve_range == "signed" else images
+
+    def from_model_range(self, images: Tensor) -> Tensor:
+        """What the model returns, as images."""
+        return (images + 1) / 2 if self.dissolve_range == "signed" else images
 
 
 def load_dissolver(
-    path: Path,
+    path: str | Path,
     *,
+    device: str | torch.device = "auto",
     weights: Weights = "raw",
     dissolve_range: DissolveRange = "unit",
     dilation: int | None = None,
     image_size: int | None = None,
 ) -> Dissolver:
-    """Loads `model-N.pt` (ours or published) as a dissolver on the CPU.
+    """Loads a `model-N.pt` (ours or published), or the newest one of a run folder.
 
-    weights: "raw" as published, or "ema", the averaged ones. dilation and image_size: what the
-    caller expects; published checkpoints store neither (their dilation is 1 unless given here),
-    ours store both. Widths are read off the weights. Raises CheckpointError where the file is no
-    such checkpoint, lacks what is asked for, or contradicts it.
+    device: auto, cpu, cuda, cuda:1 or mps. weights: "raw" as published, or "ema", the averaged
+    ones. dissolve_range: see Dissolver.forward. dilation and image_size: what the caller expects;
+    published checkpoints store neither (their dilation is 1 unless given here), ours store both.
+    Widths are read off the weights. Raises CheckpointError where the file is no such checkpoint,
+    lacks what is asked for, or contradicts it.
     """
+    path = Path(path)
+    if path.is_dir():
+        path = newest_checkpoint(path)
     checkpoint = load_tensors(path)
     if not isinstance(checkpoint, Mapping) or "model" not in checkpoint:
         raise CheckpointError(
             f'{path} is no diffusion checkpoint: expected a dict with an entry "model" (model-N.pt '
             "of train_eval_ddpm.py)."
         )
-    stored_dilation = checkpoint.get("dilation", dilation or 1)
-    stored_size = checkpoint.get("image_size")
-    for name, stored, wanted in (
-        ("dilation", stored_dilation, dilation),
-        ("image size", stored_size, image_size),
-    ):
-        if stored is not None and wanted is not None and stored != wanted:
+    check_stored_sizes(checkpoint, dilation=dilation, image_size=image_size, source=str(path))
+    state = checkpoint_weights(checkpoint, weights, str(path))
+    dilation = checkpoint.get("dilation") or dilation or 1
+    diffusion = build_from_state(state, dilation=dilation, source=str(path))
+    image_size = checkpoint.get("image_size") or image_size
+    dissolver = Dissolver(diffusion, image_size=image_size, dissolve_range=dissolve_range)
+    return dissolver.to(resolve_device(device) if isinstance(device, str) else device)
+
+
+def checkpoints(folder: Path) -> dict[int, Path]:
+    """The files model-N.pt of a run folder by N."""
+    return {
+        int(match[1]): path
+        for path in Path(folder).glob("model-*.pt")
+        if (match := re.fullmatch(r"model-(\d+)\.pt", path.name))
+    }
+
+
+def newest_checkpoint(folder: Path) -> Path:
+    """The model-N.pt of the highest N; CheckpointError where there is none."""
+    by_number = checkpoints(folder)
+    if not by_number:
+        raise CheckpointError(
+            f"no model-N.pt in {folder}. Pass the run folder of a train_eval_ddpm.py --mode train."
+        )
+    return by_number[max(by_number)]
+
+
+def check_stored_sizes(
+    checkpoint: Mapping[str, Any], *, dilation: int | None, image_size: int | None, source: str
+) -> None:
+    """Raises CheckpointError where a checkpoint was trained with another dilation or image size.
+
+    Published checkpoints store neither; None expects nothing.
+    """
+    for key, expected in (("dilation", dilation), ("image_size", image_size)):
+        stored, name = checkpoint.get(key), key.replace("_", " ")
+        if stored is None:
+            continue
+        if type(stored) is not int or not 1 <= stored <= LARGEST_SIDE:
             raise CheckpointError(
-                f"{path} was trained with {name} {stored}, but {wanted} is asked for. Use "
-                f"{stored}, or a diffusion model trained at {wanted} (train_eval_ddpm.py "
-                "--image_size)."
-            )
-    for name, stored in (("dilation", stored_dilation), ("image size", stored_size)):
-        if stored is not None and (type(stored) is not int or not 1 <= stored <= LARGEST_SIDE):
-            raise CheckpointError(
-                f"{path}: {name} is {str(stored)[:40]!r}, expected a whole number of 1 … "
+                f"{source}: {name} is {str(stored)[:40]!r}, expected a whole number of 1 … "
                 f"{LARGEST_SIDE}. The file is damaged; copy it again."
             )
-    state = require_state_dict(_choose_weights(checkpoint, weights, path), f"{path}: {weights}")
-    require_finite_weights(state, f"{path}: {weights}")
-    diffusion = build_from_state(state, dilation=stored_dilation, source=str(path))
-    return Dissolver(diffusion, image_size=stored_size or image_size, dissolve_range=dissolve_range)
+        if expected is not None and stored != expected:
+            raise CheckpointError(
+                f"{source} was trained with {name} {stored}, but {expected} is asked for. Use "
+                f"{stored}, or a diffusion model trained at {expected} (train_eval_ddpm.py "
+                "--image_size)."
+            )
+
+
+def checkpoint_weights(
+    checkpoint: Mapping[str, Any], weights: Weights, source: str
+) -> dict[str, Tensor]:
+    """The raw or the averaged weights of a model-N.pt, by name; CheckpointError if not finite."""
+    entry = "model" if weights == "raw" else "ema"
+    state = checkpoint.get(entry)
+    if weights == "ema":
+        state = {
+            name.removeprefix(EMA_PREFIX): tensor
+            for name, tensor in (state.items() if isinstance(state, Mapping) else ())
+            if isinstance(name, str) and name.startswith(EMA_PREFIX)
+        }
+        if not state:
+            raise CheckpointError(f'{source} has no averaged weights ("ema"). Use the raw ones.')
+    state = require_state_dict(state, f"{source}: {entry}")
+    require_finite_weights(state, f"{source}: {entry}")
+    return state
 
 
 def build_from_state(
@@ -135,24 +208,6 @@ def build_from_state(
     return diffusion
 
 
-def _choose_weights(
-    checkpoint: Mapping[str, Any], weights: Weights, path: Path
-) -> Mapping[str, Any]:
-    if weights == "raw":
-        return checkpoint["model"]
-    prefix = "ema_model."  # the layout of the published Trainer's EMA wrapper
-    ema = checkpoint.get("ema", {})
-    ema = ema if isinstance(ema, Mapping) else {}
-    averaged = {
-        name.removeprefix(prefix): values
-        for name, values in ema.items()
-        if isinstance(name, str) and name.startswith(prefix)
-    }
-    if not averaged:
-        raise CheckpointError(f'{path} has no averaged weights ("ema"). Use the raw ones.')
-    return averaged
-
-
 def to_dissolving_size(images: Tensor, resolution: int, fit: Fit) -> Tensor:
     """Brings (B, C, H, W) to resolution²: by resizing, by a rim of zeros, or not at all.
 
@@ -160,39 +215,34 @@ def to_dissolving_size(images: Tensor, resolution: int, fit: Fit) -> Tensor:
     Raises ConfigError where they cannot be brought to it.
     """
     height, width = images.shape[-2:]
-    match fit:
-        case "resize":
-            return _resize(images, (resolution, resolution))
-        case "pad":
-            rims = [resolution - width, resolution - height]
-            if any(rim < 0 or rim % 2 for rim in rims):
-                raise ConfigError(
-                    f"cannot pad {height}×{width} images evenly to {resolution}²: the size at "
-                    "which the diffusion model works (image_size, diff_resolution) must be larger "
-                    "by an even number of pixels",
-                    key="contrastive.diff_resolution",
-                )
-            return F.pad(images, (rims[0] // 2, rims[0] // 2, rims[1] // 2, rims[1] // 2))
-        case "none":
-            if (height, width) != (resolution, resolution):
-                raise ConfigError(
-                    f"these images are dissolved at their own size, {height}×{width}, but "
-                    f"the diffusion model works at {resolution} (image_size, diff_resolution); set "
-                    f"it to {height}",
-                    key="contrastive.diff_resolution",
-                )
-            return images
-    raise ValueError(f"a fit is resize, pad or none, got {fit!r}")
+    if fit == "resize":
+        return _resize(images, (resolution, resolution))
+    if fit == "pad":
+        rims = [resolution - width, resolution - height]
+        if any(rim < 0 or rim % 2 for rim in rims):
+            raise ConfigError(
+                f"cannot pad {height}×{width} images evenly to {resolution}²: the size at which "
+                "the diffusion model works (image_size, diff_resolution) must be larger by an even "
+                "number of pixels",
+                key="contrastive.diff_resolution",
+            )
+        return F.pad(images, (rims[0] // 2, rims[0] // 2, rims[1] // 2, rims[1] // 2))
+    if (height, width) != (resolution, resolution):
+        raise ConfigError(
+            f"these images are dissolved at their own size, {height}×{width}, but the diffusion "
+            f"model works at {resolution} (image_size, diff_resolution); set it to {height}",
+            key="contrastive.diff_resolution",
+        )
+    return images
 
 
 def from_dissolving_size(images: Tensor, size: tuple[int, int], fit: Fit) -> Tensor:
     """Undoes to_dissolving_size: (B, C, resolution, resolution) → (B, C, *size)."""
-    match fit:
-        case "resize":
-            return _resize(images, size)
-        case "pad":
-            top, left = (images.shape[2] - size[0]) // 2, (images.shape[3] - size[1]) // 2
-            return images[:, :, top : top + size[0], left : left + size[1]]
+    if fit == "resize":
+        return _resize(images, size)
+    if fit == "pad":
+        top, left = (images.shape[2] - size[0]) // 2, (images.shape[3] - size[1]) // 2
+        return images[:, :, top : top + size[0], left : left + size[1]]
     return images
 
 

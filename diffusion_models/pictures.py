@@ -1,18 +1,143 @@
-"""Picture grids of a diffusion model: samples, and the same images dissolved further and further.
+"""Pictures of a diffusion model: what --mode eval and --mode sample write, and training shows.
 
-B images, C channels, H W pixels; pictures are (3, height, width) in [0, 1].
+B images, C channels, H W pixels; a picture is a grid of images, (3, height, width) in [0, 1].
 """
 
 from collections.abc import Sequence
-from copy import deepcopy
+from pathlib import Path
 
 import torch
 import torchvision
 from torch import Tensor
 
+from common.checkpoint import CheckpointError
+from common.config import require, resolve_path
+from common.datasets import dataset_row
+from common.image_batches import BadImages, ordered_batches, reading
+from common.image_sets import load_set
+from common.images import write_image
+from common.runtime import generator_for
 from diffusion_models.diffusion import GaussianDiffusion, gaussian_noise
-from diffusion_models.dissolve import Dissolver
-from diffusion_models.settings import DissolveRange
+from diffusion_models.dissolve import Dissolver, load_dissolver, to_dissolving_size
+from diffusion_models.settings import DdpmConfig, DiffusionConfig
+
+IMAGE_CHANNELS = 3
+EVAL_IMAGES = 64
+STRIP_IMAGES = 8
+
+
+def draw_dissolved(config: DdpmConfig) -> list[Path]:
+    """Writes input, x0 estimate and one-step sample at `steps`, and the dissolving strip: paths."""
+    settings = config.diffusion
+    dissolver = load_configured(config)
+    side = dissolver.image_size or settings.side
+    images = random_training_images(config, EVAL_IMAGES, side).to(dissolver.device)
+    generator = generator_for(config.seed, "eval noise")
+    pictures = one_step_pictures(
+        dissolver, images, settings.steps, local_noise=settings.local_randn, generator=generator
+    )
+    stem = f"ddpm_p_sample-{config.data.dataset}"
+    named = {f"{stem}-step_{settings.steps}-{name}.png": p for name, p in pictures.items()}
+    strip = dissolving_strip(dissolver, images[:STRIP_IMAGES], settings.strip_steps)
+    return _write(config, named | {f"{stem}-strip.png": strip})
+
+
+def draw_samples(config: DdpmConfig) -> list[Path]:
+    """Writes a grid of new images: its path."""
+    dissolver = load_configured(config)
+    side = dissolver.image_size or config.diffusion.side
+    generator = generator_for(config.seed, "samples")
+    picture = sample_picture(dissolver.diffusion, config.diffusion, side, generator)
+    return _write(config, {"ddpm_samples.png": picture})
+
+
+def load_configured(config: DdpmConfig) -> Dissolver:
+    """The configured checkpoint as a dissolver on the configured device."""
+    settings = config.diffusion
+    dissolver = load_dissolver(
+        resolve_path(settings.state_dict_path, "diffusion.state_dict_path"),
+        device=config.device,
+        weights=settings.ddpm_weights,
+        dissolve_range=settings.strip_range,
+        dilation=settings.dilation_factor if settings.dilation else None,
+        image_size=settings.image_size,
+    )
+    channels = dissolver.diffusion.model.channels
+    if channels != IMAGE_CHANNELS:
+        raise CheckpointError(
+            f"{settings.state_dict_path}: its diffusion model has {channels} channels; images here "
+            f"have {IMAGE_CHANNELS}"
+        )
+    check_steps(settings, dissolver)
+    return dissolver
+
+
+def check_steps(settings: DiffusionConfig, dissolver: Dissolver) -> None:
+    """Raises ConfigError where the checkpoint has no such step, or cannot take the image size."""
+    total, unet = dissolver.diffusion.steps, dissolver.diffusion.model
+    for name, steps in (("steps", (settings.steps,)), ("strip_steps", settings.strip_steps)):
+        wrong = [t for t in steps if t >= total]
+        what = f"must be below {total}, the steps of {settings.state_dict_path}"
+        require(not wrong, f"diffusion.{name}", wrong, what)
+    side = dissolver.image_size or settings.side
+    what = f"must be a multiple of {unet.shrinks_by} pixels, which the checkpoint's U-Net halves"
+    require(side % unet.shrinks_by == 0, "diffusion.image_size", side, what)
+
+
+def random_training_images(config: DdpmConfig, count: int, side: int) -> Tensor:
+    """Up to `count` images of any class of the training split: (B, 3, side, side) in [0, 1]."""
+    data = config.data
+    images = load_set(
+        data.dataset,
+        resolve_path(data.data_root, "data.data_root"),
+        "train",
+        refuse_grey=data.grey_images == "refuse",
+        white_value=data.white_value,
+    )
+    images.size = None  # the files' own size, resized once
+    order = torch.randperm(len(images), generator=generator_for(config.seed, "eval"))[:count]
+    bad, fit = BadImages(data.on_bad_image), dataset_row(data.dataset).fit
+    stream = ordered_batches(images.subset(order.numpy()), 1, data.num_workers, bad)
+    with reading(stream) as batches:
+        return torch.cat([to_dissolving_size(batch.images, side, fit) for batch in batches])
+
+
+@torch.no_grad()
+def one_step_pictures(
+    dissolver: Dissolver, images: Tensor, t: int, *, local_noise: bool, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """The input, the x0 estimate and the one-step sample of images (B, C, H, W), as pictures."""
+    noise = gaussian_noise(
+        tuple(images.shape), device=images.device, local=local_noise, generator=generator
+    )
+    previous, x0 = dissolver.diffusion.p_sample(dissolver.to_model_range(images), t, noise)
+    per_row = max(1, int(len(images) ** 0.5))
+    named = {
+        "input": images,
+        "x_start": dissolver.from_model_range(x0),
+        "pred_img": dissolver.from_model_range(previous),
+    }
+    return {name: image_grid(values, per_row) for name, values in named.items()}
+
+
+def dissolving_strip(dissolver: Dissolver, images: Tensor, steps: Sequence[int]) -> Tensor:
+    """One row per image (B, C, H, W), dissolved at each of the steps."""
+    columns = [dissolver(images, t) for t in steps]
+    rows = torch.stack(columns, dim=1).flatten(0, 1)  # (B·steps, C, H, W)
+    return image_grid(rows, len(steps))
+
+
+def sample_picture(
+    diffusion: GaussianDiffusion, settings: DiffusionConfig, side: int, generator: torch.Generator
+) -> Tensor:
+    """`num_samples` new images of side² pixels."""
+    images = diffusion.ddim_sample(
+        (settings.num_samples, diffusion.model.channels, side, side),
+        sampling_steps=min(settings.sampling_timesteps, diffusion.steps),
+        local_noise=settings.local_randn,
+        generator=generator,
+    )
+    return image_grid(images, max(1, int(settings.num_samples**0.5)))
 
 
 def image_grid(images: Tensor, per_row: int) -> Tensor:
@@ -20,52 +145,11 @@ def image_grid(images: Tensor, per_row: int) -> Tensor:
     return torchvision.utils.make_grid(images.clamp(0, 1).cpu(), nrow=per_row)
 
 
-def dissolving_strip(dissolver: Dissolver, images: Tensor, steps: Sequence[int]) -> Tensor:
-    """One row per image: dissolved at each of the steps. Images (B, C, H, W) in [0, 1]."""
-    columns = [dissolver(images, t) for t in steps]
-    rows = torch.stack(columns, dim=1).flatten(0, 1)  # (B·steps, C, H, W)
-    return image_grid(rows, len(steps))
-
-
-@torch.no_grad()
-def one_step_pictures(
-    dissolver: Dissolver, images: Tensor, t: int, *, local_noise: bool, generator: torch.Generator
-) -> dict[str, Tensor]:
-    """What --mode eval shows: the input, the x0 estimate and the one-step sample, as grids."""
-    diffusion: GaussianDiffusion = dissolver.diffusion
-    fed = 2 * images - 1 if dissolver.dissolve_range == "signed" else images
-    noise = gaussian_noise(
-        tuple(images.shape), device=images.device, local=local_noise, generator=generator
-    )
-    previous, x0 = diffusion.step_back(fed, t, noise)
-    if dissolver.dissolve_range == "signed":
-        previous, x0 = (previous + 1) / 2, (x0 + 1) / 2
-    per_row = max(1, int(len(images) ** 0.5))
-    named = {"input": images, "x_start": x0, "pred_img": previous}
-    return {name: image_grid(values, per_row) for name, values in named.items()}
-
-
-def sample_picture(
-    diffusion: GaussianDiffusion,
-    *,
-    n: int,
-    side: int,
-    sampling_steps: int,
-    local_noise: bool,
-    generator: torch.Generator,
-) -> Tensor:
-    """A grid of n new images."""
-    images = diffusion.sample(
-        (n, diffusion.model.channels, side, side),
-        sampling_steps=min(sampling_steps, diffusion.steps),
-        local_noise=local_noise,
-        generator=generator,
-    )
-    return image_grid(images, max(1, int(n**0.5)))
-
-
-def strip_dissolver(
-    diffusion: GaussianDiffusion, side: int, dissolve_range: DissolveRange
-) -> Dissolver:
-    """A dissolver of a copy of a model, which training can go on changing."""
-    return Dissolver(deepcopy(diffusion), image_size=side, dissolve_range=dissolve_range)
+def _write(config: DdpmConfig, pictures: dict[str, Tensor]) -> list[Path]:
+    """Into output_dir, or the working directory."""
+    folder = config.diffusion.output_dir
+    folder = Path.cwd() if folder is None else resolve_path(folder, "diffusion.output_dir")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, picture in pictures.items():
+        write_image(folder / name, picture)
+    return [folder / name for name in pictures]

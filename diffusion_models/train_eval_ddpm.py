@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, 
 from common.cli import add_common_arguments, add_flags, load_from_flags, run_script
 from common.config import config_to_yaml
 from common.runtime import tf32_products
-from diffusion_models.drawing import draw_dissolved, draw_samples
+from diffusion_models.pictures import draw_dissolved, draw_samples
 from diffusion_models.settings import DdpmConfig
 from diffusion_models.training import train
 

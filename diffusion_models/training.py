@@ -4,27 +4,29 @@ B images, C channels, H W pixels. Everything random of a step comes from (seed, 
 run goes on exactly as the uninterrupted one would have.
 """
 
+import itertools
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from common.checkpoint import (
     CheckpointError,
     load_module,
     load_optimiser,
     load_tensors,
-    require_finite_weights,
     require_mapping,
-    require_state_dict,
     save_atomic,
 )
-from common.config import config_to_dict, resolve_path
+from common.config import REPOSITORY, config_to_dict, resolve_path
+from common.datasets import DatasetError, Fit, dataset_row
 from common.image_batches import (
     BadImages,
     batches_per_epoch,
@@ -32,8 +34,8 @@ from common.image_batches import (
     ordered_batches,
     reading,
 )
-from common.image_sets import set_identity
-from common.run_log import RunLog
+from common.image_sets import ImageSet, Sample, load_set, set_identity
+from common.run_log import LAST_STEP, RunLog
 from common.runtime import (
     Processes,
     StopRequest,
@@ -46,17 +48,24 @@ from common.runtime import (
     seed_everything,
     tf32_products,
 )
-from common.training import open_run, require_finite, require_finite_training
-from diffusion_models.data import NormalImages, training_images
-from diffusion_models.diffusion import GaussianDiffusion, gaussian_noise
-from diffusion_models.pictures import dissolving_strip, sample_picture, strip_dissolver
-from diffusion_models.run_folder import (
+from common.training import (
     check_resumed,
-    events_folder,
-    new_folder,
-    newest_checkpoint,
+    open_run,
     refuse_to_overwrite,
+    require_finite,
+    require_finite_training,
 )
+from diffusion_models.diffusion import GaussianDiffusion, gaussian_noise
+from diffusion_models.dissolve import (
+    EMA_PREFIX,
+    Dissolver,
+    check_stored_sizes,
+    checkpoint_weights,
+    checkpoints,
+    newest_checkpoint,
+    to_dissolving_size,
+)
+from diffusion_models.pictures import dissolving_strip, sample_picture
 from diffusion_models.settings import DdpmConfig
 from diffusion_models.unet import Unet
 
@@ -67,8 +76,22 @@ STRIP_IMAGES = 4
 FLOAT_BYTES = 4
 LOWER_RATE = "Start a new run with a lower --train_lr or --clip_norm."
 
+WHERE = ("data.data_root", "diffusion.output_dir", "diffusion.state_dict_path")
+"""Where things lie, and what the first step began with; the images are known by their contents."""
+MACHINE = ("device", "data.num_workers")
+"""What computes, and how fast."""
+WRITTEN = (
+    *("diffusion.save_every", "diffusion.log_every", "diffusion.sampling_timesteps"),
+    *("diffusion.num_samples", "diffusion.steps", "diffusion.strip_steps", "diffusion.strip_range"),
+    *("diffusion.ddpm_weights", "data.on_bad_image", "data.resize_to"),
+)
+"""What is written, drawn or said; data.resize_to is train_dia.py's and eval.py's alone."""
+MAY_CHANGE = (*WHERE, *MACHINE, *WRITTEN, "diffusion.train_num_steps")
+"""What may differ when a run goes on; each change is named in the log. All else decides what is
+learnt and is refused."""
 
-class Trained(NamedTuple):
+
+class TrainResult(NamedTuple):
     """Where a run has left its checkpoints."""
 
     folder: Path
@@ -77,44 +100,213 @@ class Trained(NamedTuple):
     """128 + the signal's number where one ended the run early, else 0."""
 
 
-def build_diffusion(config: DdpmConfig) -> GaussianDiffusion:
-    """A diffusion model of the configured size with fresh weights."""
-    settings = config.diffusion
-    unet = Unet(settings.dim, settings.dim_mults, dilation=settings.dilation_factor)
-    return GaussianDiffusion(unet, steps=settings.timesteps, schedule=settings.beta_schedule)
+@dataclass
+class TrainState:
+    """What training steps change."""
+
+    model: GaussianDiffusion
+    average: GaussianDiffusion
+    """Exponential moving average (EMA) of the model's weights."""
+    optimizer: torch.optim.Adam
+    step: int = 0
+    """Steps made."""
 
 
 def train(
     config: DdpmConfig, *, command: Sequence[str] = (), resume: Path | None = None
-) -> Trained:
-    """Trains until train_num_steps, from scratch or from the newest checkpoint of a run folder."""
-    device = resolve_device(config.device)
-    allowed = tf32_products(config.precision == "tf32")
-    with allowed, joined_processes(device) as processes:
+) -> TrainResult:
+    """Trains until train_num_steps, from scratch or from the newest checkpoint of a run folder.
+
+    SIGINT and SIGTERM end the run with the step at hand, saved.
+    """
+    settings, device = config.diffusion, resolve_device(config.device)
+    tf32 = tf32_products(config.precision == "tf32")
+    with tf32, joined_processes(device) as processes:
+        # Set-up.
         require_training_memory(config, device)
         seed_everything(config.seed)
         folder = resume or new_folder(config)
         if resume is None:
-            refuse_to_overwrite(folder)
+            remedy = f"Go on with --resume {folder}, or choose another --output_dir"
+            refuse_to_overwrite(folder, checkpoints(folder), remedy)
         images = training_images(config)
-        trainer = Trainer(config, images, device, processes)
+        bad = BadImages(config.data.on_bad_image)
+        facts = run_facts(config, images)
+
+        # State.
+        state = initial_state(config, device)
         if resume is not None:
-            trainer.resume(newest_checkpoint(resume))
-        elif config.diffusion.state_dict_path is not None:
-            trainer.start_from(resolve_path(config.diffusion.state_dict_path, "state_dict_path"))
+            resume_state(state, newest_checkpoint(resume), config, facts["images"])
+        elif settings.state_dict_path is not None:
+            path = resolve_path(settings.state_dict_path, "state_dict_path")
+            saved = require_mapping(load_tensors(path), str(path), ("model",))
+            load_weights(state, saved, config, path)
+        total = settings.train_num_steps
+        if state.step == total:
+            LOG.warning("Step %d of %d is done: nothing to train.", total, total)
+
+        # Steps.
         record = open_run(
             folder,
             events_folder(config, folder, resumed=resume is not None),
             config,
             processes=processes,
             command=command,
-            resume_step=trainer.step,
+            resume_step=state.step,
         )
-        with record as log, StopRequest() as stop:
-            trainer.run(folder, log, stop)
-        if trainer.bad.found:
-            LOG.warning("%d images could not be read.", len(trainer.bad.found))
-        return Trained(folder, trainer.step, stop.exit_status)
+        stream = endless_batches(images, config, processes, bad, first_step=state.step)
+        with record as log, StopRequest() as stop, reading(stream) as batches:
+            started, stopping = time.perf_counter(), False
+            while state.step < total and not stopping:
+                loss = training_step(state, batches, config, processes)
+                require_finite(state.step, {"loss": loss}, LOWER_RATE)
+                stopping = any_asked_to_stop(stop, processes, device)
+                last = stopping or state.step == total
+                if log is not None and (state.step % settings.log_every == 0 or last):
+                    seconds = time.perf_counter() - started
+                    log.scalars(state.step, {"train/loss": loss, "train/seconds": seconds})
+                if log is not None and (state.step % settings.save_every == 0 or last):
+                    save(state, facts, folder / f"model-{-(-state.step // settings.save_every)}.pt")
+                    if not stopping:  # sampling takes minutes on a CPU, which would delay the stop
+                        show_pictures(state, config, images, bad, log)
+            if stopping:
+                LOG.warning(
+                    "Asked to stop: saved step %d. Go on with --resume %s", state.step, folder
+                )
+        if bad.found:
+            LOG.warning("%d images could not be read.", len(bad.found))
+        return TrainResult(folder, state.step, stop.exit_status)
+
+
+def training_step(
+    state: TrainState, batches: Iterator[Tensor], config: DdpmConfig, processes: Processes
+) -> float:
+    """One optimiser step and, every ema_update_every steps, one of the average: the loss.
+
+    batches: (B, 3, side, side) in [0, 1], of which gradient_accumulate_every are taken.
+    """
+    settings, model, total = config.diffusion, state.model, 0.0
+    device = model.betas.device
+    # Accumulate gradients.
+    state.optimizer.zero_grad()
+    for part in range(settings.gradient_accumulate_every):
+        generator = generator_for(config.seed, "noise", state.step, part, processes.rank)
+        x0 = next(batches)
+        mirrored = torch.rand(len(x0), generator=generator) < 0.5
+        x0 = torch.where(mirrored[:, None, None, None], x0.flip(3), x0).to(device)
+        t = torch.randint(model.steps, (len(x0),), generator=generator).to(device)
+        noise = gaussian_noise(
+            tuple(x0.shape), device=device, local=settings.local_randn, generator=generator
+        )
+        loss = model.p_losses(2 * x0 - 1, t, noise) / settings.gradient_accumulate_every
+        loss.backward()
+        total += loss.item()
+    # Update weights.
+    average_gradients(list(model.parameters()), processes)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
+    state.optimizer.step()
+    state.step += 1
+    # Update EMA.
+    if state.step % settings.ema_update_every == 0:
+        update_average(state, settings.ema_decay)
+    return total
+
+
+def update_average(state: TrainState, largest_decay: float) -> None:
+    """Moves the average towards the weights; the decay grows with the step to largest_decay."""
+    age = max(0, state.step - EMA_START - 1)
+    decay = min(largest_decay, 1 - (1 + age) ** (-2 / 3))
+    # Not an AveragedModel: its first update copies, also after a resume, and it counts updates.
+    average, current = list(state.average.parameters()), list(state.model.parameters())
+    get_ema_multi_avg_fn(decay)(average, current, None)
+
+
+def show_pictures(
+    state: TrainState, config: DdpmConfig, images: ImageSet, bad: BadImages, log: RunLog
+) -> None:
+    """Samples of the average and the dissolving strip of the model, in TensorBoard."""
+    settings = config.diffusion
+    generator = generator_for(config.seed, "pictures")
+    samples = sample_picture(state.average, settings, settings.side, generator)
+    log.image(state.step, "eval/samples", samples)
+    with reading(ordered_batches(images, STRIP_IMAGES, bad=bad)) as batches:
+        shown = next(batches).images
+    # A copy: a dissolver takes its model over.
+    dissolver = Dissolver(deepcopy(state.model), dissolve_range=settings.strip_range)
+    log.image(
+        state.step, "eval/dissolving", dissolving_strip(dissolver, shown, settings.strip_steps)
+    )
+
+
+def endless_batches(
+    images: ImageSet,
+    config: DdpmConfig,
+    processes: Processes,
+    bad: BadImages,
+    *,
+    first_step: int,
+) -> Generator[Tensor, None, None]:
+    """Batches (B, 3, side, side) without end, from the one that the step after first_step takes."""
+    # The place in the endless row follows from the step, so a resume finds it again.
+    settings = config.diffusion
+    per_epoch = batches_per_epoch(len(images), settings.ddpm_batch_size, processes)
+    epoch, skip = divmod(first_step * settings.gradient_accumulate_every, per_epoch)
+    while True:
+        batches = epoch_batches(
+            images,
+            batch_size=settings.ddpm_batch_size,
+            epoch=epoch,
+            seed=config.seed,
+            processes=processes,
+            num_workers=config.data.num_workers,
+            bad=bad,
+        )
+        for batch in itertools.islice(batches, skip, None):
+            yield batch.images
+        epoch, skip = epoch + 1, 0
+
+
+class ImagesAtSide(ImageSet):
+    """The images of a set at the size at which the model works."""
+
+    def __init__(self, images: ImageSet, side: int, fit: Fit) -> None:
+        """side: pixels; fit: how images are brought to it."""
+        super().__init__(
+            images.items,
+            images.labels,
+            images.names,
+            classes=images.classes,
+            size=None,  # the files' own size, resized once
+            refuse_grey=images.refuse_grey,
+            white_value=images.white_value,
+        )
+        self.side, self.fit = side, fit
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        return sample._replace(image=to_dissolving_size(sample.image[None], self.side, self.fit)[0])
+
+
+def training_images(config: DdpmConfig) -> ImagesAtSide:
+    """The normal training images; DatasetError where there are fewer than two."""
+    images = load_set(
+        config.data.dataset,
+        resolve_path(config.data.data_root, "data.data_root"),
+        "train",
+        refuse_grey=config.data.grey_images == "refuse",
+        white_value=config.data.white_value,
+    )
+    normal = images.of_classes([config.normal_class])
+    if config.diffusion.ratio < 1:
+        order = torch.randperm(len(normal), generator=generator_for(config.seed, "ratio"))
+        normal = normal.subset(order[: int(len(normal) * config.diffusion.ratio)].numpy())
+    if len(normal) < 2:
+        raise DatasetError(
+            f"{len(normal)} training image(s) of class {config.normal_class} in "
+            f"{config.data.dataset}: at least 2 are needed. Check --data_root, --one_class_idx and "
+            "--ratio."
+        )
+    return ImagesAtSide(normal, config.diffusion.side, dataset_row(config.data.dataset).fit)
 
 
 def require_training_memory(config: DdpmConfig, device: torch.device) -> None:
@@ -135,186 +327,98 @@ def require_training_memory(config: DdpmConfig, device: torch.device) -> None:
         require_memory(first_layer * FLOAT_BYTES, what, device, f"Lower --{name} or --image_size.")
 
 
-class Trainer:
-    """Model, averaged copy and optimiser of one run."""
+def initial_state(config: DdpmConfig, device: torch.device) -> TrainState:
+    """Fresh weights from PyTorch's global generator, and a new optimiser."""
+    settings = config.diffusion
+    unet = Unet(settings.dim, settings.dim_mults, dilation=settings.dilation_factor)
+    model = GaussianDiffusion(unet, steps=settings.timesteps, schedule=settings.beta_schedule)
+    model = model.to(device)
+    optimizer = torch.optim.Adam(
+        model.parameters(), lr=settings.train_lr, betas=settings.adam_betas
+    )
+    return TrainState(model, deepcopy(model).requires_grad_(False), optimizer)
 
-    def __init__(
-        self,
-        config: DdpmConfig,
-        images: NormalImages,
-        device: torch.device,
-        processes: Processes,
-    ) -> None:
-        self.config, self.images, self.device, self.processes = config, images, device, processes
-        self.bad = BadImages(config.data.on_bad_image)
-        self.identity = set_identity(images)
-        self.model = build_diffusion(config).to(device)
-        self.average = deepcopy(self.model).requires_grad_(False)
-        settings = config.diffusion
-        self.optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=settings.train_lr, betas=settings.adam_betas
+
+def run_facts(config: DdpmConfig, images: ImageSet) -> dict[str, Any]:
+    """What every checkpoint of a run says of it."""
+    return {
+        "dilation": config.diffusion.dilation_factor,
+        "image_size": config.diffusion.side,
+        "images": set_identity(images),
+        "config": config_to_dict(config),
+    }
+
+
+def save(state: TrainState, facts: Mapping[str, Any], path: Path) -> None:
+    """Writes the published entries and the run's facts; TrainingError if a weight is not finite."""
+    weights = state.model.state_dict()
+    require_finite_training(
+        f"after step {state.step}", {"weights of the U-Net": weights}, LOWER_RATE
+    )
+    average = {EMA_PREFIX + name: tensor for name, tensor in state.average.state_dict().items()}
+    published = {"step": state.step, "model": weights, "ema": average}
+    save_atomic({**published, "opt": state.optimizer.state_dict(), **facts}, path)
+
+
+def load_weights(
+    state: TrainState, saved: Mapping[str, Any], config: DdpmConfig, path: Path
+) -> None:
+    """Takes a checkpoint's weights, and not its step, into model and average."""
+    check_stored_sizes(
+        saved,
+        dilation=config.diffusion.dilation_factor,
+        image_size=config.diffusion.side,
+        source=str(path),
+    )
+    weights = checkpoint_weights(saved, "raw", str(path))
+    load_module(state.model, weights, f"{path}: model")
+    state.average.load_state_dict(weights)
+
+
+def resume_state(
+    state: TrainState, path: Path, config: DdpmConfig, images: Mapping[str, Any]
+) -> None:
+    """Goes on from a checkpoint of this run; CheckpointError for another's or a broken one.
+
+    images: set_identity of the training images.
+    """
+    saved = require_mapping(load_tensors(path), str(path), ("model", "step"))
+    if "opt" not in saved:
+        raise CheckpointError(f"{path} has no optimiser; use it as --state_dict_path instead")
+    require_mapping(saved, str(path), ("ema", "config"))
+    step, total = saved["step"], config.diffusion.train_num_steps
+    if type(step) is not int or not 0 <= step <= LAST_STEP:
+        raise CheckpointError(
+            f"{path}: step is {str(step)[:40]!r}, expected a whole number of 0 or more. The file "
+            "is damaged; go on from another one."
         )
-        self.step = 0
-
-    def state(self) -> dict[str, Any]:
-        """The checkpoint: the published entries, and what a resume or a check needs."""
-        average = {f"ema_model.{n}": v for n, v in self.average.state_dict().items()}
-        return {
-            "step": self.step,
-            "model": self.model.state_dict(),
-            "ema": average,
-            "opt": self.optimizer.state_dict(),
-            "dilation": self.config.diffusion.dilation_factor,
-            "image_size": self.config.diffusion.side,
-            "images": self.identity,
-            "config": config_to_dict(self.config),
-        }
-
-    def start_from(self, path: Path) -> None:
-        """Takes the weights of a checkpoint, not its step."""
-        self._load_weights(require_mapping(load_tensors(path), str(path), ("model",)), path)
-
-    def resume(self, path: Path) -> None:
-        """Goes on from a checkpoint of this run; CheckpointError for another's or a broken one."""
-        state = require_mapping(load_tensors(path), str(path), ("model", "step"))
-        if "opt" not in state:
-            raise CheckpointError(f"{path} has no optimiser; use it as --state_dict_path instead")
-        require_mapping(state, str(path), ("ema", "config"))
-        check_resumed(state, self.config, self.identity, path)
-        self._load_weights(state, path)
-        averaged = require_mapping(state["ema"], f"{path}: ema")
-        averaged = {str(n).removeprefix("ema_model."): v for n, v in averaged.items()}
-        averaged = require_state_dict(averaged, f"{path}: ema")
-        require_finite_weights(averaged, f"{path}: ema")
-        load_module(self.average, averaged, f"{path}: ema")
-        load_optimiser(
-            self.optimizer,
-            state["opt"],
-            f"{path}: opt",
-            has_stepped=state["step"] > 0,
+    check_resumed(saved, config, images, source=str(path), may_change=MAY_CHANGE)
+    if step > total:
+        raise CheckpointError(
+            f"{path} is of step {step}, beyond diffusion.train_num_steps: {total}. Raise "
+            "--train_num_steps, or start a new run in another folder."
         )
-        self.step = state["step"]
+    load_weights(state, saved, config, path)
+    load_module(state.average, checkpoint_weights(saved, "ema", str(path)), f"{path}: ema")
+    load_optimiser(state.optimizer, saved["opt"], f"{path}: opt", has_stepped=step > 0)
+    state.step = step
 
-    def _load_weights(self, state: dict[str, Any], path: Path) -> None:
-        stored = (state.get("dilation"), state.get("image_size"))
-        wanted = (self.config.diffusion.dilation_factor, self.config.diffusion.side)
-        if any(s is not None and s != w for s, w in zip(stored, wanted, strict=True)):
-            raise CheckpointError(
-                f"{path} has (dilation, image size) {stored}, the settings have {wanted}"
-            )
-        weights = require_state_dict(state["model"], f"{path}: model")
-        require_finite_weights(weights, f"{path}: model")
-        load_module(self.model, weights, f"{path}: model")
-        self.average.load_state_dict(weights)
 
-    def run(self, folder: Path, log: RunLog | None, stop: StopRequest) -> None:
-        """Steps until train_num_steps or a signal; log is None in all processes but the main."""
-        total = self.config.diffusion.train_num_steps
-        if self.step >= total:
-            LOG.warning("Step %d of %d is done: nothing to train.", self.step, total)
-            return
-        with reading(self._batches()) as batches:
-            self._run(batches, folder, log, stop)
+def new_folder(config: DdpmConfig) -> Path:
+    """The run folder: output_dir, or a dated one below ddpm_models/."""
+    settings = config.diffusion
+    if settings.output_dir is not None:
+        return resolve_path(settings.output_dir, "diffusion.output_dir")
+    ratio = "" if settings.ratio == 1 else f"_r{settings.ratio}"
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return REPOSITORY / "ddpm_models" / f"{config.data.dataset}-{settings.side}-{stamp}{ratio}"
 
-    def _run(
-        self, batches: Iterator[Tensor], folder: Path, log: RunLog | None, stop: StopRequest
-    ) -> None:
-        settings = self.config.diffusion
-        started = time.perf_counter()
-        stopping = False
-        while self.step < settings.train_num_steps and not stopping:
-            loss = self.one_step(batches)
-            require_finite(self.step, {"loss": loss}, LOWER_RATE)
-            stopping = any_asked_to_stop(stop, self.processes, self.device)
-            last = stopping or self.step == settings.train_num_steps
-            if log is None:
-                continue
-            if self.step % settings.log_every == 0 or last:
-                seconds = time.perf_counter() - started
-                log.scalars(self.step, {"train/loss": loss, "train/seconds": seconds})
-            if self.step % settings.save_every == 0 or last:
-                number = -(-self.step // settings.save_every)
-                self.save(folder / f"model-{number}.pt")
-                if not stopping:  # sampling takes minutes on a CPU, and somebody waits
-                    self.draw(log)
-        if stopping:
-            LOG.warning("Asked to stop: saved step %d. Go on with --resume %s", self.step, folder)
 
-    def save(self, path: Path) -> None:
-        """Writes the checkpoint; TrainingError where a weight is not finite."""
-        weights = {"weights of the U-Net": self.model.state_dict()}
-        require_finite_training(f"after step {self.step}", weights, LOWER_RATE)
-        save_atomic(self.state(), path)
+def events_folder(config: DdpmConfig, folder: Path, *, resumed: bool) -> Path:
+    """Where TensorBoard's events go: logs/<run>, or into a folder that was named.
 
-    def one_step(self, batches: Iterator[Tensor]) -> float:
-        """One optimiser step and, every ema_update_every steps, one of the average: the loss."""
-        settings, total = self.config.diffusion, 0.0
-        self.optimizer.zero_grad()
-        for part in range(settings.gradient_accumulate_every):
-            draws = generator_for(self.config.seed, "noise", self.step, part, self.processes.rank)
-            x0 = next(batches)
-            mirrored = torch.rand(len(x0), generator=draws) < 0.5
-            x0 = torch.where(mirrored[:, None, None, None], x0.flip(3), x0).to(self.device)
-            t = torch.randint(self.model.steps, (len(x0),), generator=draws).to(self.device)
-            noise = gaussian_noise(
-                tuple(x0.shape), device=self.device, local=settings.local_randn, generator=draws
-            )
-            loss = self.model.loss(2 * x0 - 1, t, noise) / settings.gradient_accumulate_every
-            loss.backward()
-            total += loss.item()
-        average_gradients(list(self.model.parameters()), self.processes)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
-        self.optimizer.step()
-        self.step += 1
-        if self.step % settings.ema_update_every == 0:
-            self.update_average()
-        return total
-
-    @torch.no_grad()
-    def update_average(self) -> None:
-        """Moves the average towards the weights; the decay grows to ema_decay."""
-        age = max(0, self.step - EMA_START - 1)
-        decay = min(self.config.diffusion.ema_decay, 1 - (1 + age) ** (-2 / 3))
-        ours = list(self.model.parameters())
-        torch._foreach_lerp_(list(self.average.parameters()), ours, 1 - decay)
-
-    def draw(self, log: RunLog) -> None:
-        """Shows samples of the average and the dissolving strip in TensorBoard."""
-        settings = self.config.diffusion
-        generator = generator_for(self.config.seed, "pictures")
-        picture = sample_picture(
-            self.average,
-            n=settings.num_samples,
-            side=settings.side,
-            sampling_steps=settings.sampling_timesteps,
-            local_noise=settings.local_randn,
-            generator=generator,
-        )
-        log.image(self.step, "eval/samples", picture)
-        with reading(ordered_batches(self.images, STRIP_IMAGES, bad=self.bad)) as batches:
-            shown = next(batches).images
-        dissolver = strip_dissolver(self.model, settings.side, settings.strip_range)
-        strip = dissolving_strip(dissolver, shown.to(self.device), settings.strip_steps)
-        log.image(self.step, "eval/dissolving", strip)
-
-    def _batches(self) -> Iterator[Tensor]:
-        """Batches without end, from the one that the current step would take."""
-        # The place in the endless row follows from the step, so a resume finds it again.
-        settings, processes = self.config.diffusion, self.processes
-        per_epoch = batches_per_epoch(len(self.images), settings.ddpm_batch_size, processes)
-        epoch, skip = divmod(self.step * settings.gradient_accumulate_every, per_epoch)
-        while True:
-            for i, batch in enumerate(
-                epoch_batches(
-                    self.images,
-                    batch_size=settings.ddpm_batch_size,
-                    epoch=epoch,
-                    seed=self.config.seed,
-                    processes=processes,
-                    num_workers=self.config.data.num_workers,
-                    bad=self.bad,
-                )
-            ):
-                if i >= skip:
-                    yield batch.images
-            epoch, skip = epoch + 1, 0
+    A run that goes on writes where it has written before, whether or not --output_dir is given.
+    """
+    if config.diffusion.output_dir is not None or (resumed and (folder / "events").is_dir()):
+        return folder / "events"
+    return REPOSITORY / "logs" / folder.name

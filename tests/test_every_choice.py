@@ -17,7 +17,7 @@ from dia.settings import BANK_SCORES, DiaConfig, OodScore
 from dia.shifts import SHIFT_NAMES
 from dia.training import train as train_dia
 from diffusion_models import training as ddpm
-from diffusion_models.drawing import draw_dissolved, draw_samples
+from diffusion_models.pictures import draw_dissolved, draw_samples
 from diffusion_models.settings import DdpmConfig
 from inpainter.prediction import PredictionOptions, predict
 from inpainter.settings import Metric, PicardConfig

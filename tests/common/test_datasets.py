@@ -15,8 +15,8 @@ from common.image_sets import ImageSet, contaminate, load_set
 from common.runtime import Processes, RuntimeSetupError, seed_from
 from dia.data import evaluation_sets, hold_out, load_split, normal_train_set
 from dia.settings import ContrastiveConfig, DiaConfig, EvaluationConfig
-from diffusion_models.data import training_images
 from diffusion_models.settings import DataConfig, DdpmConfig, DiffusionConfig
+from diffusion_models.training import training_images
 
 
 def write_tree(root: Path, classes: dict[str, int], split: str = "train", side: int = 20) -> None:

@@ -40,9 +40,9 @@ def test_diffusion_follows_its_input(fake_cuda) -> None:
     steps = torch.tensor([3, 5])
     assert network(images, steps).device.type == "cuda"
     noise = gaussian_noise((2, 3, 16, 16), device=CUDA, local=True)
-    loss = network.diffusion.loss(images, steps.to(CUDA), noise)
+    loss = network.diffusion.p_losses(images, steps.to(CUDA), noise)
     assert loss.device.type == "cuda"
-    assert network.diffusion.step_back(images, 5, noise)[0].device.type == "cuda"
+    assert network.diffusion.p_sample(images, 5, noise)[0].device.type == "cuda"
 
 
 @pytest.mark.parametrize("name", [n for n in SHIFT_NAMES if n != "none"])

@@ -16,7 +16,7 @@ from dia.evaluate import evaluate
 from dia.settings import ContrastiveConfig, DiaConfig, EvaluationConfig
 from dia.training import train
 from diffusion_models import training as ddpm
-from diffusion_models.drawing import draw_dissolved, draw_samples
+from diffusion_models.pictures import draw_dissolved, draw_samples
 from diffusion_models.settings import DataConfig, DdpmConfig, DiffusionConfig
 
 SIDE = 16

@@ -44,8 +44,8 @@ def test_signed_range_keeps_images_in_zero_one(diffusion, images) -> None:
 def test_noise_predicted_exactly_gives_the_image_back(images) -> None:
     diffusion = GaussianDiffusion(torch.nn.Identity(), steps=100)
     t, noise = torch.tensor([0, 40, 99]), torch.randn_like(images)
-    noisy = diffusion.add_noise(images, t, noise)
-    estimate = diffusion.estimate_x0(noisy, t, noise)
+    noisy = diffusion.q_sample(images, t, noise)
+    estimate = diffusion.predict_start_from_noise(noisy, t, noise)
     torch.testing.assert_close(estimate[:2], images[:2], rtol=0, atol=1e-4)
 
 
@@ -59,7 +59,7 @@ def test_schedules_go_from_image_to_noise(schedule: str) -> None:
 
 def test_ddim_samples_are_images_and_repeat_with_the_seed(diffusion) -> None:
     first, again = (
-        diffusion.sample(
+        diffusion.ddim_sample(
             (2, 3, 16, 16), sampling_steps=3, generator=torch.Generator().manual_seed(7)
         )
         for _ in range(2)

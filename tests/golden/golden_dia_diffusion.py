@@ -76,13 +76,13 @@ def check_ddpm(folder: Path, entry: Entry, arrays: Arrays) -> None:
             got = diffusion.model(x, at(name))
             check(got, expected, tolerance_for(entry, "eps"), f"noise {name}")
         for name, expected in group(arrays, "posterior_mean").items():
-            got = diffusion.posterior(diffusion.dissolve(x, at(name)), x, at(name)).mean
+            got = diffusion.q_posterior(diffusion.dissolve(x, at(name)), x, at(name)).mean
             check(got, expected, tolerance_for(entry, "posterior_mean"), f"posterior {name}")
 
     t, noise = as_tensor(arrays["loss_t"]), as_tensor(arrays["loss_noise"])
-    noisy = diffusion.add_noise(2 * x - 1, t, noise)
+    noisy = diffusion.q_sample(2 * x - 1, t, noise)
     check(noisy, arrays["loss_x_t"], 1e-5, "noisy image")
-    loss = diffusion.loss(2 * x - 1, t, noise)
+    loss = diffusion.p_losses(2 * x - 1, t, noise)
     loss.backward()
     check(loss, arrays["loss_value"], tolerance_for(entry, "loss_value"), "loss")
     grads = {name: p.grad.double().norm().item() for name, p in diffusion.named_parameters()}
