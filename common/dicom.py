@@ -3,11 +3,11 @@
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from common.image_files import READ_ERRORS, ImageError, check_samples
+from common.image_files import READ_ERRORS, ImageError, check_samples, open_regular
 from common.notices import notice
 
 PERCENTILES = (0.1, 99.9)
@@ -15,15 +15,15 @@ PERCENTILES = (0.1, 99.9)
 WINDOW_FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 
 
-def read_dicom(file: BinaryIO, path: Path, *, force: bool = False) -> np.ndarray:
-    """Reads a DICOM file of one frame: (1 or 3, H, W) float32 in [0, 1].
+def read_dicom(path: Path, *, force: bool = False) -> np.ndarray:
+    """Reads a DICOM file of one frame: grey (H, W) or RGB (H, W, 3), float32 in [0, 1].
 
     Grey: the modality's table or rescaling, then the first usable window, else the first VOI table,
     else the smallest and largest pixel value that the file names, else percentiles 0.1 and 99.9 of
     the slice. MONOCHROME1 (0 is white) and presentation shape INVERSE are inverted, so that larger
     is brighter. Padding is 0. Colour: palettes are looked up, YBR is turned into RGB.
-    path: the file's name for messages. force: read it without preamble (check that it begins as
-    DICOM does). Raises ImageError, naming the file, where it cannot be read.
+    force: read it without preamble (check that it begins as DICOM does). Raises ImageError, naming
+    the file, where it cannot be read.
     """
     try:
         import pydicom
@@ -31,12 +31,11 @@ def read_dicom(file: BinaryIO, path: Path, *, force: bool = False) -> np.ndarray
     except ImportError as error:
         raise ImageError(f"{path} needs pydicom to be read: pip install pydicom") from error
     try:
-        dataset = pydicom.dcmread(file, force=force)
+        with open_regular(path) as file:
+            dataset = pydicom.dcmread(file, force=force)
         _check_size(dataset, path)
         _name_transfer_syntax(dataset)
         return _displayed(dataset, dataset.pixel_array, path)
-    except ImageError:
-        raise
     except (*READ_ERRORS, ImportError, InvalidDicomError, BytesLengthException) as error:
         reason = " ".join(str(error).split()) or type(error).__name__  # pydicom's has many lines
         raise ImageError(
@@ -60,11 +59,8 @@ def _check_size(dataset: Any, path: Path) -> None:
 
 def _name_transfer_syntax(dataset: Any) -> None:
     """Adds the transfer syntax by which a file without that entry was read."""
-    from pydicom.dataset import FileMetaDataset
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-    if getattr(dataset, "file_meta", None) is None:
-        dataset.file_meta = FileMetaDataset()
     if "TransferSyntaxUID" not in dataset.file_meta:
         implicit, little_endian = dataset.original_encoding
         explicit = ExplicitVRLittleEndian if little_endian else ExplicitVRBigEndian
@@ -72,7 +68,7 @@ def _name_transfer_syntax(dataset: Any) -> None:
 
 
 def _displayed(dataset: Any, pixels: np.ndarray, path: Path) -> np.ndarray:
-    """Stored values of a dataset to (1 or 3, H, W) in [0, 1]."""
+    """Stored values of a dataset to (H, W) or (H, W, 3) in [0, 1]."""
     kind = str(dataset.PhotometricInterpretation).strip()
     tables = ("RedPaletteColorLookupTableDescriptor", "PaletteColorLookupTableUID")
     if kind == "PALETTE COLOR" and any(key in dataset for key in tables):
@@ -95,40 +91,33 @@ def _displayed(dataset: Any, pixels: np.ndarray, path: Path) -> np.ndarray:
         notice("DICOM presentation inverted", f"{path} is inverted: PresentationLUTShape INVERSE")
     if kind == "MONOCHROME1" or shape == "INVERSE":
         np.subtract(1, unit, out=unit)
-    if padding is not None:
-        unit[padding] = 0
-    return unit[None].astype(np.float32)
+    unit[padding] = 0
+    return unit.astype(np.float32)
 
 
 def _colour(pixels: np.ndarray, white: int) -> np.ndarray:
-    """(H, W, 3) stored values to (3, H, W) float32 in [0, 1]."""
-    unit = np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32)
-    unit /= np.float32(white)
-    return unit.clip(0, 1, out=unit)
+    """(H, W, 3) stored values to float32 in [0, 1]."""
+    return (pixels.astype(np.float32) / np.float32(white)).clip(0, 1)
 
 
-def _padding(dataset: Any, pixels: np.ndarray, path: Path) -> np.ndarray | None:
-    """Where pixels are padding, (H, W) bool; None where none is."""
-    value = dataset.get("PixelPaddingValue", None)
-    if value is None or value == "" or pixels.dtype.kind not in "iu":
-        return None
-    limit = dataset.get("PixelPaddingRangeLimit", None)
-    ends = [value, value if limit is None or limit == "" else limit]
+def _padding(dataset: Any, pixels: np.ndarray, path: Path) -> np.ndarray:
+    """Where pixels are padding, (H, W) bool."""
+    value, limit = (dataset.get(key) for key in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
+    if value in (None, "") or pixels.dtype.kind not in "iu":
+        return np.zeros(pixels.shape, dtype=bool)
     # In the pixels' own type: files confuse signed and unsigned entries.
-    low, high = np.sort(np.array(ends, dtype=np.int64).astype(pixels.dtype))
+    ends = np.array([value, value if limit in (None, "") else limit], dtype=np.int64)
+    low, high = np.sort(ends.astype(pixels.dtype))
     padding = (pixels >= low) & (pixels <= high)
-    if not padding.any():
-        return None
-    notice(
-        "DICOM padding made black",
-        f"{path}: {padding.mean():.1%} of its pixels are padding ({low} to {high}): black",
-    )
+    if padding.any():
+        notice(
+            "DICOM padding made black",
+            f"{path}: {padding.mean():.1%} of its pixels are padding ({low} to {high}): black",
+        )
     return padding
 
 
-def _windowed(
-    dataset: Any, pixels: np.ndarray, padding: np.ndarray | None, path: Path
-) -> np.ndarray:
+def _windowed(dataset: Any, pixels: np.ndarray, padding: np.ndarray, path: Path) -> np.ndarray:
     """Grey values (H, W) in [0, 1], float64, 0 = the smallest value the window shows."""
     modality = _Modality.of(dataset, path)
     values = modality.apply(pixels)
@@ -138,31 +127,36 @@ def _windowed(
     if window is not None:
         return _apply_window(values, window)
     if dataset.get("VOILUTSequence"):
-        item = dataset.VOILUTSequence[0]
         # the table is indexed by rescaled values; one that rescaling makes fractional is rounded
-        shown, bits = _look_up(np.rint(values).astype(np.int64), item)
-        return (shown / (2.0**bits - 1)).clip(0, 1)
-    low, high = _range_without_window(dataset, pixels, values, modality, padding, path)
+        found, bits = _look_up(np.rint(values).astype(np.int64), dataset.VOILUTSequence[0])
+        return (found / (2.0**bits - 1)).clip(0, 1)
+    ranges = _ranges(dataset, pixels[~padding], values[~padding], modality)
+    low, high, source = next(found for found in ranges if found[0] < found[1])
+    notice(
+        "DICOM without a window",
+        f"{path} names no usable window: {low:g} is shown black and {high:g} white, {source}",
+    )
     return ((values - low) / (high - low)).clip(0, 1)
 
 
 class _Modality(NamedTuple):
     """From stored values to the modality's: by a table or by value * slope + intercept."""
 
-    slope: float
-    intercept: float
+    slope: float = 1.0
+    intercept: float = 0.0
     table: Any = None
     """Item of the Modality LUT Sequence."""
 
     @classmethod
     def of(cls, dataset: Any, path: Path) -> "_Modality":
         if dataset.get("ModalityLUTSequence"):
-            return cls(1.0, 0.0, dataset.ModalityLUTSequence[0])
-        numbers = {}
-        for keyword, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0)):
-            found = (place.get(keyword, None) for place in _places(dataset))
-            value = next((value for value in found if value not in (None, "")), default)
-            numbers[keyword] = float(value)
+            return cls(table=dataset.ModalityLUTSequence[0])
+        numbers = {"RescaleSlope": 1.0, "RescaleIntercept": 0.0}
+        for keyword in numbers:
+            for place in _places(dataset):
+                if (value := place.get(keyword)) not in (None, ""):
+                    numbers[keyword] = float(value)
+                    break
             if not math.isfinite(numbers[keyword]):
                 raise ImageError(f"{path}: {keyword} is {value}. Correct or remove the file.")
         if numbers["RescaleSlope"] == 0:
@@ -247,9 +241,7 @@ def _window_function(place: Any, width: float, path: Path) -> str:
 
 def _numbers(value: Any) -> list[float]:
     """The values of an attribute of one or several numbers; none where it is absent or empty."""
-    if value is None or value == "":
-        return []
-    several = [value] if np.isscalar(value) else value
+    several = [value] if value is None or np.isscalar(value) else value
     return [float(one) for one in several if one not in (None, "")]
 
 
@@ -266,43 +258,30 @@ def _apply_window(values: np.ndarray, window: _Window) -> np.ndarray:
         return apply_windowing(values, view)
 
 
-def _range_without_window(
-    dataset: Any,
-    pixels: np.ndarray,
-    values: np.ndarray,
-    modality: _Modality,
-    padding: np.ndarray | None,
-    path: Path,
-) -> tuple[float, float]:
-    """Values to show as black and white of a file that names no window; low < high."""
-    counted = np.ones(pixels.shape, dtype=bool) if padding is None else ~padding
-    named = [dataset.get(f"{which}ImagePixelValue", None) for which in ("Smallest", "Largest")]
-    if counted.any() and modality.table is None and pixels.dtype.kind in "iu" and None not in named:
+def _ranges(
+    dataset: Any, pixels: np.ndarray, values: np.ndarray, modality: _Modality
+) -> Iterator[tuple[float, float, str]]:
+    """Values to show as black and white without a window, and what they are: best ones first.
+
+    pixels, values: those that are no padding, as stored and the modality's, (n,). A range whose low
+    is not below its high is of no use; the last one always is.
+    """
+    integers = pixels.dtype.kind in "iu"
+    named = [dataset.get(f"{which}ImagePixelValue") for which in ("Smallest", "Largest")]
+    if pixels.size and integers and modality.table is None and None not in named:
         ends = np.array([int(end) for end in named], dtype=np.int64).astype(pixels.dtype)
-        smallest, largest = int(pixels[counted].min()), int(pixels[counted].max())
-        inside = ends[0] <= smallest <= largest <= ends[1]
-        if inside and 2 * (largest - smallest) > int(ends[1]) - int(
-            ends[0]
-        ):  # else of something else
-            low, high = np.sort(ends * modality.slope + modality.intercept)
-            return _said(low, high, "the smallest and largest pixel value that it names", path)
-    if counted.any():
-        low = np.percentile(values[counted], PERCENTILES[0], method="lower")
-        high = np.percentile(values[counted], PERCENTILES[1], method="higher")
-        if low < high:
-            return _said(low, high, f"percentiles {PERCENTILES} of its own pixels", path)
-    if pixels.dtype.kind not in "iu":
-        return _said(0.0, 1.0, "the range of no pixels that differ", path)
-    bits = int(dataset.BitsStored)
-    smallest = -(2 ** (bits - 1)) if pixels.dtype.kind == "i" else 0
-    ends = modality.apply(np.array([smallest, smallest + 2**bits - 1]))
-    low, high = float(ends.min()), float(ends.max())
-    return _said(low, high if low < high else low + 1, "the range of its stored bits", path)
-
-
-def _said(low: float, high: float, source: str, path: Path) -> tuple[float, float]:
-    notice(
-        "DICOM without a window",
-        f"{path} names no usable window: {low:g} is shown black and {high:g} white, {source}",
-    )
-    return float(low), float(high)
+        first, smallest, largest, last = map(int, (ends[0], pixels.min(), pixels.max(), ends[1]))
+        # pixels that are beyond, or fill less than half of it: it is of another image
+        if first <= smallest <= largest <= last and 2 * (largest - smallest) > last - first:
+            low, high = np.sort(modality.apply(ends))
+            yield low, high, "the smallest and largest pixel value that it names"
+    if pixels.size:
+        low = np.percentile(values, PERCENTILES[0], method="lower")
+        high = np.percentile(values, PERCENTILES[1], method="higher")
+        yield low, high, f"percentiles {PERCENTILES} of its own pixels"
+    if integers:
+        bits = int(dataset.BitsStored)
+        smallest = -(2 ** (bits - 1)) if pixels.dtype.kind == "i" else 0
+        low, high = np.sort(modality.apply(np.array([smallest, smallest + 2**bits - 1])))
+        yield low, high if low < high else low + 1, "the range of its stored bits"
+    yield 0.0, 1.0, "the range of no pixels that differ"

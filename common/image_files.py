@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
 IMAGE_SUFFIXES = (
-    *(".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm"),
-    *(".tif", ".tiff"),
+    *(".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".tif", ".tiff"),
     *DICOM_SUFFIXES,
 )
 PILLOW_FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "GIF", "WEBP", "JPEG2000")
@@ -53,26 +52,16 @@ MAGIC = {
 DICOM_DIRECTORY = b"1.2.840.10008.1.3.10\0"
 """Class of a DICOMDIR, the index of a medium: DICOM, but no image."""
 LARGEST_COMPRESSION = 2000
-"""Decoded bytes per byte of a file, beyond what LZW and deflate (1032) can reach."""
-READ_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,  # also Pillow's UnidentifiedImageError
-    RuntimeError,  # also imagecodecs' errors
-    SyntaxError,
-    TypeError,
-    ValueError,  # also tifffile's TiffFileError
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
-"""What the decoders raise for files that are truncated, corrupt or of no known kind."""
+"""Decoded bytes per byte of a TIFF file, beyond what LZW and deflate (1032) can reach."""
 MAX_SAMPLES = 400_000_000
 """Samples (pixels times channels) of the largest image that is read: 1.6 GB in float32."""
+READ_ERRORS = (
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError),
+    *(SyntaxError, TypeError, ValueError, struct.error, zlib.error, Image.DecompressionBombError),
+    OSError,  # also Pillow's UnidentifiedImageError
+    RuntimeError,  # also imagecodecs' errors
+)
+"""What the decoders raise for files that are truncated, corrupt or of no known kind."""
 
 # What it logs of damaged files is in the ImageError, or does not matter.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
@@ -95,20 +84,23 @@ def looks_like_image(path: Path) -> bool:
     """True for a regular file that begins as one of the formats read here; never blocks."""
     try:
         return file_format(path) is not None
-    except OSError:
+    except ImageError:
         return False
 
 
 def file_format(path: Path) -> str | None:
-    """The format (a key of MAGIC) that a file's first bytes show; None where they show none."""
-    with open_regular(path) as file:
-        head = file.read(HEAD_BYTES)
+    """The format (a key of MAGIC) that a file's first bytes show; None where they show none.
+
+    Raises ImageError, naming the file, where it cannot be opened.
+    """
+    try:
+        with open_regular(path) as file:
+            head = file.read(HEAD_BYTES)
+    except OSError as error:
+        raise _unreadable(path, error) from error
     if DICOM_DIRECTORY in head:
         return None
-    for name, pattern in MAGIC.items():
-        if re.match(pattern, head, re.DOTALL):
-            return name
-    return None
+    return next((name for name, begin in MAGIC.items() if re.match(begin, head, re.DOTALL)), None)
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -132,46 +124,61 @@ def read_pixels(path: Path) -> np.ndarray:
             # scans of 10 000 x 10 000 pixels are no attack; twice that still is an error
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             if file_format(path) == "tiff":
-                deep = read_deep_tiff(file, path)
+                deep = _read_deep_tiff(file, path)
                 if deep is not None:
-                    return turned(*deep, path)
+                    return _turned(*deep, path)
                 file.seek(0)
             # From an open file: a TIFF that Pillow maps into memory comes with its rows torn where
             # its orientation swaps height and width.
             with Image.open(file, formats=PILLOW_FORMATS) as image:
-                return _decode(image, path)
-    except ImageError:
-        raise
+                return _decode(image, file, path)
     except READ_ERRORS as error:
-        raise ImageError(f"Cannot read the image {path}: {_reason(error, path)}") from error
+        raise _unreadable(path, error) from error
 
 
-def _decode(image: Image.Image, path: Path) -> np.ndarray:
-    """Decodes what Pillow opens."""
-    _check_frames(image, path)
-    check_samples(image.height, image.width, len(image.getbands()))
-    if image.format == "TIFF":
-        if image.tag_v2.get(262) == 0:
-            notice("TIFF with white as zero inverted", f"{path} stores white as 0: inverted")
-        _note_turned(image.tag_v2.get(ExifTags.Base.Orientation, 1), path)
-        return _values(image)  # Pillow turns TIFF files itself, and inverts them
-    image.load()  # before a search for EXIF data behind the pixels, which would hide its errors
-    orientation = _orientation(image, path)
-    if image.format == "PNG" and _is_deep_colour_png(path):
-        return turned(imagecodecs.png_decode(path.read_bytes()), orientation, path)
-    return turned(_values(image), orientation, path)
+def _unreadable(path: Path, error: BaseException) -> ImageError:
+    """The error of a file that could not be read, without a repetition of its name."""
+    reason = f"{error or type(error).__name__}. Remove the file or replace it."
+    if isinstance(error, Image.UnidentifiedImageError):
+        size = path.stat().st_size
+        reason = f"no image format recognised ({size} bytes). Remove the file or replace it."
+    elif isinstance(error, FileNotFoundError):
+        reason = "there is no such file."
+    elif isinstance(error, MemoryError):
+        reason = "there is not enough memory for it. Make it smaller, or free memory."
+    return ImageError(f"Cannot read the image {path}: {reason}")
 
 
-def _check_frames(image: Image.Image, path: Path) -> None:
-    """Refuses animations; of the several pictures of a camera's JPEG the first is the image."""
+def _decode(image: Image.Image, file: BinaryIO, path: Path) -> np.ndarray:
+    """Decodes what Pillow opened from the file."""
     frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format == "MPO":
+    if frames > 1 and image.format != "MPO":
+        raise ImageError(f"{path} has {frames} frames; expected 1: save one file per frame.")
+    if frames > 1:  # a camera's
         notice(
             "first of several pictures in a JPEG taken",
             f"{path} holds {frames} pictures: the first is taken",
         )
-    elif frames > 1:
-        raise ImageError(f"{path} has {frames} frames; expected 1: save one file per frame.")
+    check_samples(image.height, image.width, len(image.getbands()))
+    if image.format == "TIFF":
+        _note_white_as_zero(image.tag_v2.get(262), path)
+        _note_turned(image.tag_v2.get(ExifTags.Base.Orientation, 1), path)
+        return _values(image)  # Pillow turns TIFF files itself, and inverts them
+    image.load()  # before a search for EXIF data behind the pixels, which would hide its errors
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except READ_ERRORS as error:
+        orientation = 1
+        notice(
+            "orientation tag unreadable",
+            f"{path}: its EXIF data cannot be read ({error}), so it is taken to be upright",
+        )
+    if image.format == "PNG":
+        file.seek(0)
+        head = file.read(26)
+        if head[24] == 16 and head[25] != 0:  # 16 bits with colour or alpha: Pillow keeps 8
+            return _turned(imagecodecs.png_decode(head + file.read()), orientation, path)
+    return _turned(_values(image), orientation, path)
 
 
 def _values(image: Image.Image) -> np.ndarray:
@@ -184,19 +191,7 @@ def _values(image: Image.Image) -> np.ndarray:
     return np.asarray(image if grey or image.mode == "RGB" else image.convert("RGB"))
 
 
-def _orientation(image: Image.Image, path: Path) -> int:
-    """The orientation tag, 1 to 8, of the file's EXIF or XMP data; 1 without."""
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except READ_ERRORS as error:
-        notice(
-            "orientation tag unreadable",
-            f"{path}: its EXIF data cannot be read ({error}), so it is taken to be upright",
-        )
-        return 1
-
-
-def turned(pixels: np.ndarray, orientation: int, path: Path) -> np.ndarray:
+def _turned(pixels: np.ndarray, orientation: int, path: Path) -> np.ndarray:
     """Stored values (H, W[, samples]) turned or mirrored as the tag (1 to 8) says, for a viewer."""
     _note_turned(orientation, path)
     if orientation in (5, 6, 7, 8):  # the first stored row is a column
@@ -216,34 +211,20 @@ def _note_turned(orientation: int, path: Path) -> None:
         )
 
 
-def _is_deep_colour_png(path: Path) -> bool:
-    """True for a PNG of 16 bits with colour or alpha, which Pillow reduces to 8 bits."""
-    with open_regular(path) as file:
-        head = file.read(26)
-    return len(head) == 26 and head[24] == 16 and head[25] != 0
+def _note_white_as_zero(photometric: int | None, path: Path) -> None:
+    if photometric == 0:
+        notice("TIFF with white as zero inverted", f"{path} stores white as 0: inverted")
 
 
-def _reason(error: BaseException, path: Path) -> str:
-    """Why a file could not be read, without repeating its name."""
-    if isinstance(error, Image.UnidentifiedImageError):
-        size = path.stat().st_size
-        return f"no image format recognised ({size} bytes). Remove the file or replace it."
-    if isinstance(error, FileNotFoundError):
-        return "there is no such file."
-    if isinstance(error, MemoryError):
-        return "there is not enough memory for it. Make it smaller, or free memory."
-    return f"{error or type(error).__name__}. Remove the file or replace it."
-
-
-def read_deep_tiff(file: BinaryIO, path: Path) -> tuple[np.ndarray, int] | None:
+def _read_deep_tiff(file: BinaryIO, path: Path) -> tuple[np.ndarray, int] | None:
     """Values (H, W) or (H, W, samples) of a TIFF file and its orientation tag, 1 to 8.
 
     Of whole bytes in their own type; other depths, such as 12 bits, are floats in [0, 1]. None for
-    a sound file of up to 8 unsigned bits, which Pillow reads. Raises ImageError, naming the file.
+    a sound file of up to 8 unsigned bits, which Pillow reads; it reduces deeper ones to 8 bits.
     """
     import tifffile
+    from tifffile import PHOTOMETRIC
 
-    grey = (tifffile.PHOTOMETRIC.MINISWHITE, tifffile.PHOTOMETRIC.MINISBLACK)
     try:
         with tifffile.TiffFile(file) as tiff:
             if len(tiff.pages) != 1:
@@ -254,43 +235,40 @@ def read_deep_tiff(file: BinaryIO, path: Path) -> tuple[np.ndarray, int] | None:
             _check_tiff_parts(page, tiff.filehandle.size)
             if page.bitspersample <= 8 and page.sampleformat != tifffile.SAMPLEFORMAT.INT:
                 return None
-            if page.photometric not in (*grey, tifffile.PHOTOMETRIC.RGB):
+            grey = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK)
+            if page.photometric not in (*grey, PHOTOMETRIC.RGB):
                 raise ValueError(
                     f"colours of kind {page.photometric!r} with {page.bitspersample} bits are not "
                     "read; save it as grey or RGB"
                 )
-            pixels = page.asarray()
-            if page.axes == "SYX":
-                pixels = np.moveaxis(pixels, 0, -1)
-            if pixels.shape[:2] != (page.imagelength, page.imagewidth):
-                raise ValueError(f"its pixels are {pixels.shape}, by its axes {page.axes}")
-            orientation = page.tags.valueof(274, 1)
-    except (*READ_ERRORS, tifffile.TiffFileError) as error:
-        raise ImageError(f"Cannot read the image {path}: {error}. Remove or replace it.") from error
+            pixels, orientation = page.asarray(), page.tags.valueof(ExifTags.Base.Orientation, 1)
+    except tifffile.TiffFileError as error:  # no ValueError in older versions
+        raise ValueError(str(error)) from error
+    if page.axes == "SYX":
+        pixels = np.moveaxis(pixels, 0, -1)
+    if pixels.shape[:2] != (page.imagelength, page.imagewidth):
+        raise ValueError(f"its pixels are {pixels.shape}, by its axes {page.axes}")
     if pixels.dtype.kind == "u" and page.bitspersample < 8 * pixels.dtype.itemsize:
         pixels = (pixels / (2.0**page.bitspersample - 1)).astype(np.float32)
-    if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and pixels.dtype.kind in "uf":
-        notice("TIFF with white as zero inverted", f"{path} stores white as 0: inverted")
+    if pixels.dtype.kind in "uf" and page.photometric == PHOTOMETRIC.MINISWHITE:
+        _note_white_as_zero(page.photometric, path)
         pixels = (1 if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max) - pixels
     return pixels, orientation
 
 
 def _check_tiff_parts(page: "tifffile.TiffPage", file_bytes: int) -> None:
-    """ValueError where the image is too large, or the file has not all parts that it needs."""
-    import tifffile
+    """ValueError where the image is too large, or its file lacks strips or tiles.
 
+    Neither Pillow nor tifffile minds missing ones: they would be black.
+    """
     height, width, samples = page.imagelength, page.imagewidth, page.samplesperpixel
-    part = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip,)
+    part = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, width)
     sizes = (height, width, samples, page.bitspersample, page.imagedepth, *part)
     if not all(isinstance(size, int) and size > 0 for size in sizes):
         raise ValueError(f"its sizes are damaged: {sizes}"[:200])
     check_samples(height, width, samples)
-    planes = samples if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE else 1
-    if page.is_tiled:
-        expected = -(-height // page.tilelength) * -(-width // page.tilewidth)
-    else:
-        expected = -(-height // min(page.rowsperstrip, height))
-    expected *= planes * page.imagedepth
+    planes = samples if page.planarconfig == 2 else 1  # of separate colours
+    expected = -(-height // min(part[0], height)) * -(-width // part[1]) * planes * page.imagedepth
     parts = list(zip(page.dataoffsets, page.databytecounts, strict=True))
     present = sum(n > 0 and 0 < start <= start + n <= file_bytes for start, n in parts)
     if len(parts) < expected or present < len(parts):
@@ -300,7 +278,6 @@ def _check_tiff_parts(page: "tifffile.TiffPage", file_bytes: int) -> None:
         )
     decoded = height * planes * -(-width * (samples // planes) * page.bitspersample // 8)
     stored = sum(page.databytecounts)
-    # YCbCr stores fewer samples of its colours
-    plain = page.compression == 1 and page.photometric != tifffile.PHOTOMETRIC.YCBCR
+    plain = page.compression == 1 and page.photometric != 6  # YCbCr stores fewer colour samples
     if decoded > stored * (1 if plain else LARGEST_COMPRESSION):
         raise ValueError(f"{height} x {width} pixels are {decoded} bytes, but it holds {stored}")

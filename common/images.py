@@ -13,13 +13,7 @@ from torch import Tensor
 
 from common.dicom import read_dicom
 from common.files import write_atomic
-from common.image_files import (
-    DICOM_SUFFIXES,
-    ImageError,
-    file_format,
-    open_regular,
-    read_pixels,
-)
+from common.image_files import DICOM_SUFFIXES, ImageError, file_format, read_pixels
 from common.notices import is_largest, notice
 
 GREY_WEIGHTS = (0.299, 0.587, 0.114)
@@ -44,13 +38,17 @@ def read_image(
         raise ValueError(f"channels must be 1, 3 or None, got {channels!r}")
     path = Path(path)
     try:
-        image = _read_dicom_or_none(path)
-        if image is None:
-            pixels = _with_samples(read_pixels(path), path)
-            _note_small_values(pixels, white_value, path)
-            image = _to_unit_range(pixels, path, white_value)
-            del pixels
-        return _to_channels(torch.from_numpy(image), channels)
+        colours, alpha = _read(path)
+        if alpha is not None and (alpha != alpha[0, 0]).any():
+            notice(
+                "alpha channel left out",
+                f"{path} is transparent in places: its alpha channel is left out, the colours stay",
+            )
+        if white_value is None and colours.dtype in (np.uint16, np.uint32):
+            _note_small_values(colours, path)
+        image = torch.from_numpy(_to_unit_range(colours, path, white_value))
+        del colours
+        return _to_channels(image, channels)
     except MemoryError as error:
         raise ImageError(f"{path}: there is not enough memory to read it.") from error
 
@@ -63,11 +61,9 @@ def read_mask(path: Path) -> np.ndarray:
     Values of any type and range; turned as the orientation tag says. Raises ImageError.
     """
     path = Path(path)
-    image = _read_dicom_or_none(path)
-    pixels = _with_samples(read_pixels(path) if image is None else image.transpose(1, 2, 0), path)
-    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+    colours, alpha = _read(path)
+    if colours.dtype.kind == "f" and not np.isfinite(colours).all():
         raise ImageError(f"{path} holds values that are not finite, so it is no mask.")
-    colours, alpha = _split_alpha(pixels)
     marked = (colours > 0).any(axis=2)
     if alpha is None or (alpha == alpha[0, 0]).all():
         return marked
@@ -78,35 +74,30 @@ def read_mask(path: Path) -> np.ndarray:
 
 def largest_stored(path: Path, white_value: int | None = None) -> str:
     """For messages: the largest value in a file and the range it is read by."""
-    image = _read_dicom_or_none(Path(path))
-    if image is not None:
-        return f"its largest value as displayed is {image.max():.4f} of 1"
-    colours, _ = _split_alpha(_with_samples(read_pixels(Path(path)), path))
-    white = _white(colours.dtype, white_value)
-    largest = colours.max()
+    colours, _ = _read(Path(path))
+    white, largest = _white(colours.dtype, white_value), colours.max()
     return f"its largest value is {largest:g} of {white} ({largest / white:.4f} of the range)"
 
 
-def _read_dicom_or_none(path: Path) -> np.ndarray | None:
-    """A DICOM file as displayed, (1 or 3, H, W); None for other files."""
-    try:
-        kind = file_format(path)
-        if kind == "dicom" or (kind is None and path.suffix.lower() in DICOM_SUFFIXES):
-            with open_regular(path) as file:
-                return read_dicom(file, path, force=kind == "dicom")
-    except FileNotFoundError as error:
-        raise ImageError(f"Cannot read the image {path}: there is no such file.") from error
-    except OSError as error:
-        raise ImageError(f"Cannot read the image {path}: {error}.") from error
-    return None
+def _read(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """A file's colours (H, W, 1 or 3) and alpha (H, W), None without; DICOM files as displayed."""
+    kind = file_format(path)
+    if kind == "dicom" or (kind is None and path.suffix.lower() in DICOM_SUFFIXES):
+        pixels = read_dicom(path, force=kind == "dicom")
+    else:
+        pixels = read_pixels(path)
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    samples = pixels.shape[2] if pixels.ndim == 3 else 0
+    if not 1 <= samples <= 4 or 0 in pixels.shape:
+        raise ImageError(f"{path}: expected an image (H, W) of 1 to 4 samples, got {pixels.shape}.")
+    return (pixels[:, :, :-1], pixels[:, :, -1]) if samples in (2, 4) else (pixels, None)
 
 
-def _note_small_values(pixels: np.ndarray, white_value: int | None, path: Path) -> None:
+def _note_small_values(colours: np.ndarray, path: Path) -> None:
     """Says where a file of 16 or 32 bits uses a quarter of its range at most, as 12 bits do."""
-    if white_value is not None or pixels.dtype.kind != "u" or pixels.dtype.itemsize < 2:
-        return
-    largest, white = int(_split_alpha(pixels)[0].max()), np.iinfo(pixels.dtype).max
-    if is_largest(8 * pixels.dtype.itemsize, largest) and 0 < largest <= white // 4:
+    largest, white = int(colours.max()), np.iinfo(colours.dtype).max
+    if is_largest(8 * colours.dtype.itemsize, largest) and 0 < largest <= white // 4:
         share = f"{100 * largest / white:.2g}%"
         bits = next(bits for bits in (10, 12, 14, 16, 24, 30) if largest < 2**bits)
         notice(
@@ -122,57 +113,29 @@ def _white(dtype: np.dtype, white_value: int | None) -> int:
     return white_value if white_value is not None and white_value <= largest else largest
 
 
-def _with_samples(pixels: np.ndarray, path: Path) -> np.ndarray:
-    """(H, W) or (H, W, samples) to (H, W, 1 to 4)."""
-    if pixels.ndim == 2:
-        pixels = pixels[:, :, None]
-    samples = pixels.shape[2] if pixels.ndim == 3 else 0
-    if not 1 <= samples <= 4 or 0 in pixels.shape:
-        raise ImageError(f"{path}: expected an image (H, W) of 1 to 4 samples, got {pixels.shape}.")
-    return pixels
-
-
-def _split_alpha(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """(H, W, 1 to 4) to colours (H, W, 1 or 3) and alpha (H, W), None without."""
-    if pixels.shape[2] in (2, 4):
-        return pixels[:, :, :-1], pixels[:, :, -1]
-    return pixels, None
-
-
-def _to_unit_range(pixels: np.ndarray, path: Path, white_value: int | None) -> np.ndarray:
-    """Stored values (H, W, 1 to 4) to (1 or 3, H, W) float32 in [0, 1] by their type's range."""
-    colour, alpha = _split_alpha(pixels)
-    if alpha is not None and (alpha != alpha[0, 0]).any():
-        notice(
-            "alpha channel left out",
-            f"{path} is transparent in places: its alpha channel is left out, the colours stay",
-        )
-    if colour.dtype.kind == "b":
-        return np.ascontiguousarray(colour.transpose(2, 0, 1), dtype=np.float32)
-    if colour.dtype.kind == "u":
-        white = _white(colour.dtype, white_value)
-        if white_value is not None and colour.max() > white:
-            raise ImageError(
-                f"{path} holds the value {colour.max()}, above white_value: {white_value}. Set "
-                "white_value to the largest value that these images can hold."
-            )
-        wide = np.float32 if colour.dtype.itemsize <= 2 else np.float64
-        unit = np.ascontiguousarray(colour.transpose(2, 0, 1), dtype=wide)
-        unit /= wide(white)
-        return unit.astype(np.float32, copy=False)
-    if colour.dtype.kind != "f":
+def _to_unit_range(colours: np.ndarray, path: Path, white_value: int | None) -> np.ndarray:
+    """Stored values (H, W, C) to (C, H, W) float32 in [0, 1] by their type's range."""
+    kind, low, high = colours.dtype.kind, colours.min(), colours.max()
+    if kind == "i":
         raise ImageError(
-            f"{path} holds signed integers ({colour.dtype}, {colour.min()} to {colour.max()}), for "
-            "which black and white are not defined. Save it as unsigned 8 or 16 bits, or as "
-            "floats in [0, 1]."
+            f"{path} holds signed integers ({colours.dtype}, {low} to {high}), for which black and "
+            "white are not defined. Save it as unsigned 8 or 16 bits, or as floats in [0, 1]."
         )
-    low, high = float(colour.min()), float(colour.max())
-    if not (low >= 0 and high <= 1):  # also true for NaN
+    if kind == "f" and not (low >= 0 and high <= 1):  # also true for NaN
         raise ImageError(
             f"{path} holds floats from {low:g} to {high:g}; expected [0, 1]. Rescale it, with the "
             "same numbers for all images, or save it as unsigned 16 bits."
         )
-    return colour.transpose(2, 0, 1).astype(np.float32, order="C")  # a copy: files are read-only
+    white = _white(colours.dtype, white_value)
+    if kind == "u" and high > white:
+        raise ImageError(
+            f"{path} holds the value {high}, above white_value: {white_value}. Set "
+            "white_value to the largest value that these images can hold."
+        )
+    wide = np.float64 if kind == "u" and colours.dtype.itemsize > 2 else np.float32
+    unit = colours.transpose(2, 0, 1).astype(wide, order="C")  # a copy: files are read-only
+    unit /= wide(white)
+    return unit.astype(np.float32, copy=False)
 
 
 def _to_channels(image: Tensor, channels: int | None) -> Tensor:
@@ -203,28 +166,23 @@ def to_unit(x: Tensor) -> Tensor:
 
 def write_image(path: Path, image: Tensor) -> None:
     """Writes (H, W), (1, H, W) or (3, H, W) in [0, 1] as a PNG of 8 bits; values beyond are cut."""
-    values = _to_levels(image, 255).astype(np.uint8)
-    _save_png(Image.fromarray(values[0] if len(values) == 1 else values.transpose(1, 2, 0)), path)
+    _write_png(path, image, np.uint8)
 
 
 def write_image16(path: Path, image: Tensor) -> None:
     """Writes (H, W) or (1, H, W) in [0, 1] as a grey PNG of 16 bits; values beyond are cut."""
-    values = _to_levels(image, 65535)
-    if len(values) != 1:
+    if image.ndim == 3 and len(image) != 1:
         raise ValueError(f"A 16-bit PNG is written in grey alone, got {tuple(image.shape)}")
-    _save_png(Image.fromarray(values[0].astype(np.uint16)), path)
+    _write_png(path, image, np.uint16)
 
 
-def _to_levels(image: Tensor, levels: int) -> np.ndarray:
-    """Checks the shape and rounds [0, 1] to whole levels: (C, H, W) float64."""
+def _write_png(path: Path, image: Tensor, dtype: type[np.unsignedinteger]) -> None:
+    """Rounds [0, 1] to the type's levels; the file appears whole or not at all."""
     if image.ndim == 2:
         image = image[None]
     if image.ndim != 3 or image.shape[0] not in (1, 3):
         raise ValueError(f"Expected (H, W), (1, H, W) or (3, H, W), got {tuple(image.shape)}")
     unit = image.detach().to("cpu", torch.float64).clamp(0, 1)
-    return (unit * levels).round().numpy()
-
-
-def _save_png(image: Image.Image, path: Path) -> None:
-    """Saves a picture that appears whole or not at all."""
-    write_atomic(path, lambda file: image.save(file, format="PNG"))
+    levels = (unit * np.iinfo(dtype).max).round().numpy().astype(dtype)
+    picture = Image.fromarray(levels[0] if len(levels) == 1 else levels.transpose(1, 2, 0))
+    write_atomic(path, lambda file: picture.save(file, format="PNG"))
