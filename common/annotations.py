@@ -5,8 +5,10 @@ name would silently turn a lesion image into a normal one. Sizes and boxes are i
 (height, width) and (top, left, height, width).
 """
 
+import codecs
 import csv
 import io
+import itertools
 import logging
 import math
 import re
@@ -33,10 +35,11 @@ MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 10_000_000
 """Boxes of numbers beyond this are taken for a slip: no image is that large."""
 PLAIN_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?", re.ASCII)
+PASS = "Pass a CSV file of boxes or a folder of masks."
 SAVE_AS = "Save it as CSV in UTF-8, separated by commas"
+_UTF16, _TEXT = "text in UTF-16 (a spreadsheet's Unicode text)", "JSON or XML, not CSV"
 FOREIGN = {
-    b"\xff\xfe": "text in UTF-16 (a spreadsheet's Unicode text)",
-    b"\xfe\xff": "text in UTF-16 (a spreadsheet's Unicode text)",
+    **{b"\xff\xfe": _UTF16, b"\xfe\xff": _UTF16, b"{": _TEXT, b"[": _TEXT, b"<": _TEXT},
     b"PK\x03\x04": "a zip file, such as a spreadsheet's workbook (.xlsx, .ods)",
     b"\xd0\xcf\x11\xe0": "an old workbook (.xls)",
     b"\x1f\x8b": "compressed (gzip)",
@@ -143,13 +146,8 @@ class MaskAnnotations:
         if image not in self.of_image:
             return np.zeros(size, dtype=bool)
         path = self.of_image[image]
-        try:
-            if file_format(path) == "jpeg":  # under another suffix
-                raise AnnotationError(f"{path}: {LOSSY}")
-        except OSError as error:
-            raise ImageError(
-                f"Cannot read the mask {path}: {error.strerror or error}. Replace it."
-            ) from error
+        if file_format(path) == "jpeg":  # under another suffix
+            raise AnnotationError(f"{path}: {LOSSY}")
         labels = read_mask(path)
         if labels.shape != tuple(size):
             raise AnnotationError(
@@ -181,12 +179,9 @@ def read_annotations(
     AnnotationError.
     """
     if not path.exists():
-        raise AnnotationError(
-            f"No annotations at {path.absolute()}. Pass a CSV file of boxes or a folder of masks."
-        )
-    if path.is_dir():
-        return find_masks(path, images, on_unknown=on_unknown, remedy=remedy)
-    return read_boxes(path, images, on_unknown=on_unknown, remedy=remedy)
+        raise AnnotationError(f"No annotations at {path.absolute()}. {PASS}")
+    read = find_masks if path.is_dir() else read_boxes
+    return read(path, images, on_unknown=on_unknown, remedy=remedy)
 
 
 def read_boxes(
@@ -195,16 +190,18 @@ def read_boxes(
     """Reads a CSV file with columns image, top, left, height, width and perhaps label.
 
     An image may have any number of rows; a row of an image with nothing after it says that it is
-    normal. Raises AnnotationError, naming the line, for a malformed row or what is no such file.
+    normal. Raises AnnotationError, naming the line, for a malformed row and for what is no such
+    file: a damaged file is an error and never fewer boxes.
     """
     names, of_image, skipped = ImageNames(images), {}, []
-    for where, name, box in read_box_rows(path):
-        image = names.match(name, where, on_unknown, remedy)
+    for where, row in _rows(path, _read_text(path)):
+        box = _box(row, where)
+        image = names.match(row["image"], where, on_unknown, remedy)
         if image is None:
-            skipped.append(name)
+            skipped.append(row["image"])
         elif box is not None:
             of_image.setdefault(image, []).append(box)
-    return BoxAnnotations(path, of_image, _said(path, skipped))
+    return BoxAnnotations(path, of_image, _log_skipped(path, skipped))
 
 
 def find_masks(
@@ -239,51 +236,15 @@ def find_masks(
         if image in of_image:
             raise AnnotationError(f"{image} has two masks, {of_image[image]} and {file}; keep one")
         of_image[image] = file
-    return MaskAnnotations(folder, of_image, _said(folder, skipped))
+    return MaskAnnotations(folder, of_image, _log_skipped(folder, skipped))
 
 
-def _said(path: Path, skipped: Sequence[str]) -> tuple[str, ...]:
+def _log_skipped(path: Path, skipped: Sequence[str]) -> tuple[str, ...]:
     """The names without repetitions; logs how many they are."""
     names = tuple(dict.fromkeys(skipped))
     if names:
         LOG.warning("%s: %d of unknown images: %s", path, len(names), shown_names(names))
     return names
-
-
-class BoxRow(NamedTuple):
-    """One row of a box file."""
-
-    where: str
-    """File and line, for messages."""
-    image: str
-    """The name in the file."""
-    box: Box | None
-    """None where the row says that the image is normal."""
-
-
-def read_box_rows(path: Path) -> list[BoxRow]:
-    """The rows of a CSV file with columns image, top, left, height, width and perhaps label.
-
-    Rows without any value are dropped. Raises AnnotationError, with the line where there is one:
-    for a malformed row, and for what is no such file.
-    """
-    rows = _split(path, _read_text(path))
-    _, first = next(rows, ("", []))
-    columns = [name.strip() for name in first]
-    check_columns(path, columns)
-    found = []
-    for where, values in rows:
-        if len(values) > len(columns):
-            left_over = values[len(columns) :]
-            raise AnnotationError(f"{where}: more values than columns, {left_over} left over")
-        if not any(value.strip() for value in values):
-            continue
-        padded = [*values, *[""] * (len(columns) - len(values))]
-        row = dict(zip(columns, padded, strict=True))
-        if not row["image"].strip():
-            raise AnnotationError(f"{where}: no image is called ''; name the row's image")
-        found.append(BoxRow(where, row["image"], parse_box(row, where)))
-    return found
 
 
 def _read_text(path: Path) -> str:
@@ -293,44 +254,53 @@ def _read_text(path: Path) -> str:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise AnnotationError(
-            f"The annotations {path} cannot be read: {error.strerror or error}. Pass a CSV file of "
-            "boxes or a folder of masks."
+            f"The annotations {path} cannot be read: {error.strerror or error}. {PASS}"
         ) from error
     if len(data) > MAX_BYTES:
         raise AnnotationError(
-            f"{path} is larger than {MAX_BYTES // 2**20} MiB: it is no file of boxes. Pass a CSV "
-            "file of boxes or a folder of masks."
+            f"{path} is larger than {MAX_BYTES // 2**20} MiB: it is no file of boxes. {PASS}"
         )
-    if not data.strip():
+    begin = data.removeprefix(codecs.BOM_UTF8).lstrip()
+    if not begin:
         raise AnnotationError(
             f"{path} is empty; the first line must name the columns {','.join(BOX_COLUMNS)}"
         )
     for magic, what in FOREIGN.items():
-        if data.startswith(magic):
+        if begin.startswith(magic):
             raise AnnotationError(f"{path} is {what}. {SAVE_AS}")
-    if b"\0" in data:
-        line = data[: data.index(b"\0")].count(b"\n") + 1
-        raise AnnotationError(
-            f"{path}, line {line}: NUL bytes; it is no text in UTF-8 but binary or in UTF-16. "
-            f"{SAVE_AS}"
-        )
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise AnnotationError(
-            f"{path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8, the file is "
-            f"perhaps in Latin-1 or Windows-1252. {SAVE_AS}"
-        ) from error
-    if text.lstrip()[:1] in ("{", "[", "<"):
-        raise AnnotationError(f"{path} is JSON or XML, not CSV. {SAVE_AS}")
-    return text
+    place, problem = data.find(b"\0"), "NUL bytes; it is no text in UTF-8 but binary or in UTF-16"
+    if place < 0:
+        try:
+            return data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            place = error.start
+            problem = f"byte 0x{data[place]:02x} is not UTF-8, perhaps Latin-1 or Windows-1252"
+    line = data[:place].count(b"\n") + 1
+    raise AnnotationError(f"{path}, line {line}: {problem}. {SAVE_AS}")
 
 
-def _split(path: Path, text: str) -> Iterator[tuple[str, list[str]]]:
-    """(file and line, values) of each row that is not blank. Raises AnnotationError.
+def _rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """(file and line, values by column) of each row that has any. Raises AnnotationError."""
+    lines = _lines(path, text)
+    _, first = next(lines, ("", []))
+    columns = [name.strip() for name in first]
+    _check_columns(path, columns)
+    for where, values in lines:
+        if len(values) > len(columns):
+            left_over = values[len(columns) :]
+            raise AnnotationError(f"{where}: more values than columns, {left_over} left over")
+        if not any(value.strip() for value in values):
+            continue
+        row = dict(itertools.zip_longest(columns, values, fillvalue=""))
+        if not row["image"].strip():
+            raise AnnotationError(f"{where}: no image is called ''; name the row's image")
+        yield where, row
 
-    A quote that is not closed would swallow the rows after it: neither that nor a value of several
+
+def _lines(path: Path, text: str) -> Iterator[tuple[str, list[str]]]:
+    """(file and line, values) of each line that is not blank. Raises AnnotationError.
+
+    A quote that is not closed would swallow the lines after it: neither that nor a value of several
     lines is accepted.
     """
     reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
@@ -353,7 +323,7 @@ def _split(path: Path, text: str) -> Iterator[tuple[str, list[str]]]:
             yield where, values
 
 
-def check_columns(path: Path, columns: Sequence[str]) -> None:
+def _check_columns(path: Path, columns: Sequence[str]) -> None:
     """Raises AnnotationError where a column is missing or there twice."""
     missing = [name for name in BOX_COLUMNS if name not in columns]
     if missing:
@@ -373,31 +343,25 @@ def check_columns(path: Path, columns: Sequence[str]) -> None:
         )
 
 
-def parse_box(row: dict[str, str], where: str) -> Box | None:
+def _box(row: dict[str, str], where: str) -> Box | None:
     """The box of a row, None where all its numbers are empty. Raises AnnotationError."""
     texts = {name: row[name].strip() for name in BOX_COLUMNS[1:]}
     if not any(texts.values()):
         return None
-    values = {name: _pixels(text, name, where) for name, text in texts.items()}
-    top, left, height, width = values.values()
+    for name, text in texts.items():
+        if not PLAIN_NUMBER.fullmatch(text):
+            raise AnnotationError(
+                f"{where}: {name} must be a number of pixels, got '{shown(text)}'; write plain "
+                "digits, such as 12 or 3.5"
+            )
+        if abs(float(text)) > MAX_PIXELS:
+            raise AnnotationError(
+                f"{where}: {name} must be a number of pixels up to {MAX_PIXELS}, got {shown(text)}"
+            )
+    top, left, height, width = map(float, texts.values())
     if not (top + height > top and left + width > left):
         raise AnnotationError(
             f"{where}: height and width must be above 0, "
             f"got {shown(texts['height'])} and {shown(texts['width'])}"
         )
     return Box(top, left, height, width, row.get("label", "").strip())
-
-
-def _pixels(text: str, name: str, where: str) -> float:
-    """A number of pixels, plain and finite. Raises AnnotationError."""
-    value = float(text) if PLAIN_NUMBER.fullmatch(text) else math.nan
-    if math.isnan(value):
-        raise AnnotationError(
-            f"{where}: {name} must be a number of pixels, got '{shown(text)}'; write plain digits, "
-            "such as 12 or 3.5"
-        )
-    if abs(value) > MAX_PIXELS:
-        raise AnnotationError(
-            f"{where}: {name} must be a number of pixels up to {MAX_PIXELS}, got {shown(text)}"
-        )
-    return value

@@ -1,7 +1,7 @@
 """Which files of a folder are images, and what else lies there: nothing is passed over in silence.
 
 A file counts as an image by its suffix, which spares opening it, or else by its first bytes (DICOM
-files without suffix, .jfif). Everything else is put down by kind and said, once per program.
+files without suffix, .jfif). Everything else is counted by kind and logged, once per program.
 """
 
 import functools
@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn, get_args
 
 from common.image_files import IMAGE_SUFFIXES, ImageError, looks_like_image
 
@@ -29,29 +29,16 @@ SHOWN = 3
 LONGEST = 1000
 """Letters of a name that a message spells out."""
 
-Kind = Literal[
-    "unknown kind",
-    "hidden",
-    "broken link",
-    "unreadable",
-    "no regular file",
-    "empty",
-    "temporary or safety copy",
-    "made by the system",
-    "beside the class folders",
-    "hidden or system folder",
-    "subfolder not searched",
-    "folder of no class",
-]
-"""Why something in a folder is no image."""
-FOLDERS: tuple[Kind, ...] = (
-    "hidden or system folder",
-    "subfolder not searched",
-    "folder of no class",
+FolderKind = Literal["hidden or system folder", "subfolder not searched", "folder of no class"]
+DamagedKind = Literal["broken link", "unreadable", "no regular file", "empty"]
+Kind = (
+    FolderKind
+    | DamagedKind
+    | Literal["unknown kind", "hidden", "temporary or safety copy", "made by the system"]
+    | Literal["beside the class folders"]
 )
-"""Kinds that are folders, each put down as one."""
-DAMAGED: tuple[Kind, ...] = ("broken link", "unreadable", "no regular file", "empty")
-"""Kinds of files that cannot be read, whatever their name says."""
+"""Why something in a folder is no image. Folders count as one, whatever they hold; damaged files
+cannot be read, whatever their name says."""
 
 
 @dataclass
@@ -65,15 +52,15 @@ class ImageFolder:
     """Everything else, by kind."""
 
     def pass_over(self, kind: Kind, paths: Iterable[Path]) -> None:
-        """Puts these down."""
+        """Counts these under a kind."""
         if paths := list(paths):
             self.passed_over.setdefault(kind, []).extend(paths)
 
     @property
     def damaged(self) -> list[Path]:
         """Files that have an image's name but cannot be read, sorted."""
-        found = [path for kind in DAMAGED for path in self.passed_over.get(kind, ())]
-        return sorted(path for path in found if has_image_suffix(path.name))
+        found = [path for kind in get_args(DamagedKind) for path in self.passed_over.get(kind, ())]
+        return sorted(path for path in found if _has_image_suffix(path.name))
 
     def summary(self) -> str:
         """One line such as "scans: 2 files passed over: 1 hidden (.a.png), 1 empty (b.png)".
@@ -82,14 +69,14 @@ class ImageFolder:
         """
         if not self.passed_over:
             return ""
-        n_all = sum(len(paths) for paths in self.passed_over.values())
-        n_folders = sum(len(self.passed_over.get(kind, ())) for kind in FOLDERS)
-        counts = [_count(n_all - n_folders, "file"), _count(n_folders, "folder")]
-        kinds = [
-            f"{len(paths)} {kind} ({shown_names([self._name(path) for path in sorted(paths)])})"
-            for kind, paths in self.passed_over.items()
-        ]
-        what = " and ".join(count for count in counts if count)
+        n = {"file": 0, "folder": 0}
+        kinds = []
+        for kind, paths in self.passed_over.items():
+            n["folder" if kind in get_args(FolderKind) else "file"] += len(paths)
+            names = [path.relative_to(self.folder).as_posix() for path in sorted(paths)]
+            kinds.append(f"{len(paths)} {kind} ({shown_names(names)})")
+        counts = [f"{count} {what}{'s' if count > 1 else ''}" for what, count in n.items() if count]
+        what = " and ".join(counts)
         return f"{shown(str(self.folder))}: {what} passed over: {', '.join(kinds)}"
 
     def report(self) -> None:
@@ -98,17 +85,10 @@ class ImageFolder:
             noise = set(self.passed_over) == {"made by the system"}
             _log_once(logging.INFO if noise else logging.WARNING, self.summary())
 
-    def _name(self, path: Path) -> str:
-        return path.relative_to(self.folder).as_posix()
-
 
 @functools.cache
 def _log_once(level: int, message: str) -> None:
     LOG.log(level, "%s", message)
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}{'s' if n > 1 else ''}" if n else ""
 
 
 def shown(name: str) -> str:
@@ -166,43 +146,46 @@ def find_images(folder: Path, recursive: bool) -> ImageFolder:
     """
     found = ImageFolder(Path(folder))
     seen: set[str] = set()
-    to_do = [found.folder]
-    while to_do:
-        parent = to_do.pop()
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
         real = os.path.realpath(parent)
-        if real in seen:
-            continue  # a link that leads back
+        if real in seen:  # a link leads back
+            folders.clear()
+            continue
         seen.add(real)
-        subfolders = []
-        for entry in _entries(parent):
-            path, status = parent / entry.name, _status(entry)
-            if status is None or not stat.S_ISDIR(status.st_mode):
-                kind = _kind_of_file(entry, status)
-                if kind is None:
-                    found.files.append(path)
-                else:
-                    found.pass_over(kind, [path])
-            elif not _is_searched(entry.name):
-                found.pass_over("hidden or system folder", [path] if _holds_something(path) else [])
-            elif recursive:
-                subfolders.append(path)
+        for name in sorted(folders):
+            if not (recursive and _is_searched(name)):
+                kind = "subfolder not searched" if _is_searched(name) else "hidden or system folder"
+                path = Path(parent, name)
+                found.pass_over(kind, [path] if _holds_something(path) else [])
+        folders[:] = sorted(name for name in folders if recursive and _is_searched(name))
+        for path in (Path(parent, name) for name in sorted(files)):
+            kind = _kind_of_file(path)
+            if kind is None:
+                found.files.append(path)
             else:
-                found.pass_over("subfolder not searched", [path] if _holds_something(path) else [])
-        to_do += reversed(subfolders)
+                found.pass_over(kind, [path])
     found.files.sort()
     return found
 
 
 def subfolder_names(folder: Path) -> list[str]:
     """Names of the subfolders that hold the user's files, sorted. Raises ImageError."""
-    entries = [(entry.name, _status(entry)) for entry in _entries(folder)]
-    folders = [name for name, status in entries if status and stat.S_ISDIR(status.st_mode)]
-    return [name for name in folders if _is_searched(name)]
+    _, folders, _ = next(os.walk(folder, onerror=_refuse))
+    return sorted(name for name in folders if _is_searched(name))
 
 
-def has_image_suffix(name: str) -> bool:
-    """Whether a file's name ends as an image's does."""
-    return name.lower().endswith(IMAGE_SUFFIXES)
+def _refuse(error: OSError) -> NoReturn:
+    """Raises ImageError for a folder that cannot be listed."""
+    folder = error.filename
+    problem = f"cannot be read: {error.strerror or error}"
+    if isinstance(error, FileNotFoundError):
+        problem = "does not exist"
+    elif isinstance(error, NotADirectoryError):
+        problem = "is a file, not a folder"
+    raise ImageError(
+        f"The image folder {shown(folder)} {problem}. Absolute path: "
+        f"{shown(str(Path(folder).absolute()))}."
+    ) from error
 
 
 def _is_searched(folder_name: str) -> bool:
@@ -210,55 +193,37 @@ def _is_searched(folder_name: str) -> bool:
     return not folder_name.startswith(".") and folder_name.lower() not in SYSTEM_FOLDERS
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What lies directly in a folder, sorted by name. Raises ImageError."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
-    except FileNotFoundError:
-        problem = "does not exist"
-    except NotADirectoryError:
-        problem = "is a file, not a folder"
-    except OSError as error:
-        problem = f"cannot be read: {error.strerror or error}"
-    absolute = shown(str(Path(folder).absolute()))
-    raise ImageError(f"The image folder {shown(str(folder))} {problem}. Absolute path: {absolute}.")
-
-
 def _holds_something(folder: Path) -> bool:
     """False for an empty folder; True for one that cannot be read."""
     try:
-        with os.scandir(folder) as entries:
-            return any(entries)
+        return any(folder.iterdir())
     except OSError:
         return True
 
 
-def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
-    """What an entry leads to; None for a broken link, or where that may not be known."""
-    try:
-        return entry.stat()
-    except OSError:
-        return None
+def _has_image_suffix(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES)
 
 
-def _kind_of_file(entry: os.DirEntry[str], status: os.stat_result | None) -> Kind | None:
+def _kind_of_file(path: Path) -> Kind | None:
     """Why a file is passed over; None for an image."""
-    name = entry.name
+    name = path.name
     if name.lower() in SYSTEM_FILES or name.startswith("._"):
         return "made by the system"
     if name.startswith("."):
         return "hidden"
-    if status is None:
-        return "broken link" if entry.is_symlink() else "unreadable"
+    try:
+        status = path.stat()
+    except OSError:
+        return "broken link" if path.is_symlink() else "unreadable"
     if not stat.S_ISREG(status.st_mode):
         return "no regular file"
     if not status.st_size:
         return "empty"
-    if not os.access(entry.path, os.R_OK):
+    if not os.access(path, os.R_OK):
         return "unreadable"
-    if has_image_suffix(name):
+    if _has_image_suffix(name):
         return None
     if name.lower().endswith(COPY_SUFFIXES):
         return "temporary or safety copy"
-    return None if looks_like_image(Path(entry.path)) else "unknown kind"
+    return None if looks_like_image(path) else "unknown kind"
