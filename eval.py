@@ -14,7 +14,7 @@ from pathlib import Path
 
 from common.cli import add_common_arguments, load_from_arguments, run_script
 from common.config import config_to_dict, config_to_yaml, resolve_path
-from dia.evaluate import EVAL_MODES, add_evaluation_flags, evaluate, evaluation_config
+from dia.evaluation import EVAL_MODES, add_evaluation_flags, evaluate, evaluation_config
 from inpainter.evaluation import EvaluationSettings, evaluate_heatmaps
 from inpainter.evaluation_report import result_table, write_plots, write_report
 from inpainter.heatmap_folder import EvaluationError

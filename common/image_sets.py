@@ -45,7 +45,7 @@ class ImageSet(Dataset[Sample]):
 
     def __init__(
         self,
-        items: Sequence[Path] | np.ndarray,
+        items: Sequence[Path] | np.ndarray | Tensor,
         labels: Sequence[int],
         names: Sequence[str],
         *,
@@ -54,8 +54,9 @@ class ImageSet(Dataset[Sample]):
         refuse_grey: bool = False,
         white_value: int | None = None,
     ) -> None:
-        """items: files, or (N, H, W[, 3]) uint8. size: side in pixels, None = as stored.
+        """items: files, or (N, H, W[, 3]) uint8, or a tensor (N, 1 or 3, H, W) in [0, 1].
 
+        size: side in pixels; None keeps each image's own.
         white_value: the stored value that means white in files, as read_image takes it.
         """
         self.items, self.labels = items, np.asarray(labels)
@@ -73,7 +74,9 @@ class ImageSet(Dataset[Sample]):
             image = resize(image, [self.size, self.size], antialias=True).clamp(0, 1)
         return Sample(image, int(self.labels[index]), self.names[index])
 
-    def _load(self, item: Path | np.ndarray) -> Tensor:
+    def _load(self, item: Path | np.ndarray | Tensor) -> Tensor:
+        if isinstance(item, Tensor):
+            return item.expand(3, -1, -1)
         if isinstance(item, np.ndarray):
             pixels = item if item.ndim == 3 else np.repeat(item[:, :, None], 3, axis=2)
             return torch.from_numpy(pixels.transpose(2, 0, 1).copy()).float() / 255

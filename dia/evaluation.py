@@ -1,281 +1,281 @@
-"""Evaluating an encoder: CSI against the train bank, the other scores, accuracy.
+"""The DIA modes of eval.py: ood_pre and ood (AUROCs), test_acc and test_marginalized_acc."""
 
-N images, S samples, K shifts, T = K·S views, d features. Scores are larger for normal images.
-"""
-
+import argparse
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
 
 from common.checkpoint import (
     CheckpointError,
+    content_hash,
     load_tensors,
     require_mapping,
     require_state_dict,
     save_atomic,
 )
-from common.image_batches import BadImages, ordered_batches, reading
-from common.image_sets import ImageSet, set_identity
-from common.runtime import eval_mode
-from dia.augment import AugmentationSettings, augment
-from dia.data import EvaluationSets
-from dia.encoders import Encoder
-from dia.features import DrawViews, extract_features, per_image_draws, published_draws
-from dia.results import SetScores
-from dia.scoring import (
-    ScoreError,
-    calibration_error,
-    check_reference,
-    csi_score,
-    feature_norm,
-    fit_csi,
-    marginal_logits,
-    max_softmax,
-    similarity_to_mean,
-    top1_error,
+from common.cli import add_common_arguments, add_flags, flag_keys, load_from_flags
+from common.config import (
+    ConfigError,
+    config_to_yaml,
+    flat_values,
+    parse_override,
+    read_yaml,
+    resolve_path,
 )
-from dia.settings import Seeding
-from dia.shifts import Base, rotate, shift
+from common.image_batches import BadImages
+from common.image_sets import ImageSet, set_identity
+from common.run_log import write_run_record
+from common.runtime import seed_everything, tf32_products
+from dia.data import evaluation_sets, load_split, normal_train_set
+from dia.predictor import (
+    SetFeatures,
+    TrainedEncoder,
+    bank_scores,
+    class_logits_over_shifts,
+    evaluation_batches,
+    finite_scores,
+    load_encoder,
+    plain_scores,
+    run_settings,
+    take_features,
+    with_run_settings,
+)
+from dia.results import NORMAL, Results, compare, deciles, table, write_results, write_scores
+from dia.scoring import calibration_error, top1_error
+from dia.settings import BANK_SCORES, DiaConfig, OodScore
 
 LOG = logging.getLogger(__name__)
-SIMILAR_SAMPLES = 2
+EvalMode = Literal["ood_pre", "ood", "test_acc", "test_marginalized_acc"]
+EVAL_MODES: tuple[str, ...] = get_args(EvalMode)
+ACCURACY_MODES = ("test_acc", "test_marginalized_acc")
+CROP_FLAGS = {
+    "resize_factor": "evaluation.eval_resize_factor",
+    "resize_fix": "evaluation.eval_resize_fix",
+}
+"""In an evaluation these published flags mean the evaluation's crops, not training's."""
 CACHE_FORMAT = 2
-"""Of the files of kept features; others are not found again."""
+"""Part of the names of cached features; a file of another format is not found."""
 
 
-@dataclass(frozen=True)
-class ViewSettings:
-    """How images are looked at in an evaluation."""
-
-    base: Base
-    """Shift transform, always undissolved; none = one unshifted view."""
-    n_shifts: int
-    n_samples: int
-    crop_scale: tuple[float, float]
-    seeding: Seeding
-    seed: int
-    batch_size: int
-
-    @property
-    def augmentation(self) -> AugmentationSettings:
-        """The augmentation with these crops."""
-        return AugmentationSettings(crop_scale=self.crop_scale)
-
-    def draw(self) -> DrawViews:
-        """The source of random views."""
-        if self.seeding == "published":
-            return published_draws(self.augmentation)
-        return per_image_draws(self.augmentation, self.seed)
+def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of the DIA modes, all but --mode itself."""
+    add_common_arguments(parser, DiaConfig)
+    add_flags(parser, DiaConfig, without=("mode",))
 
 
-class CsiFeatures(NamedTuple):
-    """Features of the images of a set that could be read, on the CPU."""
+def evaluation_config(args: argparse.Namespace) -> DiaConfig:
+    """The settings that the flags of `add_evaluation_flags` ask for, and the checkpoint's own.
 
-    names: list[str]
-    simclr: Tensor
-    """(N, T, 128)."""
-    shift: Tensor
-    """(N, T, K)."""
-    left_out: dict[str, str]
-    """Messages by name of the images that could not be read."""
-
-
-class FeatureSource:
-    """Takes features of image sets; with a folder keeps them, to find them again."""
-
-    def __init__(
-        self,
-        encoder: Encoder,
-        views: ViewSettings,
-        device: torch.device,
-        *,
-        bad: BadImages | None = None,
-        num_workers: int = 0,
-        folder: Path | None = None,
-        checkpoint_hash: str = "",
-    ) -> None:
-        """bad: what to do with images that cannot be read; none = an error.
-
-        folder: where features are kept; None keeps nothing. They are known by the checkpoint's
-        hash, the views, and names and contents of the images.
-        """
-        self.encoder, self.views, self.device = encoder, views, device
-        self.bad, self.num_workers = bad or BadImages(), num_workers
-        self.folder, self.checkpoint_hash = folder, checkpoint_hash
-        self.taken: dict[ImageSet, CsiFeatures] = {}
-
-    def features(self, images: ImageSet) -> CsiFeatures:
-        """The features of a set, taken once. Raises what ordered_batches does."""
-        if images not in self.taken:
-            self.taken[images] = self._found_or_made(images)
-        found = self.taken[images]
-        self.bad.note(found.left_out)
-        return found
-
-    def _found_or_made(self, images: ImageSet) -> CsiFeatures:
-        if self.folder is None:
-            return self._made(images)
-        alike = self.views
-        if alike.seeding != "published":
-            alike = replace(alike, batch_size=0)
-        identity = set_identity(images, whole=True)
-        facts = [CACHE_FORMAT, self.checkpoint_hash, repr(alike), images.size, identity]
-        key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
-        path = self.folder / f"features_{key}.pt"
-        if path.is_file():
-            try:
-                return read_features(path, images, self.views)
-            except CheckpointError as error:
-                LOG.warning("%s The features are taken anew.", error)
-        made = self._made(images)
-        save_atomic(made._asdict(), path)
-        return made
-
-    def _made(self, images: ImageSet) -> CsiFeatures:
-        def encode(rows: Tensor) -> dict[str, Tensor]:
-            heads = self.encoder(rows, "simclr", "shift")
-            return {"simclr": heads.simclr, "shift": heads.shift}
-
-        views, bad = self.views, BadImages(self.bad.on_bad_image)
-        names: list[str] = []
-        with reading(ordered_batches(images, views.batch_size, self.num_workers, bad)) as batches:
-
-            def pixels() -> Iterator[tuple[Tensor, Sequence[str]]]:
-                for batch in batches:
-                    names.extend(batch.names)
-                    yield batch.images, batch.names
-
-            with eval_mode(self.encoder):
-                made = extract_features(
-                    encode,
-                    pixels(),
-                    base=views.base,
-                    n_shifts=views.n_shifts,
-                    n_samples=views.n_samples,
-                    draw=views.draw(),
-                    device=self.device,
-                )
-        self.bad.found |= bad.found  # named already
-        return CsiFeatures(names, made["simclr"], made["shift"], bad.found)
-
-
-def read_features(path: Path, images: ImageSet, views: ViewSettings) -> CsiFeatures:
-    """Features that were kept for a set; CheckpointError where the file holds anything else."""
-    state = require_mapping(load_tensors(path), str(path), CsiFeatures._fields)
-    names, left_out = state["names"], require_mapping(state["left_out"], f"{path}: left_out")
-    if not isinstance(names, list) or [n for n in images.names if n not in left_out] != names:
-        raise CheckpointError(f"{path}: its names are not those of the images.")
-    features = require_state_dict({n: state[n] for n in ("simclr", "shift")}, str(path))
-    rows = (len(names), views.n_shifts * views.n_samples)
-    if any(part.ndim != 3 or part.shape[:2] != rows for part in features.values()):
-        shapes = [tuple(part.shape) for part in features.values()]
-        raise CheckpointError(f"{path}: features of shapes {shapes}, expected {rows} and widths.")
-    if any(part.dtype != torch.float32 or not part.isfinite().all() for part in features.values()):
-        raise CheckpointError(f"{path}: features that are not finite 32-bit floats.")
-    return CsiFeatures(names, features["simclr"], features["shift"], left_out)
-
-
-def finite_scores(names: Sequence[str], scores: Tensor, score: str) -> SetScores:
-    """Scores (N,) of a set; ScoreError where any is not finite, with their number."""
-    wrong = (~scores.isfinite()).nonzero().flatten().tolist()
-    if wrong:
-        raise ScoreError(
-            f"{len(wrong)} of {len(names)} {score} scores are not finite, the first of "
-            f"{names[wrong[0]]}. The encoder's outputs are too large or not numbers: use another "
-            "checkpoint, or train again with a lower --lr_init."
-        )
-    return SetScores(names, scores.cpu().numpy())
-
-
-def bank_scores(
-    source: FeatureSource, train: ImageSet, test: EvaluationSets, score: str
-) -> tuple[SetScores, dict[str, SetScores]]:
-    """CSI or simclr scores of test normals and of every other set, against the train images."""
-
-    def features(images: ImageSet) -> tuple[Tensor, Tensor]:
-        found = source.features(images)
-        return found.simclr.to(source.device), found.shift.to(source.device)
-
-    reference = fit_csi(*features(train), n_shifts=source.views.n_shifts, score=score)
-    for warning in check_reference(reference):
-        LOG.warning("%s", warning)
-
-    def scored(images: ImageSet) -> SetScores:
-        scores = csi_score(reference, *features(images))
-        return finite_scores(source.features(images).names, scores, score)
-
-    return scored(test.normal), {name: scored(images) for name, images in test.others.items()}
-
-
-@torch.no_grad()
-def plain_scores(source: FeatureSource, images: ImageSet, score: str, *, layer: str) -> SetScores:
-    """clean_norm, similar, baseline or baseline_marginalized of a set.
-
-    layer: simclr, shift or penultimate, for the first two.
+    What the command does not say of the encoder and the normal class, the settings of the run
+    that made the checkpoint do. Raises ConfigError where the two contradict each other.
     """
-    encoder, views = source.encoder, source.views
-    parts, names = [], []
-    read = ordered_batches(images, views.batch_size, source.num_workers, source.bad)
-    with eval_mode(encoder), reading(read) as batches:
-        for batch in batches:
-            x = batch.images.to(source.device)
-            match score:
-                case "clean_norm":
-                    part = feature_norm(getattr(encoder(x, "simclr", "shift"), layer))
-                case "similar":
-                    part = similarity_to_mean(_samples(encoder, x, batch.names, layer, views))
-                case "baseline":
-                    part = max_softmax(encoder(x).linear)
-                case "baseline_marginalized":
-                    part = max_softmax(_marginal(encoder, x, views.base))
-                case _:
-                    raise ValueError(f"score {score!r} is none of mode ood's")
-            parts.append(part.cpu())
-            names += batch.names
-    return finite_scores(names, torch.cat(parts), score)
+    args = argparse.Namespace(**{k: v for k, v in vars(args).items() if k != "mode"})
+    config = load_from_flags(DiaConfig, args, other_sections=("diffusion",), redirect=CROP_FLAGS)
+    if config.contrastive.load_path is None:
+        return config
+    path = resolve_path(config.contrastive.load_path, "contrastive.load_path")
+    try:
+        run = run_settings(path)
+    except ConfigError as error:
+        LOG.warning("%s. So the command alone says what %s is", error, path.name)
+        return config
+    if run is None:
+        LOG.info("no config.yaml beside %s: the command alone says what it is", path)
+        return config
+    return with_run_settings(config, run, given_keys(args), path)
 
 
-def _samples(
-    encoder: Encoder, x: Tensor, names: Sequence[str], layer: str, views: ViewSettings
-) -> Tensor:
-    """Features (S, N, d) of augmented, unshifted samples."""
-    draw, size = views.draw(), tuple(x.shape[-2:])
-    samples = []
-    for sample in range(SIMILAR_SAMPLES):
-        rows = augment(x, draw(names, sample, 1, size).augmentation)
-        samples.append(getattr(encoder(rows, "simclr", "shift"), layer))
-    return torch.stack(samples)
+def given_keys(args: argparse.Namespace) -> set[str]:
+    """Dotted keys of the settings that the flags, --set and --config give."""
+    keys = {
+        key for name, key in flag_keys(DiaConfig).items() if getattr(args, name, None) is not None
+    }
+    for text in args.overrides:
+        keys |= set(parse_override(DiaConfig, text))
+    if args.config is not None:
+        sections = {k: v for k, v in read_yaml(args.config).items() if k != "diffusion"}
+        keys |= set(flat_values(DiaConfig, sections, str(args.config)))
+    return keys
 
 
-def _marginal(encoder: Encoder, x: Tensor, base: Base) -> Tensor:
-    """Class logits (N, classes) of the joint head, averaged over the four shifts."""
-    # The published code fails here for cutperm; any base but that is rotation there.
-    turned = [shift(x, k, base) if base == "cutperm" else rotate(x, k) for k in range(4)]
-    return marginal_logits(torch.stack([encoder(rows, "joint").joint for rows in turned]))
+def evaluate(config: DiaConfig, mode: EvalMode, command: Sequence[str]) -> str:
+    """Runs one mode, writes its results and returns the text to print."""
+    seed_everything(config.seed)
+    scores = () if mode in ACCURACY_MODES else checked_scores(config, mode)
+    path = resolve_path(config.contrastive.load_path, "contrastive.load_path")
+    encoder = load_encoder(path, config=config, device=config.device)
+    folder = results_folder(config, mode, path)
+    facts = {
+        "mode": mode,
+        "dataset": config.data.dataset,
+        "one_class_idx": config.data.one_class_idx,
+        "checkpoint": path.name,
+        "checkpoint_sha256": content_hash(path),
+        "selected_by": selected_by(path),
+    }
+    with tf32_products(config.precision == "tf32"):
+        if mode in ACCURACY_MODES:
+            return evaluate_accuracy(encoder, mode, folder, facts, command)
+        return evaluate_scores(encoder, scores, folder, facts, command)
 
 
-@torch.no_grad()
-def accuracy(source: FeatureSource, images: ImageSet, *, marginal: bool) -> dict[str, float]:
-    """Top-1 error and expected calibration error in percent over a whole set.
+def checked_scores(config: DiaConfig, mode: EvalMode) -> tuple[OodScore, ...]:
+    """The scores to compute; ConfigError where one is not of this mode."""
+    wanted = config.evaluation.ood_score
+    wrong = [score for score in wanted if (score in BANK_SCORES) != (mode == "ood_pre")]
+    if wrong:
+        ours = BANK_SCORES if mode == "ood_pre" else "clean_norm, similar, baseline, …marginalized"
+        raise ConfigError(
+            f"--ood_score: {', '.join(wrong)} is no score of --mode {mode}, which has {ours}",
+            key="evaluation.ood_score",
+        )
+    if not config.evaluation.ood_layer and {"clean_norm", "similar"} & set(wanted):
+        raise ConfigError(
+            "--ood_layer names no layer; clean_norm and similar need one: simclr, shift or "
+            "penultimate",
+            key="evaluation.ood_layer",
+        )
+    return wanted
+
+
+def selected_by(checkpoint: Path) -> str:
+    """What chose a checkpoint, as its run's settings say; "unknown" for a lone file."""
+    if checkpoint.name.startswith("last"):
+        return "last"
+    try:
+        run = run_settings(checkpoint)
+    except ConfigError as error:
+        LOG.warning("%s. So what chose %s is not known", error, checkpoint.name)
+        return "unknown"
+    return "unknown" if run is None else run.contrastive.select_by
+
+
+def results_folder(config: DiaConfig, mode: EvalMode, checkpoint: Path) -> Path:
+    """results_dir, or eval_<mode>_<checkpoint> beside the checkpoint."""
+    folder = config.evaluation.results_dir
+    if folder is not None:
+        return resolve_path(folder, "evaluation.results_dir")
+    return checkpoint.parent / f"eval_{mode}_{checkpoint.stem}"
+
+
+def evaluate_scores(
+    encoder: TrainedEncoder,
+    scores: Sequence[str],
+    folder: Path,
+    facts: dict[str, Any],
+    command: Sequence[str],
+) -> str:
+    """The modes with AUROCs: writes and returns how well scores tell normals from other sets."""
+    config, bad = encoder.config, BadImages(encoder.config.data.on_bad_image)
+    test = evaluation_sets(config)
+    sets = {NORMAL: test.normal, **test.others}
+    bank = set(scores) <= set(BANK_SCORES)  # all of one mode, see checked_scores
+    train = normal_train_set(config) if bank else None
+    write_run_record(folder, config_yaml=config_to_yaml(config), command=command)
+    if train is not None:
+        train_features = cached_features(encoder, train, bad)
+        features = {name: cached_features(encoder, images, bad) for name, images in sets.items()}
+    results: dict[str, Results] = {}
+    lines = []
+    for score in scores:
+        if train is not None:
+            scored = bank_scores(encoder, train_features, features, score)
+        else:
+            scored = {n: plain_scores(encoder, images, score, bad) for n, images in sets.items()}
+        write_scores(folder, score, scored, arrays=config.evaluation.save_score)
+        draws = config.evaluation.bootstrap_samples
+        results[score] = compare(scored, n_resamples=draws, seed=config.seed)
+        if config.evaluation.print_score:
+            for name, values in scored.items():
+                title = config.data.dataset if name == NORMAL else name
+                lines.append(deciles(title, values.scores))
+    write_results(folder, results, facts | left_out(bad))
+    shown = table(results, selected_by=facts["selected_by"])
+    return "\n".join([*lines, shown, f"Written to {folder}"])
+
+
+def evaluate_accuracy(
+    encoder: TrainedEncoder,
+    mode: EvalMode,
+    folder: Path,
+    facts: dict[str, Any],
+    command: Sequence[str],
+) -> str:
+    """The modes of the linear and the joint head: writes top-1 error and calibration in percent.
 
     Raises ScoreError where a logit is not finite.
     """
-    encoder, base = source.encoder, source.views.base
+    config, bad = encoder.config, BadImages(encoder.config.data.on_bad_image)
+    images = load_split(config, "test")
+    if config.data.one_class_idx is not None:
+        images = images.of_classes([config.data.one_class_idx])
+    write_run_record(folder, config_yaml=config_to_yaml(config), command=command)
     logits, labels, names = [], [], []
-    read = ordered_batches(images, source.views.batch_size, source.num_workers, source.bad)
-    with eval_mode(encoder), reading(read) as batches:
+    network, base = encoder.network, encoder.views.base
+    with evaluation_batches(encoder, images, bad) as batches:
         for batch in batches:
-            x = batch.images.to(source.device)
-            logits.append((_marginal(encoder, x, base) if marginal else encoder(x).linear).cpu())
+            x = batch.images.to(encoder.device)
+            marginal = mode == "test_marginalized_acc"
+            found = class_logits_over_shifts(network, x, base) if marginal else network(x).linear
+            logits.append(found.cpu())
             labels.append(batch.labels)
             names += batch.names
     every, truth = torch.cat(logits), torch.cat(labels)
     finite_scores(names, every.sum(dim=1), "logit")
-    return {"error": top1_error(every, truth), "ece": calibration_error(every, truth)}
+    values = {"error": top1_error(every, truth), "ece": calibration_error(every, truth)}
+    write_results(folder, {}, {**facts, **left_out(bad), **values})
+    return f"[Error@1 {values['error']:.3f}] [ECE {values['ece']:.3f}]\nWritten to {folder}"
+
+
+def left_out(bad: BadImages) -> dict[str, Any]:
+    """The images that could not be read, for results.json; their number as a warning."""
+    if bad.found:
+        LOG.warning("%d images could not be read and are not in the results.", len(bad.found))
+    return {"images_left_out": sorted(bad.found)}
+
+
+def cached_features(encoder: TrainedEncoder, images: ImageSet, bad: BadImages) -> SetFeatures:
+    """As `take_features`, but read from a file beside the checkpoint where one has them.
+
+    The file's name is a hash of the checkpoint, the views, and the images' names and contents.
+    """
+    if not encoder.config.evaluation.cache_features:
+        return take_features(encoder, images, bad)
+    views = encoder.views
+    if views.seeding != "published":
+        views = replace(views, batch_size=0)  # which does not matter then
+    identity = set_identity(images, whole=True)
+    facts = [CACHE_FORMAT, content_hash(encoder.path), repr(views), images.size, identity]
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
+    path = encoder.path.parent / "features" / f"features_{key}.pt"
+    if path.is_file():
+        try:
+            features = read_features(path, images, encoder)
+        except CheckpointError as error:
+            LOG.warning("%s The features are taken anew.", error)
+        else:
+            bad.note(features.left_out)
+            return features
+    features = take_features(encoder, images, bad)
+    save_atomic(features._asdict(), path)
+    return features
+
+
+def read_features(path: Path, images: ImageSet, encoder: TrainedEncoder) -> SetFeatures:
+    """Cached features of a set; CheckpointError where the file holds anything else."""
+    state = require_mapping(load_tensors(path), str(path), SetFeatures._fields)
+    names, left_out = state["names"], require_mapping(state["left_out"], f"{path}: left_out")
+    if not isinstance(names, list) or [n for n in images.names if n not in left_out] != names:
+        raise CheckpointError(f"{path}: its names are not those of the images.")
+    features = require_state_dict({n: state[n] for n in ("simclr", "shift")}, str(path))
+    rows = (len(names), encoder.views.n_shifts * encoder.views.n_samples)
+    if any(part.ndim != 3 or part.shape[:2] != rows for part in features.values()):
+        shapes = [tuple(part.shape) for part in features.values()]
+        raise CheckpointError(f"{path}: features of shapes {shapes}, expected {rows} and widths.")
+    return SetFeatures(names, features["simclr"], features["shift"], left_out)

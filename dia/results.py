@@ -1,7 +1,7 @@
 """AUROCs of scores, and what an evaluation writes: results.json, scores.csv, figures.
 
-Scores here are larger for normal images, as published; AUROCs take their negative, once, in
-`auroc_with_interval`. N images per set.
+Scores here are larger for normal images, as published; AUROCs and ROC curves take their negative.
+N images per set.
 """
 
 import csv
@@ -21,6 +21,8 @@ from common.files import write_atomic
 from common.metrics import Interval, binary_intervals, format_interval
 
 HISTOGRAM_BINS = 40
+NORMAL = "normal"
+"""Name of the normal images among the scored sets; every other set is of anomalies."""
 
 
 class SetScores(NamedTuple):
@@ -45,24 +47,24 @@ def auroc_with_interval(
     normal: np.ndarray, anomalous: np.ndarray, *, n_resamples: int, seed: int
 ) -> Interval:
     """AUROC of scores that are larger for normal images, with its bootstrap interval."""
-    labels = np.concatenate([np.zeros(len(normal)), np.ones(len(anomalous))])
+    labels = np.repeat([0.0, 1.0], [len(normal), len(anomalous)])
     anomaly_scores = -np.concatenate([normal, anomalous])  # metrics take larger = anomalous
     return binary_intervals(labels, anomaly_scores, n_resamples=n_resamples, seed=seed)["auroc"]
 
 
-def compare(
-    normal: SetScores, others: Mapping[str, SetScores], *, n_resamples: int = 0, seed: int = 0
-) -> Results:
-    """AUROC of the normals against every set, their mean, and against all sets pooled."""
+def compare(sets: Mapping[str, SetScores], *, n_resamples: int = 0, seed: int = 0) -> Results:
+    """AUROC of the normals against every other set, their mean, and against all of them pooled."""
+    normal = sets[NORMAL].scores
+    others = {name: scored.scores for name, scored in sets.items() if name != NORMAL}
     by_set = {
-        name: auroc_with_interval(normal.scores, other.scores, n_resamples=n_resamples, seed=seed)
-        for name, other in others.items()
+        name: auroc_with_interval(normal, scores, n_resamples=n_resamples, seed=seed)
+        for name, scores in others.items()
     }
-    pooled = np.concatenate([other.scores for other in others.values()])
+    pooled = np.concatenate(list(others.values()))
     return Results(
         by_set,
         float(np.mean([interval.value for interval in by_set.values()])),
-        auroc_with_interval(normal.scores, pooled, n_resamples=n_resamples, seed=seed),
+        auroc_with_interval(normal, pooled, n_resamples=n_resamples, seed=seed),
     )
 
 
@@ -77,15 +79,12 @@ def as_plain(results: Results) -> dict[str, object]:
 
 def table(results: Mapping[str, Results], *, selected_by: str) -> str:
     """A printed table: one row per set, then mean and pooled, one column per score."""
-    rows = {name: None for result in results.values() for name in result.by_set}
-    lines = ["AUROC (normal vs.)".ljust(22) + "".join(f"{score:>28}" for score in results)]
-    for row in rows:
-        cells = [format_interval(result.by_set.get(row), 4) for result in results.values()]
-        lines.append(row.ljust(22) + "".join(f"{cell:>28}" for cell in cells))
-    means = [f"{result.one_class_mean:.4f}" for result in results.values()]
-    lines.append("one_class_mean".ljust(22) + "".join(f"{cell:>28}" for cell in means))
-    pooled = [format_interval(result.pooled, 4) for result in results.values()]
-    lines.append("pooled".ljust(22) + "".join(f"{cell:>28}" for cell in pooled))
+    rows = {"AUROC (normal vs.)": list(results)}
+    for name in next(iter(results.values())).by_set:
+        rows[name] = [format_interval(result.by_set[name], 4) for result in results.values()]
+    rows["one_class_mean"] = [f"{result.one_class_mean:.4f}" for result in results.values()]
+    rows["pooled"] = [format_interval(result.pooled, 4) for result in results.values()]
+    lines = [name.ljust(22) + "".join(f"{c:>28}" for c in cells) for name, cells in rows.items()]
     return "\n".join([*lines, f"Checkpoint chosen by: {selected_by}"])
 
 
@@ -96,39 +95,32 @@ def deciles(name: str, scores: np.ndarray) -> str:
     return f"{name:18s} {scores.mean():.4f} +- {scores.std():.4f}    {listed}"
 
 
-def scores_csv(score: str, normal: SetScores, others: Mapping[str, SetScores]) -> str:
+def scores_csv(score: str, sets: Mapping[str, SetScores]) -> str:
     """Rows file, set, score, label; label 0 = normal, 1 = anomalous, larger score = more normal."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["file", "set", score, "label"])
-    for name, scored, label in [("normal", normal, 0), *((n, s, 1) for n, s in others.items())]:
+    for name, scored in sets.items():
         for file, value in zip(scored.names, scored.scores.tolist(), strict=True):
-            writer.writerow([file, name, f"{value:.9g}", label])
+            writer.writerow([file, name, f"{value:.9g}", int(name != NORMAL)])
     return text.getvalue()
 
 
-def write_scores(
-    folder: Path,
-    score: str,
-    normal: SetScores,
-    others: Mapping[str, SetScores],
-    *,
-    arrays: bool,
-) -> None:
+def write_scores(folder: Path, score: str, sets: Mapping[str, SetScores], *, arrays: bool) -> None:
     """Writes one score's CSV, histogram and ROC curves, and with arrays its .npy files."""
-    save_text_atomic(scores_csv(score, normal, others), folder / f"scores_{score}.csv")
-    sets = {"normal": normal, **others}
+    save_text_atomic(scores_csv(score, sets), folder / f"scores_{score}.csv")
     every = np.concatenate([scored.scores for scored in sets.values()])
     edges = np.linspace(every.min(), max(every.max(), every.min() + 1e-6), HISTOGRAM_BINS + 1)
     counts = {name: np.histogram(scored.scores, edges)[0] for name, scored in sets.items()}
     score_histogram(
         edges, counts, folder / f"histogram_{score}.png", score_name=f"{score}, larger = normal"
     )
-    curves = {}
-    for name, other in others.items():
-        labels = np.concatenate([np.zeros(len(normal.scores)), np.ones(len(other.scores))])
-        false, true, _ = roc_curve(labels, -np.concatenate([normal.scores, other.scores]))
-        curves[name] = (false, true)
+    normal, curves = sets[NORMAL].scores, {}
+    for name, scored in sets.items():
+        if name != NORMAL:
+            labels = np.repeat([0, 1], [len(normal), len(scored.scores)])
+            scores = np.concatenate([normal, scored.scores])
+            curves[name] = roc_curve(labels, -scores)[:2]  # of larger = anomalous
     roc_curves(curves, folder / f"roc_{score}.png")
     if arrays:
         for name, scored in sets.items():

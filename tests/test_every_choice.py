@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 
 from common.config import ConfigError, leaf_types, load_config
-from dia.evaluate import evaluate
+from dia.evaluation import evaluate
 from dia.settings import BANK_SCORES, DiaConfig, OodScore
 from dia.shifts import SHIFT_NAMES
 from dia.training import train as train_dia
@@ -21,8 +21,7 @@ from diffusion_models.pictures import draw_dissolved, draw_samples
 from diffusion_models.settings import DdpmConfig
 from inpainter.prediction import PredictionOptions, predict
 from inpainter.settings import Metric, PicardConfig
-from inpainter.snapshots import run_folder
-from inpainter.training import train
+from inpainter.training import run_folder, train
 from tests.test_shipped_defaults import write_tree
 from tests.tiny_runs import heatmaps_in, settings, write_images
 

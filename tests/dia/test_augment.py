@@ -84,22 +84,22 @@ def test_keyed_numbers_depend_on_the_key_alone_and_are_uniform() -> None:
 
 def test_per_image_views_do_not_depend_on_the_batch() -> None:
     images, names = sample_images(), ["a", "b", "c", "d"]
-    draw = per_image_draws(SETTINGS, 0)
-    together = shifted_rows(images, "rotation", 4, draw(names, 1, 4, (16, 16)))
-    alone = shifted_rows(images[2:3], "rotation", 4, draw(["c"], 1, 4, (16, 16)))
+    drawn = [per_image_draws(n, 1, 4, (16, 16), SETTINGS, seed=0) for n in (names, ["c"])]
+    together = shifted_rows(images, "rotation", 4, drawn[0])
+    alone = shifted_rows(images[2:3], "rotation", 4, drawn[1])
     torch.testing.assert_close(together[2::4], alone, rtol=0, atol=1e-6)
 
 
 def test_published_views_depend_on_the_place_in_the_batch() -> None:
     images = sample_images(1).expand(3, -1, -1, -1)
-    drawn = published_draws(SETTINGS)(["a", "b", "c"], 0, 4, (16, 16))
+    drawn = published_draws(3, 0, 4, (16, 16), SETTINGS)
     rows = shifted_rows(images, "rotation", 4, drawn)
     assert not torch.allclose(rows[0], rows[2], atol=1e-3)
 
 
 def test_unshifted_features_are_not_flipped() -> None:
-    for draw in (per_image_draws(SETTINGS, 0), published_draws(SETTINGS)):
-        assert draw(["a"], 0, 1, (16, 16)).signs is None
+    assert per_image_draws(["a"], 0, 1, (16, 16), SETTINGS, seed=0).signs is None
+    assert published_draws(1, 0, 1, (16, 16), SETTINGS).signs is None
 
 
 def test_augmented_images_keep_their_shape_and_are_finite() -> None:

@@ -9,7 +9,7 @@ import torch
 from common.config import ConfigError, config_to_yaml
 from dia.building import check_dissolving, layout_for
 from dia.encoders import build_encoder
-from dia.evaluate import add_evaluation_flags, evaluation_config
+from dia.evaluation import add_evaluation_flags, evaluation_config
 from dia.settings import ContrastiveConfig, DiaConfig
 from diffusion_models.diffusion import GaussianDiffusion
 from diffusion_models.dissolve import Dissolver

@@ -6,7 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dia.augment import AugmentationSettings, augment, random_augmentation
 from dia.encoders import build_encoder
-from dia.features import extract_features, per_image_draws, published_draws
+from dia.features import ViewSettings, draw_samples, image_features, published_draws
 from dia.losses import Objective, contrastive_losses, heads_for, probe_loss
 from dia.scoring import (
     csi_score,
@@ -73,27 +73,15 @@ def test_encoder_and_losses_follow_their_input(fake_cuda, name: str) -> None:
     assert shift_labels(2, 4, 3, CUDA).device.type == "cuda"
 
 
-@pytest.mark.parametrize("draws", [per_image_draws(AugmentationSettings(), 0)])
-def test_features_are_taken_on_the_device_and_kept_on_the_cpu(fake_cuda, draws) -> None:
+def test_features_follow_their_input(fake_cuda) -> None:
     with CUDA:
         encoder = build_encoder("resnet18", n_classes=2, n_shifts=4, width=8).eval()
-    devices = []
-
-    def encode(rows: torch.Tensor) -> dict[str, torch.Tensor]:
-        devices.append(rows.device.type)
-        return {"simclr": encoder(rows, "simclr").simclr}
-
-    features = extract_features(
-        encode,
-        [(torch.rand(2, 3, 16, 16), ["a", "b"])],
-        base="rotation",
-        n_shifts=4,
-        n_samples=2,
-        draw=draws,
-        device=CUDA,
-    )
-    assert devices == ["cuda", "cuda"]
-    assert features["simclr"].device.type == "cpu"
+    views = ViewSettings("rotation", 4, 2, (0.08, 1.0), "per_image", seed=0, batch_size=2)
+    images = torch.rand(2, 3, 16, 16, device=CUDA)
+    draws = draw_samples(views, ["a", "b"], (16, 16))
+    for features in image_features(encoder, images, "rotation", 4, draws):
+        assert features.shape[:2] == (2, 8)
+        assert features.device.type == "cuda"
 
 
 def test_scores_follow_their_input(fake_cuda) -> None:
@@ -106,5 +94,5 @@ def test_scores_follow_their_input(fake_cuda) -> None:
 
 
 def test_published_draws_are_made_on_the_cpu() -> None:
-    drawn = published_draws(AugmentationSettings())(["a", "b"], 0, 4, (16, 16))
+    drawn = published_draws(2, 0, 4, (16, 16), AugmentationSettings())
     assert drawn.signs.device.type == drawn.augmentation.crop.device.type == "cpu"

@@ -6,7 +6,7 @@ import pytest
 
 from common.cli import add_common_arguments, add_flags, flag_keys, load_from_flags
 from common.config import REPOSITORY, ConfigError, load_config
-from dia.evaluate import add_evaluation_flags, evaluation_config
+from dia.evaluation import add_evaluation_flags, evaluation_config
 from dia.settings import DiaConfig, DiaFile
 from diffusion_models.settings import DdpmConfig
 

@@ -12,7 +12,7 @@ from dia.settings import ContrastiveConfig, DiaConfig
 from dia.training import train
 from diffusion_models import training as ddpm
 from diffusion_models.settings import DataConfig, DdpmConfig, DiffusionConfig
-from tests.dia.test_training import changed
+from tests.dia.test_training import changed, train_until
 from tests.tiny_runs import texture
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -43,7 +43,7 @@ def dia_run(tmp_path_factory) -> DiaConfig:
         run_dir=str(root / "run"),
     )
     config = DiaConfig(device="cpu", data=write_normals(root / "data"), contrastive=settings)
-    train(config, stop_after=1)
+    train_until(config, 1)
     return changed(config, "contrastive", run_dir=None, resume_path=str(root / "run"))
 
 
@@ -114,7 +114,7 @@ def test_copied_images_and_a_longer_run_are_allowed_and_named(
     state = folder_of(dia_run) / "state.pt"
     before = state.read_bytes()
     with caplog.at_level(logging.WARNING):
-        assert train(changed(moved, "contrastive", epochs=3), stop_after=1).epoch == 2
+        assert train_until(changed(moved, "contrastive", epochs=3), 2).epoch == 2
     assert "contrastive.epochs: 2 when it was saved, 3 now" in caplog.text
     state.write_bytes(before)
 

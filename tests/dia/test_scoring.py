@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import dia.scoring
-from dia.augment import AugmentationSettings
-from dia.features import extract_features, per_image_draws
+from dia.encoders import Heads
+from dia.features import ViewSettings, draw_samples, image_features
 from dia.scoring import (
     ScoreError,
     calibration_error,
@@ -95,37 +95,21 @@ def test_error_and_calibration_by_hand() -> None:
 
 def test_features_change_neither_with_batch_size_nor_with_order() -> None:
     images = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    names = list("abcde")
+    views = ViewSettings("cutperm", 4, 2, (0.08, 1.0), "per_image", seed=3, batch_size=5)
+
+    def encoder(rows: torch.Tensor, *_: str) -> Heads:
+        flat = rows.flatten(1)
+        return Heads(flat, flat, flat, flat[:, :4])
 
     def features(order: list[int], size: int) -> torch.Tensor:
-        batches = [
-            (images[order[i : i + size]], [names[j] for j in order[i : i + size]])
-            for i in range(0, 5, size)
-        ]
-        return extract_features(
-            lambda rows: {"simclr": rows.flatten(1)},
-            batches,
-            base="cutperm",
-            n_shifts=4,
-            n_samples=2,
-            draw=per_image_draws(AugmentationSettings(), seed=3),
-            device=torch.device("cpu"),
-        )["simclr"]
+        parts = []
+        for start in range(0, 5, size):
+            numbers = order[start : start + size]
+            draws = draw_samples(views, ["abcde"[i] for i in numbers], (8, 8))
+            parts.append(image_features(encoder, images[numbers], "cutperm", 4, draws)[0])
+        return torch.cat(parts)
 
     whole, shuffled = features([0, 1, 2, 3, 4], 5), features([4, 2, 0, 1, 3], 2)
     assert whole.shape == (5, 8, 192)
     torch.testing.assert_close(whole[[4, 2, 0, 1, 3]], shuffled, rtol=0, atol=1e-6)
     assert not math.isclose(whole[0, 0, 0].item(), whole[0, 1, 0].item())
-
-
-def test_empty_set_is_refused() -> None:
-    with pytest.raises(ValueError, match="the set is empty"):
-        extract_features(
-            lambda rows: {},
-            [],
-            base="none",
-            n_shifts=1,
-            n_samples=1,
-            draw=per_image_draws(AugmentationSettings(), 0),
-            device=torch.device("cpu"),
-        )

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import logging
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,9 @@ from PIL import Image
 
 from common.checkpoint import CheckpointError
 from common.config import ConfigError
-from dia.evaluate import evaluate
+from dia.evaluation import evaluate
 from dia.settings import ContrastiveConfig, DiaConfig, EvaluationConfig
-from dia.training import train
+from dia.training import Trained, train
 from diffusion_models import training as ddpm
 from diffusion_models.pictures import draw_dissolved, draw_samples
 from diffusion_models.settings import DataConfig, DdpmConfig, DiffusionConfig
@@ -91,6 +93,31 @@ def trained(config: DiaConfig) -> Path:
     return train(config).folder
 
 
+class CtrlC(logging.Handler):
+    """Asks to stop, as Ctrl-C does, when the log says that an epoch is done."""
+
+    def __init__(self, epoch: int) -> None:
+        super().__init__()
+        self.epoch = epoch
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.getMessage().startswith(f"epoch {self.epoch}:"):
+            signal.raise_signal(signal.SIGINT)
+
+
+def train_until(config: DiaConfig, epoch: int) -> Trained:
+    """A training that is stopped in this epoch, whatever `epochs` says."""
+    logger, handler = logging.getLogger("dia.training"), CtrlC(epoch)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        return train(config)
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
 def changed(config, section: str, **values):
     return dataclasses.replace(
         config, **{section: dataclasses.replace(getattr(config, section), **values)}
@@ -127,7 +154,7 @@ def test_pictures_of_a_diffusion_model_are_written(
 
 
 def test_resumed_training_equals_uninterrupted_training(config, trained, tmp_path: Path) -> None:
-    assert train(changed(config, "contrastive", run_dir=str(tmp_path)), stop_after=1).epoch == 1
+    assert train_until(changed(config, "contrastive", run_dir=str(tmp_path)), 1).epoch == 1
     resumed = changed(config, "contrastive", run_dir=None, resume_path=str(tmp_path))
     assert train(resumed).epoch == 2
     assert_same_weights(trained / "last.model", tmp_path / "last.model")

@@ -22,7 +22,8 @@ from dia.augment import (
     rgb_to_hsv,
     to_grey,
 )
-from dia.features import ViewDraws, extract_features
+from dia.encoders import Heads
+from dia.features import ViewDraws, image_features
 from dia.scoring import (
     csi_score,
     feature_norm,
@@ -166,25 +167,21 @@ def check_feature_order(folder: Path, entry: Entry, arrays: Arrays) -> None:
     flips = iter(as_tensor(arrays["flip_signs_per_call"]))
     calls = iter(range(10**6))
 
-    def draw(names, sample, n_shifts, size) -> ViewDraws:
-        return ViewDraws(torch.stack([next(flips)[: len(names)] for _ in range(n_shifts)]), None)
-
-    def encode(rows: torch.Tensor) -> dict[str, torch.Tensor]:
+    def encoder(rows: torch.Tensor, *_: str) -> Heads:
         call = torch.full((len(rows),), float(next(calls)))
         number = torch.arange(len(rows), dtype=torch.float32)
-        corners = rows[:, 0, 0, 0], rows[:, 0, 0, -1]
-        return {"simclr": torch.stack((call, number, *corners), dim=1)}
+        seen = torch.stack((call, number, rows[:, 0, 0, 0], rows[:, 0, 0, -1]), dim=1)
+        return Heads(linear=seen, penultimate=seen, simclr=seen, shift=seen)
 
-    batches = [as_tensor(arrays[f"x_batch{i}"]) for i in range(len(settings["batches"]))]
-    features = extract_features(
-        encode,
-        [(images, [str(i) for i in range(len(images))]) for images in batches],
-        base=settings["shift"],
-        n_shifts=n_shifts,
-        n_samples=n_samples,
-        draw=draw,
-        device=torch.device("cpu"),
-    )["simclr"]
+    taken = []
+    for number in range(len(settings["batches"])):
+        images = as_tensor(arrays[f"x_batch{number}"])
+        samples = [
+            ViewDraws(torch.stack([next(flips)[: len(images)] for _ in range(n_shifts)]), None)
+            for _ in range(n_samples)
+        ]
+        taken.append(image_features(encoder, images, settings["shift"], n_shifts, samples)[0])
+    features = torch.cat(taken)
     expected = arrays["features"]
     check(features[..., :2], expected[..., :2], 0.0, "order")
     check(features[..., 2:], expected[..., 2:], tolerance_for(entry, "pixels"), "pixels")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from common.runtime import Processes
 from dia.encoders import ENCODER_NAMES, Encoder, build_encoder
 from dia.losses import (
     Objective,
@@ -199,10 +200,10 @@ def check_train_two_steps(folder: Path, entry: Entry, arrays: Arrays) -> None:
             tolerance_for(entry, "lr"),
             "lr",
         )
-        optimise(losses.total, optimizer)
+        optimise(losses.total, optimizer, Processes())
         check_gradients(entry, arrays, step, encoder)
         probed = probe_loss(encoder.linear, heads.penultimate, labels, k)
-        optimise(probed, probe)
+        optimise(probed, probe, Processes())
         for name, loss in (("sim", losses.sim), ("shift", losses.shift), ("linear", probed)):
             tolerance = tolerance_for(entry, f"loss_step{step}", "loss_step1")
             check(loss, arrays[f"loss_{name}"][step], tolerance, f"loss_{name} {step}")

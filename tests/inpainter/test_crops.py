@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from inpainter.data import CropRule, StoredImage, warped_crop
+from common.image_store import StoredImage
+from inpainter.crops import CropRule, warped_crop
 
 
 def ramp(height: int, width: int) -> np.ndarray:
