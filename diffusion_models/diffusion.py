@@ -46,9 +46,7 @@ def schedule_buffers(schedule: Schedule, steps: int) -> dict[str, Tensor]:
 
     Computed in float64. `p2_loss_weight` is 1 throughout, as in the published settings.
     """
-    if schedule not in ("cosine", "linear"):
-        raise ValueError(f"beta schedule must be 'cosine' or 'linear', got {schedule!r}")
-    betas = cosine_betas(steps) if schedule == "cosine" else linear_betas(steps)
+    betas = {"cosine": cosine_betas, "linear": linear_betas}[schedule](steps)
     alphas = 1 - betas
     alphas_cumprod = torch.cumprod(alphas, dim=0)
     alphas_cumprod_prev = F.pad(alphas_cumprod[:-1], (1, 0), value=1.0)

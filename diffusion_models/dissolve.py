@@ -108,13 +108,7 @@ def load_dissolver(
     path = Path(path)
     if path.is_dir():
         path = newest_checkpoint(path)
-    checkpoint = load_tensors(path)
-    if not isinstance(checkpoint, Mapping) or "model" not in checkpoint:
-        raise CheckpointError(
-            f'{path} is no diffusion checkpoint: expected a dict with an entry "model" (model-N.pt '
-            "of train_eval_ddpm.py)."
-        )
-    check_stored_sizes(checkpoint, dilation=dilation, image_size=image_size, source=str(path))
+    checkpoint = read_checkpoint(path, dilation=dilation, image_size=image_size)
     state = checkpoint_weights(checkpoint, weights, str(path))
     dilation = checkpoint.get("dilation") or dilation or 1
     diffusion = build_from_state(state, dilation=dilation, source=str(path))
@@ -142,28 +136,36 @@ def newest_checkpoint(folder: Path) -> Path:
     return by_number[max(by_number)]
 
 
-def check_stored_sizes(
-    checkpoint: Mapping[str, Any], *, dilation: int | None, image_size: int | None, source: str
-) -> None:
-    """Raises CheckpointError where a checkpoint was trained with another dilation or image size.
+def read_checkpoint(
+    path: Path, *, dilation: int | None = None, image_size: int | None = None
+) -> Mapping[str, Any]:
+    """The entries of a model-N.pt: the weights "model", and others by who wrote it.
 
-    Published checkpoints store neither; None expects nothing.
+    Raises CheckpointError for another file, and where it was trained with another dilation or image
+    size than expected; None expects nothing. Published checkpoints store neither.
     """
+    checkpoint = load_tensors(path)
+    if not isinstance(checkpoint, Mapping) or "model" not in checkpoint:
+        raise CheckpointError(
+            f'{path} is no diffusion checkpoint: expected a dict with an entry "model" (model-N.pt '
+            "of train_eval_ddpm.py)."
+        )
     for key, expected in (("dilation", dilation), ("image_size", image_size)):
         stored, name = checkpoint.get(key), key.replace("_", " ")
         if stored is None:
             continue
         if type(stored) is not int or not 1 <= stored <= LARGEST_SIDE:
             raise CheckpointError(
-                f"{source}: {name} is {str(stored)[:40]!r}, expected a whole number of 1 … "
+                f"{path}: {name} is {str(stored)[:40]!r}, expected a whole number of 1 … "
                 f"{LARGEST_SIDE}. The file is damaged; copy it again."
             )
         if expected is not None and stored != expected:
             raise CheckpointError(
-                f"{source} was trained with {name} {stored}, but {expected} is asked for. Use "
+                f"{path} was trained with {name} {stored}, but {expected} is asked for. Use "
                 f"{stored}, or a diffusion model trained at {expected} (train_eval_ddpm.py "
                 "--image_size)."
             )
+    return checkpoint
 
 
 def checkpoint_weights(

@@ -29,30 +29,36 @@ STRIP_IMAGES = 8
 def draw_dissolved(config: DdpmConfig) -> list[Path]:
     """Writes input, x0 estimate and one-step sample at `steps`, and the dissolving strip: paths."""
     settings = config.diffusion
-    dissolver = load_configured(config)
-    side = dissolver.image_size or settings.side
+    dissolver, side = load_configured(config)
     images = random_training_images(config, EVAL_IMAGES, side).to(dissolver.device)
     generator = generator_for(config.seed, "eval noise")
-    pictures = one_step_pictures(
-        dissolver, images, settings.steps, local_noise=settings.local_randn, generator=generator
+    noise = gaussian_noise(
+        tuple(images.shape), device=images.device, local=settings.local_randn, generator=generator
     )
+    x = dissolver.to_model_range(images)
+    previous, x0 = dissolver.diffusion.p_sample(x, settings.steps, noise)
+    grids = {"input": images, "x_start": dissolver.from_model_range(x0)}
+    grids["pred_img"] = dissolver.from_model_range(previous)
     stem = f"ddpm_p_sample-{config.data.dataset}"
-    named = {f"{stem}-step_{settings.steps}-{name}.png": p for name, p in pictures.items()}
+    pictures = {f"{stem}-step_{settings.steps}-{n}.png": image_grid(g) for n, g in grids.items()}
     strip = dissolving_strip(dissolver, images[:STRIP_IMAGES], settings.strip_steps)
-    return _write(config, named | {f"{stem}-strip.png": strip})
+    return _write(config, pictures | {f"{stem}-strip.png": strip})
 
 
 def draw_samples(config: DdpmConfig) -> list[Path]:
     """Writes a grid of new images: its path."""
-    dissolver = load_configured(config)
-    side = dissolver.image_size or config.diffusion.side
+    dissolver, side = load_configured(config)
     generator = generator_for(config.seed, "samples")
     picture = sample_picture(dissolver.diffusion, config.diffusion, side, generator)
     return _write(config, {"ddpm_samples.png": picture})
 
 
-def load_configured(config: DdpmConfig) -> Dissolver:
-    """The configured checkpoint as a dissolver on the configured device."""
+def load_configured(config: DdpmConfig) -> tuple[Dissolver, int]:
+    """The configured checkpoint as a dissolver on the configured device, and its image side.
+
+    Raises CheckpointError for a checkpoint of other than colour images, and ConfigError where it
+    has no such steps or cannot take the image size.
+    """
     settings = config.diffusion
     dissolver = load_dissolver(
         resolve_path(settings.state_dict_path, "diffusion.state_dict_path"),
@@ -62,19 +68,12 @@ def load_configured(config: DdpmConfig) -> Dissolver:
         dilation=settings.dilation_factor if settings.dilation else None,
         image_size=settings.image_size,
     )
-    channels = dissolver.diffusion.model.channels
-    if channels != IMAGE_CHANNELS:
+    unet, total = dissolver.diffusion.model, dissolver.diffusion.steps
+    if unet.channels != IMAGE_CHANNELS:
         raise CheckpointError(
-            f"{settings.state_dict_path}: its diffusion model has {channels} channels; images here "
-            f"have {IMAGE_CHANNELS}"
+            f"{settings.state_dict_path}: its diffusion model has {unet.channels} channels; images "
+            f"here have {IMAGE_CHANNELS}"
         )
-    check_steps(settings, dissolver)
-    return dissolver
-
-
-def check_steps(settings: DiffusionConfig, dissolver: Dissolver) -> None:
-    """Raises ConfigError where the checkpoint has no such step, or cannot take the image size."""
-    total, unet = dissolver.diffusion.steps, dissolver.diffusion.model
     for name, steps in (("steps", (settings.steps,)), ("strip_steps", settings.strip_steps)):
         wrong = [t for t in steps if t >= total]
         what = f"must be below {total}, the steps of {settings.state_dict_path}"
@@ -82,6 +81,7 @@ def check_steps(settings: DiffusionConfig, dissolver: Dissolver) -> None:
     side = dissolver.image_size or settings.side
     what = f"must be a multiple of {unet.shrinks_by} pixels, which the checkpoint's U-Net halves"
     require(side % unet.shrinks_by == 0, "diffusion.image_size", side, what)
+    return dissolver, side
 
 
 def random_training_images(config: DdpmConfig, count: int, side: int) -> Tensor:
@@ -102,24 +102,6 @@ def random_training_images(config: DdpmConfig, count: int, side: int) -> Tensor:
         return torch.cat([to_dissolving_size(batch.images, side, fit) for batch in batches])
 
 
-@torch.no_grad()
-def one_step_pictures(
-    dissolver: Dissolver, images: Tensor, t: int, *, local_noise: bool, generator: torch.Generator
-) -> dict[str, Tensor]:
-    """The input, the x0 estimate and the one-step sample of images (B, C, H, W), as pictures."""
-    noise = gaussian_noise(
-        tuple(images.shape), device=images.device, local=local_noise, generator=generator
-    )
-    previous, x0 = dissolver.diffusion.p_sample(dissolver.to_model_range(images), t, noise)
-    per_row = max(1, int(len(images) ** 0.5))
-    named = {
-        "input": images,
-        "x_start": dissolver.from_model_range(x0),
-        "pred_img": dissolver.from_model_range(previous),
-    }
-    return {name: image_grid(values, per_row) for name, values in named.items()}
-
-
 def dissolving_strip(dissolver: Dissolver, images: Tensor, steps: Sequence[int]) -> Tensor:
     """One row per image (B, C, H, W), dissolved at each of the steps."""
     columns = [dissolver(images, t) for t in steps]
@@ -137,11 +119,12 @@ def sample_picture(
         local_noise=settings.local_randn,
         generator=generator,
     )
-    return image_grid(images, max(1, int(settings.num_samples**0.5)))
+    return image_grid(images)
 
 
-def image_grid(images: Tensor, per_row: int) -> Tensor:
-    """Lays out (B, C, H, W) in rows, two pixels apart; values are cut to [0, 1]."""
+def image_grid(images: Tensor, per_row: int | None = None) -> Tensor:
+    """Lays out (B, C, H, W) in rows, a square if not told; values are cut to [0, 1]."""
+    per_row = per_row or max(1, int(len(images) ** 0.5))
     return torchvision.utils.make_grid(images.clamp(0, 1).cpu(), nrow=per_row)
 
 

@@ -21,7 +21,6 @@ from common.checkpoint import (
     CheckpointError,
     load_module,
     load_optimiser,
-    load_tensors,
     require_mapping,
     save_atomic,
 )
@@ -59,10 +58,10 @@ from diffusion_models.diffusion import GaussianDiffusion, gaussian_noise
 from diffusion_models.dissolve import (
     EMA_PREFIX,
     Dissolver,
-    check_stored_sizes,
     checkpoint_weights,
     checkpoints,
     newest_checkpoint,
+    read_checkpoint,
     to_dissolving_size,
 )
 from diffusion_models.pictures import dissolving_strip, sample_picture
@@ -76,19 +75,18 @@ STRIP_IMAGES = 4
 FLOAT_BYTES = 4
 LOWER_RATE = "Start a new run with a lower --train_lr or --clip_norm."
 
-WHERE = ("data.data_root", "diffusion.output_dir", "diffusion.state_dict_path")
-"""Where things lie, and what the first step began with; the images are known by their contents."""
-MACHINE = ("device", "data.num_workers")
-"""What computes, and how fast."""
-WRITTEN = (
+MAY_CHANGE = (
+    # Where things lie, and what the first step began with; images are known by their contents.
+    *("data.data_root", "diffusion.output_dir", "diffusion.state_dict_path"),
+    # What computes, and how fast.
+    *("device", "data.num_workers"),
+    # What is written, drawn or said; data.resize_to is train_dia.py's and eval.py's alone.
     *("diffusion.save_every", "diffusion.log_every", "diffusion.sampling_timesteps"),
     *("diffusion.num_samples", "diffusion.steps", "diffusion.strip_steps", "diffusion.strip_range"),
     *("diffusion.ddpm_weights", "data.on_bad_image", "data.resize_to"),
+    "diffusion.train_num_steps",
 )
-"""What is written, drawn or said; data.resize_to is train_dia.py's and eval.py's alone."""
-MAY_CHANGE = (*WHERE, *MACHINE, *WRITTEN, "diffusion.train_num_steps")
-"""What may differ when a run goes on; each change is named in the log. All else decides what is
-learnt and is refused."""
+"""What may differ when a run goes on, named in the log; all else decides what is learnt."""
 
 
 class TrainResult(NamedTuple):
@@ -134,21 +132,20 @@ def train(
         facts = run_facts(config, images)
 
         # State.
-        state = initial_state(config, device)
+        state, total = initial_state(config, device), settings.train_num_steps
         if resume is not None:
             resume_state(state, newest_checkpoint(resume), config, facts["images"])
         elif settings.state_dict_path is not None:
-            path = resolve_path(settings.state_dict_path, "state_dict_path")
-            saved = require_mapping(load_tensors(path), str(path), ("model",))
-            load_weights(state, saved, config, path)
-        total = settings.train_num_steps
+            path = resolve_path(settings.state_dict_path, "diffusion.state_dict_path")
+            sizes = {"dilation": settings.dilation_factor, "image_size": settings.side}
+            load_weights(state, read_checkpoint(path, **sizes), str(path))
         if state.step == total:
             LOG.warning("Step %d of %d is done: nothing to train.", total, total)
 
         # Steps.
         record = open_run(
             folder,
-            events_folder(config, folder, resumed=resume is not None),
+            events_folder(config, folder),
             config,
             processes=processes,
             command=command,
@@ -360,18 +357,10 @@ def save(state: TrainState, facts: Mapping[str, Any], path: Path) -> None:
     save_atomic({**published, "opt": state.optimizer.state_dict(), **facts}, path)
 
 
-def load_weights(
-    state: TrainState, saved: Mapping[str, Any], config: DdpmConfig, path: Path
-) -> None:
+def load_weights(state: TrainState, saved: Mapping[str, Any], source: str) -> None:
     """Takes a checkpoint's weights, and not its step, into model and average."""
-    check_stored_sizes(
-        saved,
-        dilation=config.diffusion.dilation_factor,
-        image_size=config.diffusion.side,
-        source=str(path),
-    )
-    weights = checkpoint_weights(saved, "raw", str(path))
-    load_module(state.model, weights, f"{path}: model")
+    weights = checkpoint_weights(saved, "raw", source)
+    load_module(state.model, weights, f"{source}: model")
     state.average.load_state_dict(weights)
 
 
@@ -382,10 +371,10 @@ def resume_state(
 
     images: set_identity of the training images.
     """
-    saved = require_mapping(load_tensors(path), str(path), ("model", "step"))
+    saved = read_checkpoint(path)
     if "opt" not in saved:
         raise CheckpointError(f"{path} has no optimiser; use it as --state_dict_path instead")
-    require_mapping(saved, str(path), ("ema", "config"))
+    require_mapping(saved, str(path), ("step", "ema", "config"))
     step, total = saved["step"], config.diffusion.train_num_steps
     if type(step) is not int or not 0 <= step <= LAST_STEP:
         raise CheckpointError(
@@ -398,7 +387,7 @@ def resume_state(
             f"{path} is of step {step}, beyond diffusion.train_num_steps: {total}. Raise "
             "--train_num_steps, or start a new run in another folder."
         )
-    load_weights(state, saved, config, path)
+    load_weights(state, saved, str(path))
     load_module(state.average, checkpoint_weights(saved, "ema", str(path)), f"{path}: ema")
     load_optimiser(state.optimizer, saved["opt"], f"{path}: opt", has_stepped=step > 0)
     state.step = step
@@ -414,11 +403,10 @@ def new_folder(config: DdpmConfig) -> Path:
     return REPOSITORY / "ddpm_models" / f"{config.data.dataset}-{settings.side}-{stamp}{ratio}"
 
 
-def events_folder(config: DdpmConfig, folder: Path, *, resumed: bool) -> Path:
+def events_folder(config: DdpmConfig, folder: Path) -> Path:
     """Where TensorBoard's events go: logs/<run>, or into a folder that was named.
 
     A run that goes on writes where it has written before, whether or not --output_dir is given.
     """
-    if config.diffusion.output_dir is not None or (resumed and (folder / "events").is_dir()):
-        return folder / "events"
-    return REPOSITORY / "logs" / folder.name
+    named = config.diffusion.output_dir is not None or (folder / "events").is_dir()
+    return folder / "events" if named else REPOSITORY / "logs" / folder.name

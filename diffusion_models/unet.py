@@ -28,12 +28,8 @@ class Unet(nn.Module):
         channels: int = 3,
         dilation: int = 1,
     ) -> None:
-        """dim: base width; dim_mults: widths of the levels in base widths; dilation: 1 = none."""
+        """dim: base width, a multiple of 8. dim_mults: widths of the levels in base widths."""
         super().__init__()
-        if dim < 8 or dim % NORM_GROUPS:
-            raise ValueError(f"dim must be a multiple of {NORM_GROUPS} (group norm), got {dim}")
-        if dilation < 1:
-            raise ValueError(f"dilation must be 1 (none) or more, got {dilation}")
         self.channels = channels
         self.dilation = dilation
         self.shrinks_by = (2 * dilation) ** (len(dim_mults) - 1)

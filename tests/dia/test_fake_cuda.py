@@ -39,6 +39,7 @@ def test_diffusion_follows_its_input(fake_cuda) -> None:
     images = torch.rand(2, 3, 16, 16, device=CUDA)
     steps = torch.tensor([3, 5])
     assert network(images, steps).device.type == "cuda"
+    assert network(torch.rand(2, 3, 16, 16), step=5).device.type == "cpu"
     noise = gaussian_noise((2, 3, 16, 16), device=CUDA, local=True)
     loss = network.diffusion.p_losses(images, steps.to(CUDA), noise)
     assert loss.device.type == "cuda"
