@@ -20,14 +20,14 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from common.image_files import ImageError, file_format, open_regular
+from common.image_files import ImageError, is_lossy, open_regular
 from common.image_folders import find_images, shown, shown_names
 from common.image_names import AnnotationError, ImageNames, OnUnknown
 from common.images import read_mask
 
 LOG = logging.getLogger(__name__)
 LOSSY_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
-LOSSY = "JPEG's noise would mark pixels round each lesion; save masks as PNG"
+LOSSY = "JPEG's noise (lossy WebP's, too) marks pixels round each lesion; save masks as PNG"
 EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 BOX_COLUMNS = ("image", "top", "left", "height", "width")
 MAX_BYTES = 64 * 2**20
@@ -146,7 +146,7 @@ class MaskAnnotations:
         if image not in self.of_image:
             return np.zeros(size, dtype=bool)
         path = self.of_image[image]
-        if file_format(path) == "jpeg":  # under another suffix
+        if is_lossy(path):
             raise AnnotationError(f"{path}: {LOSSY}")
         labels = read_mask(path)
         if labels.shape != tuple(size):

@@ -103,6 +103,24 @@ def file_format(path: Path) -> str | None:
     return next((name for name, begin in MAGIC.items() if re.match(begin, head, re.DOTALL)), None)
 
 
+def is_lossy(path: Path) -> bool:
+    """Whether a file's values are near those that were saved: JPEG, also in TIFF, lossy WebP.
+
+    Raises ImageError, naming the file, where it cannot be opened.
+    """
+    kind = file_format(path)
+    if kind == "tiff":
+        try:
+            with Image.open(path) as image:
+                return "jpeg" in image.info.get("compression", "")
+        except (OSError, ValueError, SyntaxError):
+            return False  # whoever reads it says what is wrong
+    if kind == "webp":
+        with open_regular(path) as file:
+            return b"VP8 " in file.read(HEAD_BYTES)
+    return kind == "jpeg"
+
+
 def open_regular(path: Path) -> BinaryIO:
     """Opens a file for reading. OSError where it is a folder, a pipe or a device."""
     without_waiting = getattr(os, "O_NONBLOCK", 0)  # for a pipe's other end

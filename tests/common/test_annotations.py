@@ -296,10 +296,33 @@ def test_unreadable_mask_makes_no_image_normal(tmp_path: Path) -> None:
     assert not annotations.labels("sub/b.png", (6, 8)).any()
 
 
-def test_jpeg_mask_is_refused_under_any_suffix(tmp_path: Path) -> None:
-    Image.fromarray(np.zeros((6, 8), np.uint8)).save(tmp_path / "a.png", format="JPEG")
-    with pytest.raises(AnnotationError, match=r"a\.png: JPEG's noise"):
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [
+        (".png", {"format": "JPEG"}),
+        (".png", {"format": "WEBP", "quality": 50}),
+        (".tif", {"compression": "jpeg"}),
+    ],
+)
+def test_mask_with_jpegs_noise_is_refused_under_any_suffix(
+    tmp_path: Path, suffix: str, options: dict[str, object]
+) -> None:
+    Image.fromarray(np.zeros((6, 8), np.uint8)).save(tmp_path / f"a{suffix}", **options)
+    with pytest.raises(AnnotationError, match=rf"a\{suffix}: JPEG's noise"):
         read_annotations(tmp_path, IMAGES).labels("a.png", (6, 8))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [(".png", {"format": "WEBP", "lossless": True}), (".tif", {"compression": "tiff_lzw"})],
+)
+def test_exact_mask_of_these_formats_is_read(
+    tmp_path: Path, suffix: str, options: dict[str, object]
+) -> None:
+    mask = np.zeros((6, 8), np.uint8)
+    mask[1, 2] = 1
+    Image.fromarray(mask).save(tmp_path / f"a{suffix}", **options)
+    assert np.array_equal(read_annotations(tmp_path, IMAGES).labels("a.png", (6, 8)), mask > 0)
 
 
 def test_folder_without_masks_is_refused(tmp_path: Path) -> None:
