@@ -20,6 +20,7 @@ from torchvision.transforms.v2.functional import resize
 from common.datasets import DatasetError, DatasetRow, dataset_row, read_cifar, read_medmnist
 from common.image_files import IMAGE_SUFFIXES, ImageError
 from common.image_folders import ImageFolder, find_images, subfolder_names
+from common.image_names import composed
 from common.images import read_image
 
 LOG = logging.getLogger(__name__)
@@ -200,13 +201,16 @@ def _from_folders(
         raise DatasetError(f"{folder} does not exist. {_expected_tree(row, root)}")
     # Test folders may lack a class; classes that only the test set has come after the others.
     folders = row.classes or _class_folders(root, folder)
-    missing = [name for name in folders if not (folder / name).is_dir()]
-    lacking = [name for name in missing if row.classes or not (root / "test" / name).is_dir()]
+    paths = _folders_by_class(folder)
+    missing = [name for name in folders if name not in paths]
+    lacking = missing
+    if not row.classes and (root / "test").is_dir():
+        lacking = [name for name in missing if name not in _folders_by_class(root / "test")]
     if not folders or (lacking and (split == "train" or len(missing) == len(folders))):
         what = f"lacks the class folder {', '.join(lacking)}" if folders else "has no class folders"
         raise DatasetError(f"{folder} {what}. {_expected_tree(row, root)}")
     there = [name for name in folders if name not in missing]
-    found = {name: find_images(folder / name, recursive=True) for name in there}
+    found = {name: find_images(paths[name], recursive=True) for name in there}
     _report(folder, found)
     files, labels = [], []
     for number, name in enumerate(folders):
@@ -214,7 +218,7 @@ def _from_folders(
             continue
         if not found[name].files:
             raise DatasetError(
-                f"the class folder {folder / name} holds no image. Put some there, or remove the "
+                f"the class folder {paths[name]} holds no image. Put some there, or remove the "
                 f"folder. {found[name].summary()}".rstrip()
             )
         label = number if not row.binary else int(number != row.normal)
@@ -251,7 +255,7 @@ def _report(folder: Path, classes: dict[str, ImageFolder]) -> None:
     whole = ImageFolder(folder)
     beside = find_images(folder, recursive=False)
     for kind, paths in beside.passed_over.items():
-        others = [path for path in paths if path.name not in classes]
+        others = [path for path in paths if composed(path.name) not in classes]
         whole.pass_over("folder of no class" if kind == "subfolder not searched" else kind, others)
     whole.pass_over("beside the class folders", beside.files)
     for found in classes.values():
@@ -261,12 +265,36 @@ def _report(folder: Path, classes: dict[str, ImageFolder]) -> None:
 
 
 def _class_folders(root: Path, folder: Path) -> tuple[str, ...]:
-    """Names of the train split's class folders, sorted, then of those of the test split alone."""
-    names: list[str] = []
+    """Names of the train split's classes, sorted, then of those of the test split alone.
+
+    Raises DatasetError for two names that differ in letter case alone.
+    """
+    names: dict[str, str] = {}
     for split in (root / "train", root / "test", folder):
-        found = subfolder_names(split) if split.is_dir() else []
-        names += [name for name in found if name not in names]
-    return tuple(names)
+        for name in _folders_by_class(split) if split.is_dir() else ():
+            other = names.setdefault(name.casefold(), name)
+            if other != name:
+                raise DatasetError(
+                    f"{root} has the class folders {other} and {name}, which differ in letter case "
+                    "alone. Give one class one name, or two classes different ones."
+                )
+    return tuple(names.values())
+
+
+def _folders_by_class(folder: Path) -> dict[str, Path]:
+    """Class -> its folder in a split; names are compared in one Unicode composition.
+
+    Raises DatasetError for two folders of one class.
+    """
+    found: dict[str, Path] = {}
+    for name in subfolder_names(folder):
+        other = found.setdefault(composed(name), folder / name)
+        if other.name != name:
+            raise DatasetError(
+                f"{folder} has two folders of the class {composed(name)}, {other.name!a} and "
+                f"{name!a}, which differ in Unicode composition alone. Rename one."
+            )
+    return found
 
 
 def _expected_tree(row: DatasetRow, root: Path) -> str:

@@ -147,6 +147,27 @@ def test_what_lies_in_no_class_folder_and_is_no_image_is_said_once_per_split(
     ]
 
 
+def test_class_is_found_in_another_unicode_composition(tmp_path: Path) -> None:
+    composed, decomposed = "ges\u00fcnd", "gesu\u0308nd"
+    write_tree(tmp_path, {composed: 2})
+    write_tree(tmp_path, {decomposed: 1, "krank": 1}, "test")
+    images = load_set("folder", tmp_path, "test")
+    assert (images.classes, images.labels.tolist()) == ((composed, "krank"), [0, 1])
+    assert load_set("folder", tmp_path, "train").classes == (composed, "krank")
+    write_tree(tmp_path, {composed: 1}, "test")
+    with pytest.raises(DatasetError, match=r"two folders of the class .* in Unicode composition"):
+        load_set("folder", tmp_path, "test")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_classes_that_differ_in_letter_case_alone_are_refused(tmp_path: Path, split: str) -> None:
+    write_tree(tmp_path, {"Normal": 1})
+    write_tree(tmp_path, {"Normal": 1, "polyps": 1}, "test")
+    write_tree(tmp_path, {"normal": 1}, split)
+    with pytest.raises(DatasetError, match="Normal and normal, which differ in letter case alone"):
+        load_set("folder", tmp_path, "train")
+
+
 def test_class_folder_without_images_is_refused_with_what_it_holds(tmp_path: Path) -> None:
     write_tree(tmp_path, {"a": 1, "b": 0})
     (tmp_path / "train" / "b" / "x.png").touch()
