@@ -18,7 +18,7 @@ from common.config import config_to_yaml
 from common.files import escaped
 from inpainter.prediction import PredictionOptions, predict
 from inpainter.settings import PicardConfig
-from inpainter.training import run_folder
+from inpainter.snapshots import run_folder
 
 
 def parse_arguments() -> argparse.Namespace:

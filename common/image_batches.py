@@ -189,19 +189,7 @@ def ordered_batches(
 
 def _read(batches: _Batches, num_workers: int, bad: BadImages) -> Generator[Batch, None, None]:
     """The batches in their order, read by this process or by num_workers others."""
-    numbers = range(len(batches))
-    read: Generator[_Read, None, None] = (batches[number] for number in numbers)
-    if num_workers > 0:
-        read = read_ahead(
-            DataLoader(
-                batches,
-                batch_size=None,
-                sampler=numbers,
-                num_workers=num_workers,
-                worker_init_fn=leave_signals_to_main,
-                generator=generator_for("workers"),  # else it draws from the global one
-            )
-        )
+    read = read_batches(batches, range(len(batches)), num_workers)
     empty = True
     with contextlib.closing(read):
         for batch, messages, error in read:
@@ -218,11 +206,26 @@ def _read(batches: _Batches, num_workers: int, bad: BadImages) -> Generator[Batc
         )
 
 
-def read_ahead(loader: DataLoader) -> Generator[Any, None, None]:
-    """Yields what a DataLoader with worker processes does, and ends them when it is closed.
+def read_batches(
+    batches: Dataset, numbers: range, num_workers: int, *, pin_memory: bool = False
+) -> Generator[Any, None, None]:
+    """Yields batches[number] for these numbers, read here or by num_workers processes ahead.
 
-    Give the loader worker_init_fn=leave_signals_to_main. Use the stream in `with reading(…)`.
+    The processes end when the stream is closed; use it in `with reading(…)`. PyTorch's global
+    random generator is left as it is.
     """
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=numbers,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        worker_init_fn=leave_signals_to_main,
+        generator=generator_for("workers"),  # else it draws from the global one
+    )
+    if num_workers == 0:
+        yield from loader
+        return
     before = set(multiprocessing.active_children())
     with deaf_children():
         stream = iter(loader)
@@ -239,7 +242,7 @@ def read_ahead(loader: DataLoader) -> Generator[Any, None, None]:
 
 @contextlib.contextmanager
 def reading(stream: Generator[Item, None, None]) -> Iterator[Iterator[Item]]:
-    """Lends a stream of read_ahead to a loop and closes it after, also when the loop fails.
+    """Lends a stream of read_batches to a loop and closes it after, also when the loop fails.
 
     Raises ReaderError where a reading process dies, whatever the loop does at that moment: torch
     tells of it by a RuntimeError out of a signal handler.

@@ -24,13 +24,18 @@ class TrainingError(UserError):
     """A training that cannot go on: a loss is not finite, or the network collapsed."""
 
 
-def refuse_to_overwrite(folder: Path, checkpoints: Collection[object], remedy: str) -> None:
+def refuse_to_overwrite(
+    folder: Path, checkpoints: Collection[object], remedy: str, *, reached: str = ""
+) -> None:
     """Raises CheckpointError where the folder of a new run has checkpoints of another one.
 
     checkpoints: those found there. remedy: how to go on from them, or where else to write.
+    reached: " up to step 4", for the message.
     """
     if checkpoints:
-        raise CheckpointError(f"{folder} already holds a run. {remedy}, or move the folder away.")
+        raise CheckpointError(
+            f"{folder} already holds a run{reached}. {remedy}, or move the folder away."
+        )
 
 
 @contextlib.contextmanager

@@ -176,10 +176,16 @@ def load_weights(
     own = encoder.state_dict()
     problems = [f"{name} is missing" for name in own if name not in state]
     problems += [f"{name} is not part of this model" for name in state if name not in own]
+    shared = [(name, values, own[name]) for name, values in state.items() if name in own]
     problems += [
-        f"{name} is {tuple(values.shape)} there, {tuple(own[name].shape)} here"
-        for name, values in state.items()
-        if name in own and own[name].shape != values.shape
+        f"{name} is {tuple(there.shape)} there, {tuple(here.shape)} here"
+        for name, there, here in shared
+        if there.shape != here.shape
+    ]
+    problems += [
+        f"{name} is {there.dtype} there, {here.dtype} here"
+        for name, there, here in shared
+        if there.is_floating_point() != here.is_floating_point()
     ]
     if problems and (strict or any(" there, " in problem for problem in problems)):
         raise CheckpointError(

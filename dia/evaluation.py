@@ -278,4 +278,6 @@ def read_features(path: Path, images: ImageSet, encoder: TrainedEncoder) -> SetF
     if any(part.ndim != 3 or part.shape[:2] != rows for part in features.values()):
         shapes = [tuple(part.shape) for part in features.values()]
         raise CheckpointError(f"{path}: features of shapes {shapes}, expected {rows} and widths.")
+    if any(part.dtype != torch.float32 or not part.isfinite().all() for part in features.values()):
+        raise CheckpointError(f"{path}: features that are not finite 32-bit floats.")
     return SetFeatures(names, features["simclr"], features["shift"], left_out)

@@ -5,8 +5,6 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,88 +14,91 @@ from tqdm import tqdm
 from common.images import to_unit
 from common.run_log import RunLog
 from common.runtime import eval_mode
-from common.training import require_finite
-from inpainter.networks import Networks
+from common.training import TrainingError, require_finite
 from inpainter.networks.generator import Generator
-from inpainter.settings import PicardConfig
 from inpainter.snapshots import (
-    LOWER_RATE,
+    SELECTION_KEY,
     Progress,
     completion_error,
     prune_snapshots,
     save_snapshot,
 )
-from inpainter.step import StepInputs
-from inpainter.updates import Optimisers
-from inpainter.watch import CollapseWatch
+from inpainter.step import LOWER_RATE, StepInputs, StepResult, TrainState
 
 LOG = logging.getLogger(__name__)
+SATURATED_SHARE = 0.9
+LOGS_IN_A_ROW = 5
 
 
-class StepResult(NamedTuple):
-    """What became of one step."""
+class CollapseWatch:
+    """Recognises an output that stays at the clamp, where a hard clamp has no gradient."""
 
-    terms: dict[str, float]
-    """Losses by published name; the generator's only where it was updated."""
-    rate: float
-    """Learning rate."""
-    inputs: StepInputs
-    composite: Tensor
-    """(N, C, H, W): the crops with their holes completed."""
+    def __init__(self, in_a_row: int = 0) -> None:
+        self.in_a_row = in_a_row
+        """Logged batches above the limit up to now."""
+
+    def check(self, step: int, composite: Tensor, real: Tensor, mask: Tensor) -> float:
+        """Takes in one batch; returns the share of the hole that wrongly sits at -1 or 1.
+
+        composite, real: (N, C, H, W); mask: (N, 1, H, W), 1 = hole. Raises TrainingError after
+        several logged batches in a row above 90 %.
+        """
+        hole = (mask != 0).expand_as(real)
+        wrong = (composite.abs() >= 1) & (real.abs() < 1) & hole
+        free = ((real.abs() < 1) & hole).sum().clamp(min=1)
+        share = (wrong.sum() / free).item()
+        self.in_a_row = self.in_a_row + 1 if share > SATURATED_SHARE else 0
+        if self.in_a_row >= LOGS_IN_A_ROW:
+            raise TrainingError(
+                f"The generator collapsed: at step {step}, {share:.0%} of the hole is stuck at -1 "
+                "or 1. Start again with another seed, train.init: he, train.warmup_steps: 500 and "
+                "netG.output_clamp: leaky (all three are set in configs/default.yaml)."
+            )
+        return share
 
 
 class Recorder:
-    """Progress bar or log lines, log.jsonl, TensorBoard, snapshots. Use it in a with statement.
+    """Progress bar or log lines, log.jsonl, TensorBoard, snapshots.
 
-    start: where the run goes on. n_steps: wanted in all. images: data_identity of the training
-    images. crops: (n, C, H, W) on which every
-    snapshot's error is measured, none = not measured. skipped: images passed over so far.
+    start: where the run goes on. crops: (n, C, H, W) on which every snapshot's error is measured;
+    None measures none. skipped: images passed over so far. Close `bar` at the end.
     """
 
     def __init__(
         self,
-        config: PicardConfig,
+        state: TrainState,
         folder: Path,
         log: RunLog,
         *,
         start: Progress,
-        n_steps: int,
-        images: Mapping[str, Any],
         crops: Tensor | None,
         skipped: Mapping[Path, str],
     ) -> None:
-        self.config, self.folder, self.log = config, folder, log
-        self.n_steps, self.crops, self.skipped = n_steps, crops, skipped
-        self.images = images
+        self.state, self.folder, self.log = state, folder, log
+        self.crops, self.skipped = crops, skipped
         self.watch = CollapseWatch(start.saturated_in_a_row)
         self.latest = dict(start.losses)
         self.timer, self.timed_step = time.monotonic(), start.step
-        hidden = not sys.stderr.isatty()
-        self.bar = tqdm(total=n_steps, initial=start.step, unit="step", disable=hidden, leave=False)
+        self.bar = tqdm(
+            total=state.n_steps,
+            initial=start.step,
+            unit="step",
+            disable=not sys.stderr.isatty(),
+            leave=False,
+        )
 
-    def __enter__(self) -> "Recorder":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.bar.close()
-        self.log.close()
-
-    def note(self, step: int, result: StepResult, generator: Generator) -> None:
-        """Notes that step number `step`, counted from 1, is done.
+    def on_step_end(self, step: int, result: StepResult) -> None:
+        """Takes in the result of step number `step`, counted from 1.
 
         Raises TrainingError where the generator's output has collapsed.
         """
-        train = self.config.train
+        train = self.state.config.train
         self.latest |= result.terms
         self.bar.update()
         if step % train.print_iter == 0 or step == 1:
             self.log_line(step, result)
-        if step % train.viz_iter == 0 or step == self.n_steps:
+        if step % train.viz_iter == 0 or step == self.state.n_steps:
+            generator = self.state.networks.generator
             picture = completion_grid(generator, result.inputs, train.viz_max_out)
             self.log.image(step, "train/completions", picture)
 
@@ -121,24 +122,23 @@ class Recorder:
         self.latest = {}
         self.bar.set_postfix_str(shown)
         if self.bar.disable:
-            left = (self.n_steps - step) / speed
-            LOG.info(
-                "step %d/%d %s | %.1f steps/s, %.0f s left", step, self.n_steps, shown, speed, left
-            )
+            n_steps = self.state.n_steps
+            left = (n_steps - step) / speed
+            LOG.info("step %d/%d %s | %.1f steps/s, %.0f s left", step, n_steps, shown, speed, left)
 
-    def snapshot(self, step: int, networks: Networks, optimisers: Optimisers) -> None:
+    def save(self, step: int) -> None:
         """Records the step's selection error, saves its files, deletes what is not kept.
 
         Raises TrainingError, before anything is saved, where the error is not finite: then the
         weights are not either.
         """
+        train = self.state.config.train
         if self.crops is not None:
-            error = completion_error(networks.generator, self.crops, self.config.train.mask_shape)
-            require_finite(step, {"select_l1": error}, LOWER_RATE)
-            self.log.scalars(step, {"select_l1": error})
-        progress = Progress(step, self.latest, self.watch.in_a_row)
-        save_snapshot(self.folder, progress, networks, optimisers, self.config, self.images)
-        prune_snapshots(self.folder, self.config.train.keep_snapshots)
+            error = completion_error(self.state.networks.generator, self.crops, train.mask_shape)
+            require_finite(step, {SELECTION_KEY: error}, LOWER_RATE)
+            self.log.scalars(step, {SELECTION_KEY: error})
+        save_snapshot(self.folder, Progress(step, self.latest, self.watch.in_a_row), self.state)
+        prune_snapshots(self.folder, train.keep_snapshots)
 
 
 @torch.inference_mode()

@@ -28,7 +28,7 @@ from common.checkpoint import (
     steps_in,
     weights_hash,
 )
-from common.config import config_to_dict
+from common.config import config_to_dict, resolve_path
 from common.run_log import LOG_NAME, read_log
 from common.runtime import eval_mode, random_state, restore_random_state
 from common.training import check_resumed, flat, require_finite_training
@@ -36,7 +36,7 @@ from inpainter.networks import Networks
 from inpainter.networks.generator import Generator
 from inpainter.networks.loading import critic_weights, generator_weights
 from inpainter.settings import PicardConfig
-from inpainter.updates import Optimisers
+from inpainter.step import LOWER_RATE, Optimisers, TrainState
 from inpainter.windows import centre_crop, centre_mask
 
 LOG = logging.getLogger(__name__)
@@ -45,10 +45,6 @@ ROLES = ("state", "dis", "gen")
 SET_ASIDE = "superseded"
 SELECTION_KEY = "select_l1"
 """Name in log.jsonl of the error by which the best snapshot is chosen; see completion_error."""
-LOWER_RATE = (
-    "Go on from the last checkpoint with a lower train.lr (train.resume: FOLDER in a new run), or "
-    "set train.warmup_steps and train.grad_clip_norm."
-)
 
 WHERE = (
     *("dataset_name", "expname", "checkpoints_dir", "logs_dir", "heatmaps_dir", "train.resume"),
@@ -79,6 +75,17 @@ FINE_TUNE = (
 )
 
 
+def run_name(config: PicardConfig) -> Path:
+    """<dataset_name>/<mask_type>_<expname>, below the checkpoints and the logs folder."""
+    name = f"{config.train.mask_type}_{config.expname}"
+    return Path(config.dataset_name or "unnamed", name)
+
+
+def run_folder(config: PicardConfig) -> Path:
+    """Folder of the run's checkpoints."""
+    return resolve_path(config.checkpoints_dir, "checkpoints_dir") / run_name(config)
+
+
 class Progress(NamedTuple):
     """How far a run has come, beside its weights."""
 
@@ -92,17 +99,14 @@ class Progress(NamedTuple):
 def save_snapshot(
     folder: Path,
     progress: Progress,
-    networks: Networks,
-    optimisers: Optimisers,
-    config: PicardConfig,
-    images: Mapping[str, Any],
+    trained: TrainState,
 ) -> None:
     """Writes the three files of a step; each appears whole, the generator's last.
 
-    images: data_identity of the training images. Raises TrainingError, before anything is written,
-    where a weight or a number of the optimisers is not finite.
+    Raises TrainingError, before anything is written, where a weight or a number of the optimisers
+    is not finite.
     """
-    step = progress.step
+    step, networks, optimisers = progress.step, trained.networks, trained.optimisers
     tensors = training_tensors(networks, optimisers)
     require_finite_training(f"at step {step}", tensors, LOWER_RATE)
     generator = networks.generator.state_dict()
@@ -115,8 +119,8 @@ def save_snapshot(
         "optimizer_gen": optimisers.gen.state_dict(),
         "optimizer_dis": optimisers.dis.state_dict(),
         "random": random_state(),
-        "config": config_to_dict(config),
-        "images": dict(images),
+        "config": config_to_dict(trained.config),
+        "images": dict(trained.images),
         "weights": {"gen": weights_hash(generator), **_hashes(critics)},
     }
     save_atomic(state, checkpoint_path(folder, "state", step))
@@ -142,10 +146,7 @@ def training_tensors(networks: Networks, optimisers: Optimisers) -> dict[str, di
 def restore_snapshot(
     folder: Path,
     wanted: int | str,
-    networks: Networks,
-    optimisers: Optimisers,
-    config: PicardConfig,
-    images: Mapping[str, Any],
+    trained: TrainState,
     *,
     same_run: bool,
 ) -> Progress:
@@ -156,6 +157,7 @@ def restore_snapshot(
     Raises CheckpointError for a missing or broken file, for files of different steps and for other
     settings.
     """
+    config, networks = trained.config, trained.networks
     step = resolve_step(folder, wanted, ROLES, option="--resume STEP")
     path = checkpoint_path(folder, "state", step)
     state = _read_state(path, step)
@@ -163,7 +165,7 @@ def restore_snapshot(
     check_resumed(
         state,
         config,
-        images,
+        trained.images,
         source=str(path),
         may_change=MAY_CHANGE if same_run else weights_fit,
         images_may_change=not same_run,
@@ -181,7 +183,7 @@ def restore_snapshot(
         "gen": not train.critic or step >= train.n_critic if same_run else None,
         "dis": train.critic if same_run else None,
     }
-    for name, optimiser in optimisers._asdict().items():
+    for name, optimiser in trained.optimisers._asdict().items():
         source = f"{path}: optimizer_{name}"
         value = state[f"optimizer_{name}"]
         load_optimiser(optimiser, value, source, has_stepped=has_stepped[name])

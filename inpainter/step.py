@@ -1,17 +1,63 @@
-"""The arithmetic of one WGAN-GP training step. N samples, C channels, H x W crop, h x w box."""
+"""ONE training step, from a batch of crops to new weights, in the order in which it happens.
 
-from typing import NamedTuple
+The objective is that of the paper's section on training, after Yu et al. 2018, section 3: WGAN-GP
+with a critic of the box and one of the whole crop. All that is random follows from (seed, step)
+alone, for the whole batch; each process takes its rows. So a resumed run and a run of several
+processes see what the uninterrupted run of one process sees.
+N samples, C channels, H x W crop, h x w box.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Adam
 
-from inpainter.losses import gradient_penalty, wasserstein_critic_loss, weighted_l1
-from inpainter.masks import crop_boxes
+from common.runtime import Processes, average_gradients, generator_for
+from common.training import require_finite
+from inpainter.masks import crop_boxes, discount_weights, random_boxes, shrunken_masks
 from inpainter.networks import Networks
 from inpainter.networks.critic import Critic, to_channels
-from inpainter.networks.dropout import Drop
-from inpainter.networks.generator import Completion
-from inpainter.settings import PicardConfig
+from inpainter.networks.dropout import (
+    ChannelDropout,
+    Drop,
+    ElementDropout,
+    active_dropout_layers,
+    draw_keep_masks,
+)
+from inpainter.networks.generator import Completion, Generator
+from inpainter.settings import PicardConfig, TrainConfig
+
+ALONE = Processes()
+LOWER_RATE = (
+    "Go on from the last checkpoint with a lower train.lr (train.resume: FOLDER in a new run), or "
+    "set train.warmup_steps and train.grad_clip_norm."
+)
+
+
+class Optimisers(NamedTuple):
+    """Adam for the generator and for both critics."""
+
+    gen: Adam
+    dis: Adam
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """What one process trains, and with what; the weights and moments change, nothing else."""
+
+    config: PicardConfig
+    device: torch.device
+    processes: Processes
+    networks: Networks
+    optimisers: Optimisers
+    n_steps: int
+    """Length of the whole run."""
+    images: Mapping[str, Any]
+    """Identity of the training images, by which a resumed run knows them again."""
 
 
 class StepInputs(NamedTuple):
@@ -30,7 +76,7 @@ class StepInputs(NamedTuple):
     alpha_global: Tensor
     """(N,): the same for the global critic."""
     drop: Drop | None
-    """Training-time dropout of the generator; none = nothing drops."""
+    """Training-time dropout of the generator; None where nothing drops."""
 
 
 class StepLosses(NamedTuple):
@@ -47,28 +93,144 @@ class StepLosses(NamedTuple):
         return self.terms | {name: value for name, value in totals.items() if value is not None}
 
 
+class StepResult(NamedTuple):
+    """What became of one step."""
+
+    terms: dict[str, float]
+    """Losses by published name; the generator's only where it was updated."""
+    rate: float
+    """Learning rate."""
+    inputs: StepInputs
+    composite: Tensor
+    """(N, C, H, W): the crops with their holes completed."""
+
+
+def training_step(state: TrainState, step: int, real: Tensor) -> StepResult:
+    """Takes step number `step`, counted from 0. Raises TrainingError where a loss is not finite.
+
+    real: (N, C, H, W) in [-1, 1], this process's share of the batch, on any device.
+    """
+    config, train, networks = state.config, state.config.train, state.networks
+
+    # Learning rate.
+    rate = learning_rate(train, step, state.n_steps)
+    for optimiser in state.optimisers:
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+
+    # Inputs: crops, holes, points of the gradient penalty, dropout.
+    layout = torch.channels_last if train.channels_last else torch.contiguous_format
+    real = real.to(state.device, non_blocking=True).contiguous(memory_format=layout)
+    inputs = draw_inputs(config, networks.generator, step, real, state.processes)
+
+    # Losses. Published iterations count from 1: the generator is updated at n_critic, 2 n_critic, …
+    with_generator = not train.critic or (step + 1) % train.n_critic == 0
+    losses = step_losses(networks, inputs, config, with_generator=with_generator)
+    named = losses.named()
+    values = torch.stack([value.detach() for value in named.values()]).tolist()  # one transfer
+    terms = dict(zip(named, values, strict=True))
+    require_finite(step + 1, terms, LOWER_RATE)
+
+    # New weights.
+    update(networks, state.optimisers, losses, config, state.processes)
+    return StepResult(terms, rate, inputs, losses.composite.detach())
+
+
+def build_optimisers(networks: Networks, train: TrainConfig) -> Optimisers:
+    """Adam(lr, (beta1, beta2)) twice, as published."""
+    options = {"lr": train.lr, "betas": (train.beta1, train.beta2), "fused": True}
+    return Optimisers(
+        Adam(networks.generator.parameters(), **options),
+        Adam(networks.critics().parameters(), **options),
+    )
+
+
+def learning_rate(train: TrainConfig, step: int, n_steps: int) -> float:
+    """Rate of step number `step`, counted from 0: linear warm-up, then constant or cosine to 0."""
+    warmup = min(1.0, (step + 1) / train.warmup_steps) if train.warmup_steps else 1.0
+    if train.lr_schedule == "constant":
+        return train.lr * warmup
+    return train.lr * warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, step / n_steps)))
+
+
+def draw_inputs(
+    config: PicardConfig,
+    generator: Generator,
+    step: int,
+    real: Tensor,
+    processes: Processes = ALONE,
+) -> StepInputs:
+    """Inputs of step number `step`, on the device of the crops.
+
+    real: (N, C, H, W) in [-1, 1], this process's share of the batch.
+    """
+    train, device = config.train, real.device
+    total = len(real) * processes.world_size
+    first = len(real) * processes.rank
+    rows = slice(first, first + len(real))
+    draws = generator_for(config.seed, "step", step)
+    crop_hw = train.image_shape[:2]
+    boxes = random_boxes(
+        total, crop_hw, train.mask_shape, train.margin, train.mask_batch_same, draws
+    )
+    mask = shrunken_masks(boxes, crop_hw, train.max_delta_shape, draws)
+    alphas = torch.rand(2, total, generator=draws)
+    gamma = train.spatial_discounting_gamma if train.discounted_mask else 1.0
+    return StepInputs(
+        real=real,
+        boxes=boxes[rows],
+        mask=mask[rows].to(device),
+        discount=discount_weights(train.mask_shape, gamma, device),
+        alpha_local=alphas[0, rows].to(device),
+        alpha_global=alphas[1, rows].to(device),
+        drop=draw_dropout(config, generator, step, range(total)[rows], total, draws, device),
+    )
+
+
+def draw_dropout(
+    config: PicardConfig,
+    generator: Generator,
+    step: int,
+    samples: range,
+    total: int,
+    draws: torch.Generator,
+    device: torch.device,
+) -> Drop | None:
+    """Training-time dropout of these samples of the batch of `total`; None where nothing drops."""
+    netG, layers = config.netG, generator.droppable_layers()
+    if netG.train_drop_layers == "as_in_test":
+        layers = {name: layers[name] for name in active_dropout_layers(netG, list(layers))}
+    if not netG.droprate or not layers:
+        return None
+    if netG.dropout_type == "1D":
+        each = [generator_for(config.seed, "elements", step, i) for i in samples]
+        return ElementDropout(list(layers), netG.droprate, each)
+    keep = draw_keep_masks(layers, total, netG.droprate, draws)
+    rows = slice(samples.start, samples.stop)
+    return ChannelDropout({name: k[rows].to(device) for name, k in keep.items()}, netG.droprate)
+
+
 def step_losses(
     networks: Networks, inputs: StepInputs, config: PicardConfig, *, with_generator: bool
 ) -> StepLosses:
-    """Every term of the objective for one batch, differentiable (specification: the paper's
-    section on training, after Yu et al. 2018, section 3).
+    """Every term of the objective for one batch, differentiable.
 
     with_generator: also the generator's terms; false leaves the generator without gradient.
     """
-    hole = inputs.real * (1 - inputs.mask)
+    known = inputs.real * (1 - inputs.mask)
     half = config.train.precision == "bf16"
     autocast = torch.autocast(inputs.real.device.type, torch.bfloat16, enabled=half)
     with torch.set_grad_enabled(with_generator), autocast:
-        completion = networks.generator(hole, inputs.mask, inputs.drop)
+        completion = networks.generator(known, inputs.mask, inputs.drop)
     completion = completion.in_fp32()
-    composite = completion.fine * inputs.mask + hole
+    composite = completion.fine * inputs.mask + known
     terms: dict[str, Tensor] = {}
     d = g = None
     if config.train.critic:
         terms |= critic_terms(networks, inputs, composite.detach(), config.global_wgan_loss_alpha)
         d = terms["wgan_d"] + config.wgan_gp_lambda * terms["wgan_gp"]
     if with_generator:
-        terms |= reconstruction_terms(inputs, completion, hole, config.coarse_l1_alpha)
+        terms |= reconstruction_terms(inputs, completion, known, config.coarse_l1_alpha)
         g = config.l1_loss_alpha * terms["l1"] + config.ae_loss_alpha * terms["ae"]
         if config.train.critic:
             terms["wgan_g"] = adversarial_term(networks, inputs, composite, config)
@@ -95,25 +257,54 @@ def _one_critic(critic: Critic, real: Tensor, fake: Tensor, alpha: Tensor) -> tu
     return loss, gradient_penalty(critic, real, fake, alpha)
 
 
+def wasserstein_critic_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    """mean(D(fake) - D(real)); (N, 1) twice -> scalar, lower = the critic separates better."""
+    return (fake_scores - real_scores).mean()
+
+
+def gradient_penalty(
+    critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, alpha: Tensor
+) -> Tensor:
+    """mean((|grad D(x)| - 1)^2) at x between real and fake (Gulrajani et al. 2017, equation 3).
+
+    real, fake: (N, C, h, w), constants; alpha: (N,) in [0, 1]. Returns a scalar >= 0 that can be
+    differentiated by the critic's weights.
+    """
+    x = interpolate_samples(real, fake, alpha).detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
+    return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+
+
+def interpolate_samples(real: Tensor, fake: Tensor, alpha: Tensor) -> Tensor:
+    """alpha * real + (1 - alpha) * fake, one alpha in [0, 1] per sample; alpha: (N,)."""
+    alpha = alpha.to(real.device, real.dtype).view(-1, *[1] * (real.ndim - 1))
+    return alpha * real + (1 - alpha) * fake
+
+
 def reconstruction_terms(
-    inputs: StepInputs, completion: Completion, hole: Tensor, coarse_l1_alpha: float
+    inputs: StepInputs, completion: Completion, known: Tensor, coarse_l1_alpha: float
 ) -> dict[str, Tensor]:
     """`l1` inside the box (whole box, weighted) and `ae` outside the hole, of both stages.
 
-    A generator with one stage has one estimate, which counts once.
+    known: (N, C, H, W), the crops with empty holes. A generator with one stage has one estimate,
+    which counts once.
     """
     outside = 1 - inputs.mask
     real_box = crop_boxes(inputs.real, inputs.boxes)
     l1 = ae = inputs.real.new_zeros(())
-    two_stages = completion.coarse is not completion.fine
     stages = [(1.0, completion.fine)]
-    if two_stages:
+    if completion.coarse is not completion.fine:
         stages.insert(0, (coarse_l1_alpha, completion.coarse))
     for weight, estimate in stages:
-        box = crop_boxes(estimate * inputs.mask + hole, inputs.boxes)
+        box = crop_boxes(estimate * inputs.mask + known, inputs.boxes)
         l1 = l1 + weight * weighted_l1(box, real_box, inputs.discount)
         ae = ae + weight * weighted_l1(estimate, inputs.real, outside)
     return {"l1": l1, "ae": ae}
+
+
+def weighted_l1(estimate: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
+    """Mean of |estimate - truth| * weights; (N, C, h, w), weights broadcast -> scalar >= 0."""
+    return ((estimate - truth).abs() * weights).mean()
 
 
 def adversarial_term(
@@ -122,3 +313,35 @@ def adversarial_term(
     """-mean D_local(fake box) - global_wgan_loss_alpha * mean D_global(fake)."""
     local = networks.local_critic(crop_boxes(fake, inputs.boxes)).mean()
     return -local - config.global_wgan_loss_alpha * networks.global_critic(fake).mean()
+
+
+def update(
+    networks: Networks,
+    optimisers: Optimisers,
+    losses: StepLosses,
+    config: PicardConfig,
+    processes: Processes = ALONE,
+) -> None:
+    """Backward passes and optimiser steps of one training step, in the published order."""
+    of_generator = list(networks.generator.parameters())
+
+    # Critics' gradients. They are zeroed here only: below, g's backward adds its adversarial
+    # gradient to them (P6), unless train.clean_critic_gradients.
+    if losses.d is not None:
+        optimisers.dis.zero_grad()
+        losses.d.backward()
+
+    # Generator update.
+    if losses.g is not None:
+        optimisers.gen.zero_grad()
+        only_generator = config.train.clean_critic_gradients or losses.d is None
+        losses.g.backward(inputs=of_generator if only_generator else None)
+        average_gradients(of_generator, processes)
+        if config.train.grad_clip_norm is not None:
+            nn.utils.clip_grad_norm_(of_generator, config.train.grad_clip_norm)
+        optimisers.gen.step()
+
+    # Critic update.
+    if losses.d is not None:
+        average_gradients(list(networks.critics().parameters()), processes)
+        optimisers.dis.step()

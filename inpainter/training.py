@@ -2,36 +2,34 @@
 
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from common.checkpoint import steps_in
-from common.config import config_to_yaml, resolve_path
+from common.config import resolve_path
+from common.image_batches import reading
 from common.image_folders import list_images
 from common.image_sets import data_identity
-from common.run_log import RunLog
 from common.runtime import (
     Processes,
     StopRequest,
+    any_asked_to_stop,
     joined_processes,
     resolve_device,
     seed_everything,
     supports_bf16,
     tf32_products,
 )
-from common.training import refuse_to_overwrite
-from inpainter.loop import Trainee, train_steps
+from common.training import open_run, refuse_to_overwrite
+from inpainter.data import CropRule, NormalCrops, crop_batches, fixed_crops
 from inpainter.networks import build_networks, require_training_memory
-from inpainter.patches import NormalPatches, fixed_crops
 from inpainter.recorder import Recorder
 from inpainter.settings import PicardConfig
-from inpainter.snapshots import Progress, restore_snapshot, tidy_snapshots
-from inpainter.step_inputs import InputMaker
-from inpainter.updates import broadcast_weights, build_optimisers
+from inpainter.snapshots import Progress, restore_snapshot, run_folder, run_name, tidy_snapshots
+from inpainter.step import TrainState, build_optimisers, training_step
 
 LOG = logging.getLogger(__name__)
 
@@ -50,75 +48,90 @@ class TrainingResult:
     """Images passed over, and why."""
 
 
-def run_name(config: PicardConfig) -> Path:
-    """<dataset_name>/<mask_type>_<expname>, below the checkpoints and the logs folder."""
-    name = f"{config.train.mask_type}_{config.expname}"
-    return Path(config.dataset_name or "unnamed", name)
-
-
-def run_folder(config: PicardConfig) -> Path:
-    """Folder of the run's checkpoints."""
-    return resolve_path(config.checkpoints_dir, "checkpoints_dir") / run_name(config)
-
-
 def train(
     config: PicardConfig, *, resume: int | str | None = None, command: Sequence[str] = ()
 ) -> TrainingResult:
     """Trains the generator (and critics) on a folder of normal images.
 
-    resume: a step or "latest" of this run; none starts anew, in a folder without checkpoints, or
+    resume: a step or "latest" of this run; None starts anew, in a folder without checkpoints, or
     from the folder train.resume. command: what the user typed, for the record. Raises ConfigError,
     ImageError, CheckpointError and TrainingError, all with their remedy.
     """
     device = resolve_device(config.device, allow_gpu=config.cuda, gpu=config.gpu_ids[0])
-    with joined_processes(device) as processes:
+    with tf32_products(config.train.precision == "tf32"), joined_processes(device) as processes:
         require_training_memory(config, device, processes.world_size)
-        with tf32_products(config.train.precision == "tf32"):
-            return _train(config, device, processes, resume, command)
+        seed_everything(config.seed)
+        config = with_precision(config, device)
+        folder = run_folder(config)
+        snapshot = starting_point(config, folder, resume)
+        crops = training_crops(config)
+        state = fresh_state(config, device, processes, crops)
+        start = Progress(0, {}, 0)
+        if snapshot is not None:
+            same_run = snapshot[0].resolve() == folder.resolve()
+            start = restore_snapshot(*snapshot, state, same_run=same_run)
+        warn_of_lengths(config, start.step, state.n_steps)
+        with (
+            recording(state, folder, crops, start, command) as recorder,
+            StopRequest() as stop,
+        ):
+            step = train_steps(state, crops, start.step, stop, recorder)
+        if crops.skipped:
+            LOG.warning("%d of %d images were skipped.", len(crops.skipped), len(crops.paths))
+        return TrainingResult(folder, step, stop.exit_status, crops.skipped)
 
 
-def _train(
-    config: PicardConfig,
-    device: torch.device,
-    processes: Processes,
-    resume: int | str | None,
-    command: Sequence[str],
-) -> TrainingResult:
-    seed_everything(config.seed)
-    config = with_precision(config, device)
-    folder = run_folder(config)
-    snapshot = starting_point(config, folder, resume)
-    dataset = training_patches(config)
-    n_steps = total_steps(config, len(dataset.paths))
-    networks = build_networks(config, device)
-    optimisers = build_optimisers(networks, config.train)
-    images = data_identity(dataset.paths, resolve_path(config.train_data_path, "train_data_path"))
-    start = Progress(0, {}, 0)
-    if snapshot is not None:
-        same_run = snapshot[0].resolve() == folder.resolve()
-        start = restore_snapshot(*snapshot, networks, optimisers, config, images, same_run=same_run)
-    warn_of_lengths(config, start.step, n_steps)
-    for network in networks:
-        broadcast_weights(network, processes)
-    inputs = InputMaker(config, networks.generator, processes)
-    trainee = Trainee(config, device, processes, networks, optimisers, inputs, n_steps)
-    with contextlib.ExitStack() as stack:
-        recorder = None
-        if processes.is_main:
-            recorder = stack.enter_context(
-                start_record(trainee, folder, dataset, images, start, command)
-            )
-        stop = stack.enter_context(StopRequest())
-        step = train_steps(trainee, dataset, start.step, stop, recorder)
-    if dataset.skipped:
-        LOG.warning("%d of %d images were skipped.", len(dataset.skipped), len(dataset.paths))
-    return TrainingResult(folder, step, stop.exit_status, dataset.skipped)
+def train_steps(
+    state: TrainState,
+    crops: NormalCrops,
+    start: int,
+    stop: StopRequest,
+    recorder: Recorder | None,
+) -> int:
+    """Trains from step `start` to the last or until asked to stop; returns the steps done.
+
+    recorder: None in all processes but the main one.
+    """
+    train, processes = state.config.train, state.processes
+    stream = crop_batches(
+        crops,
+        train.batch_size,
+        start,
+        state.n_steps,
+        state.config.num_workers,
+        rank=processes.rank,
+        world_size=processes.world_size,
+        pin_memory=state.device.type == "cuda",
+    )
+    step = start
+    with reading(stream) as batches:
+        for real in batches:
+            result = training_step(state, step, real)
+            step += 1
+            stopping = any_asked_to_stop(stop, processes, state.device)
+            if recorder is not None:
+                recorder.on_step_end(step, result)
+                if step % train.snapshot_save_iter == 0 or step == state.n_steps or stopping:
+                    recorder.save(step)
+            if stopping:
+                LOG.warning("Asked to stop: saved step %d. Go on with --resume.", step)
+                break
+    return step
+
+
+def with_precision(config: PicardConfig, device: torch.device) -> PicardConfig:
+    """The settings with train.precision: auto replaced by what suits the device."""
+    if config.train.precision != "auto":
+        return config
+    precision = "bf16" if supports_bf16(device) else "fp32"
+    LOG.info("train.precision: auto is %s on this machine.", precision)
+    return replace(config, train=replace(config.train, precision=precision))
 
 
 def starting_point(
     config: PicardConfig, folder: Path, resume: int | str | None
 ) -> tuple[Path, int | str] | None:
-    """Folder and step of the snapshot to start from; none = start anew.
+    """Folder and step of the snapshot to start from; None starts anew.
 
     `latest` of a run that was stopped before its first snapshot starts anew. Raises CheckpointError
     where checkpoints of another training would be mixed with this one's.
@@ -134,38 +147,35 @@ def starting_point(
         source = resolve_path(config.train.resume, "train.resume")
         if steps and source.resolve() == folder.resolve():
             return folder, "latest"
-    refuse_to_overwrite(folder, steps, "Go on with --resume, or change expname")
+    reached = f" up to step {max(steps, default=0)}"
+    remedy = "Go on with --resume, or change expname"
+    refuse_to_overwrite(folder, steps, remedy, reached=reached)
     return None if source is None else (source, "latest")
 
 
-def with_precision(config: PicardConfig, device: torch.device) -> PicardConfig:
-    """The settings with train.precision: auto replaced by what suits the device."""
-    if config.train.precision != "auto":
-        return config
-    precision = "bf16" if supports_bf16(device) else "fp32"
-    LOG.info("train.precision: auto is %s on this machine.", precision)
-    return replace(config, train=replace(config.train, precision=precision))
-
-
-def training_patches(config: PicardConfig) -> NormalPatches:
+def training_crops(config: PicardConfig) -> NormalCrops:
     """The crops of the images in train_data_path."""
     train = config.train
-    folder = resolve_path(config.train_data_path, "train_data_path")
-    return NormalPatches(
-        list_images(
-            folder,
-            recursive=config.data_with_subfolder,
-            on_bad=train.on_bad_image,
-            remedy="set data_with_subfolder: true",
-        ),
-        image_shape=train.image_shape,
+    paths = list_images(
+        resolve_path(config.train_data_path, "train_data_path"),
+        recursive=config.data_with_subfolder,
+        on_bad=train.on_bad_image,
+        remedy="set data_with_subfolder: true",
+    )
+    rule = CropRule(
+        train.image_shape[:2],
+        train.random_crop,
+        train.flip,
+        train.min_tissue_fraction,
+        train.tissue_threshold,
+        train.max_rotation,
+        train.max_scale,
+    )
+    return NormalCrops(
+        paths,
+        rule,
+        channels=train.image_shape[2],
         seed=config.seed,
-        random_crop=train.random_crop,
-        flip=train.flip,
-        min_tissue_fraction=train.min_tissue_fraction,
-        tissue_threshold=train.tissue_threshold,
-        max_rotation=train.max_rotation,
-        max_scale=train.max_scale,
         on_bad_image=train.on_bad_image,
         cache_mb=train.cache_mb,
         subset_frac=train.subset_frac,
@@ -173,10 +183,24 @@ def training_patches(config: PicardConfig) -> NormalPatches:
     )
 
 
-def total_steps(config: PicardConfig, n_images: int) -> int:
-    """train.n_steps, or as published n_epochs * images / batch_size, at least 1."""
+def fresh_state(
+    config: PicardConfig, device: torch.device, processes: Processes, crops: NormalCrops
+) -> TrainState:
+    """New networks, the same in every process, and how long they are to be trained.
+
+    The length is train.n_steps, or as published n_epochs * images / batch_size, at least 1.
+    """
     train = config.train
-    return train.n_steps or max(1, train.n_epochs * n_images // train.batch_size)
+    networks = build_networks(config, device)
+    return TrainState(
+        config,
+        device,
+        processes,
+        networks,
+        build_optimisers(networks, train),
+        n_steps=train.n_steps or max(1, train.n_epochs * len(crops.paths) // train.batch_size),
+        images=data_identity(crops.paths, resolve_path(config.train_data_path, "train_data_path")),
+    )
 
 
 def warn_of_lengths(config: PicardConfig, start: int, n_steps: int) -> None:
@@ -192,33 +216,34 @@ def warn_of_lengths(config: PicardConfig, start: int, n_steps: int) -> None:
         )
 
 
-def start_record(
-    trainee: Trainee,
+@contextlib.contextmanager
+def recording(
+    state: TrainState,
     folder: Path,
-    dataset: NormalPatches,
-    images: Mapping[str, Any],
+    crops: NormalCrops,
     start: Progress,
     command: Sequence[str],
-) -> Recorder:
-    """The record of a run that goes on at `start`; what later steps left is set aside."""
-    config = trainee.config
-    n = config.train.select_crops
-    crops = fixed_crops(dataset, n).to(trainee.device) if n else None
-    tidy_snapshots(folder, start.step)
-    log = RunLog(
-        folder,
-        resolve_path(config.logs_dir, "logs_dir") / run_name(config),
-        config_yaml=config_to_yaml(config),
-        command=command,
-        resume_step=start.step,
+) -> Iterator[Recorder | None]:
+    """The recorder of a run that goes on at `start`, in the main process; None in the others.
+
+    What later steps of an earlier run left is set aside.
+    """
+    config, processes = state.config, state.processes
+    select_from = None
+    if processes.is_main:
+        if config.train.select_crops:
+            select_from = fixed_crops(crops, config.train.select_crops).to(state.device)
+        tidy_snapshots(folder, start.step)
+    events = resolve_path(config.logs_dir, "logs_dir") / run_name(config)
+    opened = open_run(
+        folder, events, config, processes=processes, command=command, resume_step=start.step
     )
-    return Recorder(
-        config,
-        folder,
-        log,
-        start=start,
-        n_steps=trainee.n_steps,
-        images=images,
-        crops=crops,
-        skipped=dataset.skipped,
-    )
+    with opened as log:
+        if log is None:
+            yield None
+            return
+        recorder = Recorder(
+            state, folder, log, start=start, crops=select_from, skipped=crops.skipped
+        )
+        with contextlib.closing(recorder.bar):
+            yield recorder

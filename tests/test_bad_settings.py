@@ -32,7 +32,8 @@ from dia.shifts import SHIFT_NAMES
 from diffusion_models.settings import DdpmConfig
 from inpainter.prediction import PredictionOptions, predict
 from inpainter.settings import PicardConfig
-from inpainter.training import run_folder, train
+from inpainter.snapshots import run_folder
+from inpainter.training import train
 from tests.tiny_runs import TRAIN, as_flags, run_script
 
 PROGRAMS = (PicardConfig, DiaConfig, DdpmConfig)

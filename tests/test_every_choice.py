@@ -21,7 +21,8 @@ from diffusion_models.pictures import draw_dissolved, draw_samples
 from diffusion_models.settings import DdpmConfig
 from inpainter.prediction import PredictionOptions, predict
 from inpainter.settings import Metric, PicardConfig
-from inpainter.training import run_folder, train
+from inpainter.snapshots import run_folder
+from inpainter.training import train
 from tests.test_shipped_defaults import write_tree
 from tests.tiny_runs import heatmaps_in, settings, write_images
 

@@ -15,10 +15,10 @@ from common import image_files
 from common.config import load_config
 from common.image_files import looks_like_image
 from common.image_sets import ImageSet
-from common.image_store import ImageStore
 from common.images import ImageError, read_image, read_mask, write_image
 from common.notices import counts, forget, sum_up
 from diffusion_models.settings import DataConfig
+from inpainter.data import ImageStore
 from inpainter.settings import PicardConfig
 from tests.common.test_dicom import STORED, write_dicom
 from tests.image_files import unit, values, write_png16

@@ -28,8 +28,14 @@ from inpainter.settings import (
     TestConfig,
     TrainConfig,
 )
-from inpainter.step import StepInputs, StepLosses, step_losses
-from inpainter.updates import Optimisers, build_optimisers, update
+from inpainter.step import (
+    Optimisers,
+    StepInputs,
+    StepLosses,
+    build_optimisers,
+    step_losses,
+    update,
+)
 from inpainter.windows import cut_windows, window_grid
 from tests.golden.golden_tools import Arrays, as_tensor, assert_close, assert_mostly_equal, group
 from tests.golden.golden_weights import weights_by_rule

@@ -13,8 +13,7 @@ import torch
 from common.config import REPOSITORY
 from common.images import ImageError, write_image
 from common.runtime import RuntimeSetupError
-from inpainter.batches import batches
-from inpainter.patches import NormalPatches
+from inpainter.data import CropRule, NormalCrops, crop_batches
 from tests.tiny_runs import PATIENCE
 
 SHAPE = (16, 16, 1)
@@ -28,8 +27,12 @@ def paths(tmp_path) -> list[Path]:
     return sorted(tmp_path.iterdir())
 
 
-def patches(paths: list[Path], **changes: object) -> NormalPatches:
-    return NormalPatches(paths, **{"image_shape": SHAPE, "seed": 7} | changes)
+def patches(paths: list[Path], **changes: object) -> NormalCrops:
+    """Crops by the settings' names: those of CropRule, image_shape, and NormalCrops' own."""
+    height, width, channels = changes.pop("image_shape", SHAPE)
+    of_rule = {name: changes.pop(name) for name in CropRule.__annotations__ if name in changes}
+    rule = CropRule((height, width), **of_rule)
+    return NormalCrops(paths, rule, **{"channels": channels, "seed": 7} | changes)
 
 
 @pytest.fixture
@@ -42,8 +45,8 @@ def mixed(paths) -> list[Path]:
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_resumed_batches_equal_the_uninterrupted_ones(paths, num_workers):
-    whole = list(batches(patches(paths), 4, 0, 6, 0))
-    resumed = list(batches(patches(paths), 4, 2, 6, num_workers))
+    whole = list(crop_batches(patches(paths), 4, 0, 6, 0))
+    resumed = list(crop_batches(patches(paths), 4, 2, 6, num_workers))
     assert len(whole) == 6
     assert len(resumed) == 4
     for expected, batch in zip(whole[2:], resumed, strict=True):
@@ -52,14 +55,16 @@ def test_resumed_batches_equal_the_uninterrupted_ones(paths, num_workers):
 
 
 def test_processes_share_each_batch(paths):
-    (whole,) = batches(patches(paths), 6, 3, 4, 0)
-    shares = [next(batches(patches(paths), 6, 3, 4, 0, rank=r, world_size=3)) for r in range(3)]
+    (whole,) = crop_batches(patches(paths), 6, 3, 4, 0)
+    shares = [
+        next(crop_batches(patches(paths), 6, 3, 4, 0, rank=r, world_size=3)) for r in range(3)
+    ]
     assert torch.equal(torch.cat(shares), whole)
 
 
 def test_batch_that_cannot_be_shared_is_refused_with_one_that_can(paths):
     with pytest.raises(RuntimeSetupError, match=r"train.batch_size 55 .* 2 processes.* example 54"):
-        next(batches(patches(paths), 55, 0, 1, 0, world_size=2))
+        next(crop_batches(patches(paths), 55, 0, 1, 0, world_size=2))
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -67,14 +72,14 @@ def test_reading_leaves_the_global_random_stream_alone(paths, num_workers):
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    assert len(list(batches(patches(paths, flip=True), 4, 0, 2, num_workers))) == 2
+    assert len(list(crop_batches(patches(paths, flip=True), 4, 0, 2, num_workers))) == 2
     assert torch.rand(1) == expected
 
 
 def test_images_skipped_in_workers_are_reported_here_once(mixed, caplog):
     dataset = patches(mixed)
     with caplog.at_level(logging.WARNING):
-        assert len(list(batches(dataset, 8, 0, 6, 2))) == 6
+        assert len(list(crop_batches(dataset, 8, 0, 6, 2))) == 6
     assert set(dataset.skipped) == {mixed[1], mixed[2]}
     assert len(caplog.records) == 2
 
@@ -82,18 +87,17 @@ def test_images_skipped_in_workers_are_reported_here_once(mixed, caplog):
 def test_error_in_a_worker_keeps_its_type_and_message(mixed):
     dataset = patches(mixed[1:], on_bad_image="error")
     with pytest.raises(ImageError, match=r"^(Cannot read|.*the whole image is black)"):
-        next(batches(dataset, 2, 0, 1, 1))
+        next(crop_batches(dataset, 2, 0, 1, 1))
 
 
 READING = """
 import sys, time
 from pathlib import Path
 from common.runtime import StopRequest
-from inpainter.batches import batches
-from inpainter.patches import NormalPatches
-patches = NormalPatches([Path(sys.argv[1])], image_shape=(16, 16, 1), seed=1)
+from inpainter.data import CropRule, NormalCrops, crop_batches
+patches = NormalCrops([Path(sys.argv[1])], CropRule((16, 16)), channels=1, seed=1)
 with StopRequest() as stop:
-    for number, _ in enumerate(batches(patches, 4, 0, 100_000, 1)):
+    for number, _ in enumerate(crop_batches(patches, 4, 0, 100_000, 1)):
         if number == 1:
             sys.stdout.write("reading ")
             sys.stdout.flush()

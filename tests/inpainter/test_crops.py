@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.image_store import StoredImage
-from inpainter.crops import CropRule, warped_crop
+from inpainter.data import CropRule, StoredImage, warped_crop
 
 
 def ramp(height: int, width: int) -> np.ndarray:

@@ -9,7 +9,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from inpainter.completion import WindowScorer, dropout_of
 from inpainter.fast.scorer import FastScorer
-from inpainter.losses import interpolate_samples
 from inpainter.masks import box_mask, crop_boxes, discount_weights, masks_from_deltas
 from inpainter.networks import Networks
 from inpainter.networks.critic import Critic
@@ -17,8 +16,7 @@ from inpainter.networks.generator import Generator
 from inpainter.recorder import completion_grid
 from inpainter.settings import CriticConfig, GeneratorConfig, PicardConfig, TestConfig, TrainConfig
 from inpainter.snapshots import completion_error
-from inpainter.step import adversarial_term, step_losses
-from inpainter.step_inputs import InputMaker
+from inpainter.step import adversarial_term, draw_inputs, interpolate_samples, step_losses
 from inpainter.windows import centre_mask
 
 CUDA = torch.device("cuda")
@@ -95,10 +93,10 @@ def test_training_step_takes_crops_on_the_gpu(dropout_type) -> None:
         train=dataclasses.replace(CONFIG.train, critic=False),
         netG=dataclasses.replace(CONFIG.netG, dropout_type=dropout_type),
     )
-    boxes = InputMaker(config, Generator(config.netG)).make(3, torch.zeros(2, 1, 32, 32)).boxes
+    boxes = draw_inputs(config, Generator(config.netG), 3, torch.zeros(2, 1, 32, 32)).boxes
     with FakeTensorMode(allow_non_fake_inputs=True):
         nets = networks(config)
-        inputs = InputMaker(config, nets.generator).make(3, on_cuda(2, 1, 32, 32))
+        inputs = draw_inputs(config, nets.generator, 3, on_cuda(2, 1, 32, 32))
         on_gpu = (inputs.mask, inputs.discount, inputs.alpha_local, inputs.alpha_global)
         assert {tensor.device.type for tensor in on_gpu} == {"cuda"}
         inputs = inputs._replace(boxes=boxes)  # their numbers are read: real, and on the CPU

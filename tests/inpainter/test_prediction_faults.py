@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from common.checkpoint import CheckpointError, checkpoint_path, load_tensors, save_atomic
+from common.config import ConfigError
 from common.errors import UserError
 from common.images import write_image
 from inpainter import prediction
@@ -16,6 +17,8 @@ from inpainter.prediction import PredictionOptions, PredictionResult, predict
 from inpainter.run_identity import influential_settings
 from inpainter.settings import PicardConfig
 from inpainter.windows import WindowError
+from tests.inpainter.test_training_faults import DAMAGES, change
+from tests.test_bad_settings import BOMBS
 from tests.tiny_runs import (
     PREDICT,
     RGB,
@@ -238,6 +241,60 @@ def test_weights_that_are_not_finite_leave_no_nan_in_the_tables(folder) -> None:
     assert read_table(folder / "out" / "scores.csv") == []
     write_checkpoint(folder / "model", config)  # whole weights may go into the empty folder
     assert run(folder, config, output_dir=folder / "out").finished != []
+
+
+USED = {
+    name: damage
+    for name, damage in DAMAGES.items()
+    if damage[0] == "gen" or (damage[0] == "dis" and "globalD" not in damage[2])
+}
+"""Damages of what a prediction reads: the generator and the local critic."""
+
+
+@pytest.mark.parametrize(("role", "edit"), [d[:2] for d in USED.values()], ids=USED)
+def test_checkpoint_that_holds_something_else_is_refused_in_one_line(folder, role, edit) -> None:
+    change(checkpoint_path(folder / "model", role, 1), edit)
+    with pytest.raises(CheckpointError, match=r"model") as refused:
+        run(folder, tiny_config(folder, "test.heatmap_metrics=[MCD_feature]"))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("wanted", ["²", "-1", "1" * 5000, "1 ", "", "newest"])
+def test_word_that_is_no_step_is_refused_with_the_flag_of_this_program(folder, wanted) -> None:
+    with pytest.raises(CheckpointError, match=r"is no step.*there: 1\. .*--checkpoint_iter\."):
+        run(folder, tiny_config(folder), checkpoint_iter=wanted)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 100_000,
+        '{"step": 1, "select_l1": ' + "9" * 400 + "}",
+        '{"step": ' + "9" * 5000 + ', "select_l1": 1}',
+        '{"step": 1, "select_l1": NaN}',
+        '{"step": true, "select_l1": 1}',
+        '{"step": 1, "select_l1": "0.1"}',
+    ],
+    ids=["deep", "huge error", "huge step", "NaN", "step true", "text"],
+)
+def test_record_that_says_no_error_makes_no_step_the_best(folder, line: str) -> None:
+    config = tiny_config(folder, ONE_METRIC)
+    write_checkpoint(folder / "model", config, step=2)
+    (folder / "model" / "log.jsonl").write_text(line + "\n")
+    with pytest.raises(CheckpointError, match=r"log\.jsonl records no .*Steps there: 1, 2"):
+        run(folder, config, checkpoint_iter="best")
+    with (folder / "model" / "log.jsonl").open("a") as log:
+        log.write('{"step": 2, "select_l1": 0.5}\n')
+    result = run(folder, config, checkpoint_iter="best")
+    assert "step 2\n" in (result.folder / "run.txt").read_text()
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_yaml_bomb_beside_the_checkpoint_is_refused_in_a_short_line(folder, name: str) -> None:
+    (folder / "model" / "config.yaml").write_text(BOMBS[name])
+    with pytest.raises(ConfigError, match=r"config\.yaml") as refused:
+        run(folder, tiny_config(folder))
+    assert len(str(refused.value)) < len(str(folder)) + 500
 
 
 def test_image_that_became_a_pipe_or_vanished_is_left_out(folder, monkeypatch) -> None:

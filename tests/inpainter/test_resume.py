@@ -14,7 +14,8 @@ import pytest
 
 from common.checkpoint import CheckpointError, load_tensors, steps_in
 from inpainter.settings import PicardConfig
-from inpainter.training import run_folder, train
+from inpainter.snapshots import run_folder
+from inpainter.training import train
 from tests.tiny_runs import (
     BOTH_STAGES,
     assert_equal_states,

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from common.training import TrainingError, require_finite
-from inpainter.losses import gradient_penalty, wasserstein_critic_loss, weighted_l1
 from inpainter.masks import discount_weights, masks_from_deltas
 from inpainter.networks import build_networks
+from inpainter.recorder import CollapseWatch
 from inpainter.settings import (
     CriticConfig,
     GeneratorConfig,
@@ -14,9 +14,16 @@ from inpainter.settings import (
     TestConfig,
     TrainConfig,
 )
-from inpainter.step import StepInputs, step_losses
-from inpainter.updates import build_optimisers, learning_rate, update
-from inpainter.watch import CollapseWatch
+from inpainter.step import (
+    StepInputs,
+    build_optimisers,
+    gradient_penalty,
+    learning_rate,
+    step_losses,
+    update,
+    wasserstein_critic_loss,
+    weighted_l1,
+)
 from tests.inpainter.weights import random_window
 
 CONFIG = PicardConfig(

@@ -17,8 +17,12 @@ from inpainter.settings import (
     TestConfig,
     TrainConfig,
 )
-from inpainter.step import StepInputs, step_losses
-from inpainter.updates import build_optimisers, update
+from inpainter.step import (
+    StepInputs,
+    build_optimisers,
+    step_losses,
+    update,
+)
 from tests.inpainter.weights import random_window
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -10,7 +10,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from common.checkpoint import load_tensors, steps_in
 from common.config import REPOSITORY
 from common.images import write_image
-from inpainter.training import run_folder, train
+from inpainter.snapshots import run_folder
+from inpainter.training import train
 from tests.tiny_runs import (
     BOTH_STAGES,
     PATIENCE,

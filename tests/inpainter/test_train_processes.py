@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from common.checkpoint import load_tensors, steps_in
-from inpainter.training import run_folder, train
+from inpainter.snapshots import run_folder
+from inpainter.training import train
 from tests.tiny_runs import ended, forked_pair, tiny_config, wait_for_text, write_images
 
 pytestmark = pytest.mark.usefixtures("one_thread")

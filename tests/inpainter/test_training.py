@@ -13,8 +13,8 @@ from common.images import ImageError, write_image
 from common.runtime import supports_bf16
 from common.training import TrainingError
 from inpainter.settings import PicardConfig
-from inpainter.snapshots import prune_snapshots, resolve_step
-from inpainter.training import run_folder, train
+from inpainter.snapshots import prune_snapshots, resolve_step, run_folder
+from inpainter.training import train
 from tests.tiny_runs import (
     RGB,
     corrupt,

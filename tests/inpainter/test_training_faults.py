@@ -17,14 +17,14 @@ import torch
 
 from common.checkpoint import CheckpointError, checkpoint_path, load_tensors, save_atomic
 from common.errors import UserError
-from common.runtime import RuntimeSetupError
+from common.runtime import Processes, RuntimeSetupError
 from common.training import TrainingError
 from inpainter.networks import build_networks
 from inpainter.networks.loading import critic_weights, generator_weights
 from inpainter.settings import PicardConfig
-from inpainter.snapshots import Progress, save_snapshot
-from inpainter.training import run_folder, train
-from inpainter.updates import build_optimisers
+from inpainter.snapshots import Progress, run_folder, save_snapshot
+from inpainter.step import TrainState, build_optimisers
+from inpainter.training import train
 from tests.tiny_runs import (
     TRAIN,
     as_flags,
@@ -269,11 +269,13 @@ def test_log_of_a_run_that_was_stopped_between_its_lines_equals_the_uninterrupte
 @pytest.mark.parametrize("network", ["generator", "local_critic", "global_critic"])
 def test_weights_that_became_infinite_are_not_saved(tmp_path, network) -> None:
     config = tiny_config(tmp_path)
-    networks = build_networks(config, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    networks = build_networks(config, cpu)
     optimisers = build_optimisers(networks, config.train)
+    state = TrainState(config, cpu, Processes(), networks, optimisers, n_steps=4, images={})
     next(getattr(networks, network).parameters()).data.fill_(float("inf"))
     with pytest.raises(TrainingError, match=rf"weights of the {network} are not finite at step 3"):
-        save_snapshot(tmp_path / "new", Progress(3, {}, 0), networks, optimisers, config, {})
+        save_snapshot(tmp_path / "new", Progress(3, {}, 0), state)
     assert not (tmp_path / "new").exists()
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from common.images import ImageError, read_image, to_signed, write_image, write_image16
 from common.runtime import generator_for
-from inpainter.patches import NormalPatches, fixed_crops
+from inpainter.data import CropRule, NormalCrops, fixed_crops
 
 SHAPE = (16, 16, 1)
 
@@ -32,8 +32,12 @@ def paths(tmp_path) -> list[Path]:
     return sorted(tmp_path.iterdir())
 
 
-def patches(paths: list[Path], **changes: object) -> NormalPatches:
-    return NormalPatches(paths, **{"image_shape": SHAPE, "seed": 7} | changes)
+def patches(paths: list[Path], **changes: object) -> NormalCrops:
+    """Crops by the settings' names: those of CropRule, image_shape, and NormalCrops' own."""
+    height, width, channels = changes.pop("image_shape", SHAPE)
+    of_rule = {name: changes.pop(name) for name in CropRule.__annotations__ if name in changes}
+    rule = CropRule((height, width), **of_rule)
+    return NormalCrops(paths, rule, **{"channels": channels, "seed": 7} | changes)
 
 
 def find(crop: torch.Tensor, image: torch.Tensor) -> tuple[int, int] | None:
@@ -46,7 +50,7 @@ def find(crop: torch.Tensor, image: torch.Tensor) -> tuple[int, int] | None:
     return None
 
 
-def sources(dataset: NormalPatches, crops: torch.Tensor) -> list[int]:
+def sources(dataset: NormalCrops, crops: torch.Tensor) -> list[int]:
     """Number of the image that each crop was cut from."""
     images = [to_signed(read_image(path, dataset.shape[0])) for path in dataset.paths]
     return [next(k for k, image in enumerate(images) if find(crop, image)) for crop in crops]

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.image_store import ImageStore, smallest_exact
 from common.images import read_image, write_image, write_image16
+from inpainter.data import ImageStore, smallest_exact
 
 
 @pytest.fixture
