@@ -34,6 +34,8 @@ class DatasetRow:
     name: str
     folder: str
     """Below the data root: holds train/<class> and test/<class>, or the downloaded archive's."""
+    obtain: str
+    """Where to get it."""
     source: Source = "folders"
     classes: tuple[str, ...] | None = None
     """Class folders by class number; None = the sorted folders of train/."""
@@ -45,102 +47,64 @@ class DatasetRow:
     """Side in pixels to which images are resized; that of the files for cifar and medmnist."""
     fit: Fit = "resize"
     """How images are brought to the dissolving size and back."""
-    obtain: str = ""
-    """Where to get it."""
 
 
-CIFAR10_CLASSES = (
-    *("airplane", "automobile", "bird", "cat", "deer"),
-    *("dog", "frog", "horse", "ship", "truck"),
-)
-_KAGGLE = "https://www.kaggle.com"
+def _medmnist(name: str, *classes: str) -> DatasetRow:
+    return DatasetRow(name, "", "https://medmnist.com", "medmnist", classes, size=28, fit="pad")
+
+
+def _cifar(classes: tuple[str, ...], number: int, folder: str) -> DatasetRow:
+    obtain = f"https://www.cs.toronto.edu/~kriz/cifar.html (CIFAR-{number} python version)"
+    return DatasetRow(f"cifar{number}", folder, obtain, "cifar", classes, size=32, fit="none")
+
+
+KAGGLE = "https://www.kaggle.com"
+CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
 _ROWS = (
     # The published diffusion program trains on "non-COVID" (folder 1), the published classifier
     # command on folder 0, "COVID"; here non-COVID is class 0, the normal one, in both.
     DatasetRow(
         "covid",
         "covid",
+        f"{KAGGLE}/datasets/plameneduardo/sarscov2-ctscan-dataset",
         classes=("non-COVID", "COVID"),
-        obtain=f"{_KAGGLE}/datasets/plameneduardo/sarscov2-ctscan-dataset",
     ),
-    DatasetRow("kvasir", "kvasir-anomaly-polyps", obtain="https://datasets.simula.no/kvasir/"),
+    DatasetRow("kvasir", "kvasir-anomaly-polyps", "https://datasets.simula.no/kvasir/"),
     DatasetRow(
         "retina",
         "OCT2017",
+        f"{KAGGLE}/datasets/paultimothymooney/kermany2018",
         classes=("NORMAL", "CNV", "DME", "DRUSEN"),
         binary=True,
-        obtain=f"{_KAGGLE}/datasets/paultimothymooney/kermany2018",
     ),
     # The published code tests against grade 1 alone; here grades 1 to 4 are the anomalies.
     DatasetRow(
         "aptos",
         "APTOS2019/split",
+        f"{KAGGLE}/competitions/aptos2019-blindness-detection",
         binary=True,
-        obtain=f"{_KAGGLE}/competitions/aptos2019-blindness-detection",
     ),
     DatasetRow(
         "chestxray",
         "chest_xray",
+        f"{KAGGLE}/datasets/paultimothymooney/chest-xray-pneumonia",
         classes=("NORMAL", "PNEUMONIA"),
-        obtain=f"{_KAGGLE}/datasets/paultimothymooney/chest-xray-pneumonia",
     ),
-    DatasetRow("breakhis", "BreaKHis400X", obtain=f"{_KAGGLE}/datasets/forderation/breakhis-400x"),
-    DatasetRow(
-        "pneumoniamnist",
-        "",
-        source="medmnist",
-        classes=("normal", "pneumonia"),
-        size=28,
-        fit="pad",
-        obtain="https://medmnist.com",
-    ),
+    DatasetRow("breakhis", "BreaKHis400X", f"{KAGGLE}/datasets/forderation/breakhis-400x"),
+    _medmnist("pneumoniamnist", "normal", "pneumonia"),
     # Class 0, which the published programs train on, is "malignant" in this set.
-    DatasetRow(
-        "breastmnist",
-        "",
-        source="medmnist",
-        classes=("malignant", "normal, benign"),
-        size=28,
-        fit="pad",
-        obtain="https://medmnist.com",
-    ),
-    DatasetRow(
-        "chestmnist",
-        "",
-        source="medmnist",
-        classes=("no finding", "finding"),
-        size=28,
-        fit="pad",
-        obtain="https://medmnist.com",
-    ),
-    DatasetRow(
-        "cifar10",
-        "cifar-10-batches-py",
-        source="cifar",
-        classes=CIFAR10_CLASSES,
-        size=32,
-        fit="none",
-        obtain="https://www.cs.toronto.edu/~kriz/cifar.html (CIFAR-10 python version)",
-    ),
-    DatasetRow(
-        "cifar100",
-        "cifar-100-python",
-        source="cifar",
-        classes=tuple(f"coarse class {i}" for i in range(20)),
-        size=32,
-        fit="none",
-        obtain="https://www.cs.toronto.edu/~kriz/cifar.html (CIFAR-100 python version)",
-    ),
-    DatasetRow("catsdogs", "CatsVSDogs", obtain=f"{_KAGGLE}/c/dogs-vs-cats"),
-    DatasetRow("imagenet", "imagenet", obtain="https://www.image-net.org"),
-    DatasetRow("folder", "", obtain="your own images"),
+    _medmnist("breastmnist", "malignant", "normal, benign"),
+    _medmnist("chestmnist", "no finding", "finding"),
+    _cifar(tuple(CIFAR10_CLASSES.split()), 10, "cifar-10-batches-py"),
+    _cifar(tuple(f"coarse class {i}" for i in range(20)), 100, "cifar-100-python"),
+    DatasetRow("catsdogs", "CatsVSDogs", f"{KAGGLE}/c/dogs-vs-cats"),
+    DatasetRow("imagenet", "imagenet", "https://www.image-net.org"),
+    DatasetRow("folder", "", "your own images"),
 )
 DATASETS: dict[str, DatasetRow] = {row.name: row for row in _ROWS}
 ALIASES = {
-    "sars-covid": "covid",
-    "pneumonia": "pneumoniamnist",
-    "breast": "breastmnist",
-    "chest": "chestmnist",
+    **{"sars-covid": "covid", "pneumonia": "pneumoniamnist"},
+    **{"breast": "breastmnist", "chest": "chestmnist"},
 }
 """Spellings of the published diffusion program."""
 DATASET_NAMES = (*DATASETS, *ALIASES)

@@ -1,4 +1,4 @@
-"""Batches of an image set, the same after a resume, and the processes that read them ahead.
+"""Batches of an image set, the same after a resume, and the processes that read batches ahead.
 
 A training that fails must end, and not wait at its exit for processes that read on; a reading
 process that the system kills must end the training with a message.
@@ -11,7 +11,7 @@ import itertools
 import logging
 import multiprocessing
 import re
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -36,7 +36,6 @@ Item = TypeVar("Item")
 GRACE_SECONDS = 2.0
 """What a reading process is given to end by itself."""
 RUNNING: set[BaseProcess] = set()
-
 UNEXPECTED = (
     "A process that reads images ended unexpectedly ({}). If the system ended it for lack of "
     "memory, set a lower num_workers; 0 reads in the training process. Then go on from the last "
@@ -74,71 +73,6 @@ class BadImages:
             if name not in self.found:
                 self.found[name] = message
                 LOG.warning("Left out (%d so far): %s", len(self.found), message)
-
-
-class _Read(NamedTuple):
-    """A batch from a worker, which must not raise: a DataLoader would add its traceback."""
-
-    batch: Batch | None
-    bad: dict[str, str]
-    """Messages by name of the images that could not be read."""
-    error: str | None
-    """Message of an error that ends the run."""
-
-
-class _Batches(Dataset[_Read]):
-    """The batches of a list of image numbers, by number of the batch."""
-
-    def __init__(self, images: ImageSet, order: list[int], batch_size: int, refill: bool) -> None:
-        """refill: the images that follow take the places of those that cannot be read."""
-        self.images, self.order, self.batch_size = images, order, batch_size
-        self.refill = refill
-        self.bad: dict[str, str] = {}
-
-    def __len__(self) -> int:
-        return -(-len(self.order) // self.batch_size)
-
-    def __getitem__(self, number: int) -> _Read:
-        start, end = number * self.batch_size, (number + 1) * self.batch_size
-        wanted = self.order[start:end]
-        others = [*self.order[end:], *self.order[:start]] if self.refill else []
-        samples: list[Sample] = []
-        try:
-            for index in itertools.chain(wanted, others):
-                if len(samples) == len(wanted):
-                    break
-                sample = self._sample(index)
-                if sample is not None:
-                    samples.append(sample)
-            if self.refill and samples:  # too few images are left: some twice
-                samples = list(itertools.islice(itertools.cycle(samples), len(wanted)))
-            return _Read(collate(samples) if samples else None, self.bad, None)
-        except UserError as error:
-            return _Read(None, self.bad, str(error))
-
-    def _sample(self, index: int) -> Sample | None:
-        name = self.images.names[index]
-        if name in self.bad:
-            return None
-        try:
-            return self.images[index]
-        except ImageError as error:
-            self.bad[name] = str(error)
-            return None
-
-
-def collate(samples: list[Sample]) -> Batch:
-    """Stacks samples; DatasetError where their sizes differ."""
-    shapes = {tuple(sample.image.shape) for sample in samples}
-    if len(shapes) > 1:
-        raise DatasetError(
-            f"images of different sizes in one batch: {sorted(shapes)}; set data.resize_to"
-        )
-    return Batch(
-        torch.stack([sample.image for sample in samples]),
-        torch.tensor([sample.label for sample in samples]),
-        [sample.name for sample in samples],
-    )
 
 
 def batches_per_epoch(n_images: int, batch_size: int, processes: Processes) -> int:
@@ -183,15 +117,14 @@ def ordered_batches(
 
     Raises what `BadImages` does, and DatasetError where no image can be read.
     """
-    batches = _Batches(images, list(range(len(images))), batch_size, refill=False)
+    batches = _Batches(images, range(len(images)), batch_size, refill=False)
     return _read(batches, num_workers, bad or BadImages())
 
 
-def _read(batches: _Batches, num_workers: int, bad: BadImages) -> Generator[Batch, None, None]:
-    """The batches in their order, read by this process or by num_workers others."""
-    read = read_batches(batches, range(len(batches)), num_workers)
+def _read(batches: "_Batches", num_workers: int, bad: BadImages) -> Generator[Batch, None, None]:
+    """The batches in their order."""
     empty = True
-    with contextlib.closing(read):
+    with contextlib.closing(read_batches(batches, range(len(batches)), num_workers)) as read:
         for batch, messages, error in read:
             bad.note(messages)
             if error is not None:
@@ -204,6 +137,59 @@ def _read(batches: _Batches, num_workers: int, bad: BadImages) -> Generator[Batc
             f"none of {len(batches.order)} images can be read. Check data.data_root; the first "
             f"message: {next(iter(bad.found.values()), 'the set is empty')}"
         )
+
+
+class _Batches(Dataset):
+    """The batches of a list of image numbers, by number of the batch."""
+
+    def __init__(
+        self, images: ImageSet, order: Sequence[int], batch_size: int, refill: bool
+    ) -> None:
+        """refill: the images that follow take the places of those that cannot be read."""
+        self.images, self.order, self.batch_size = images, order, batch_size
+        self.refill = refill
+        self.bad: dict[str, str] = {}
+        """Message by name of the images that could not be read."""
+
+    def __len__(self) -> int:
+        return -(-len(self.order) // self.batch_size)
+
+    def __getitem__(self, number: int) -> tuple[Batch | None, dict[str, str], str | None]:
+        """The batch, messages by name of bad images, and the message of an error.
+
+        Nothing is raised, since a DataLoader would add its worker's traceback.
+        """
+        start, end = number * self.batch_size, (number + 1) * self.batch_size
+        size = len(self.order[start:end])
+        order = [*self.order[start:], *self.order[:start]] if self.refill else self.order[start:end]
+        try:
+            samples = list(itertools.islice(filter(None, map(self._sample, order)), size))
+            if self.refill and samples:  # too few images are left: some twice
+                samples = list(itertools.islice(itertools.cycle(samples), size))
+            return _collate(samples) if samples else None, self.bad, None
+        except UserError as error:
+            return None, self.bad, str(error)
+
+    def _sample(self, index: int) -> Sample | None:
+        name = self.images.names[index]
+        if name in self.bad:
+            return None
+        try:
+            return self.images[index]
+        except ImageError as error:
+            self.bad[name] = str(error)
+            return None
+
+
+def _collate(samples: list[Sample]) -> Batch:
+    """Stacks samples; DatasetError where their sizes differ."""
+    shapes = {tuple(sample.image.shape) for sample in samples}
+    if len(shapes) > 1:
+        raise DatasetError(
+            f"images of different sizes in one batch: {sorted(shapes)}; set data.resize_to"
+        )
+    images, labels, names = zip(*samples, strict=True)
+    return Batch(torch.stack(images), torch.tensor(labels), list(names))
 
 
 def read_batches(
@@ -242,7 +228,7 @@ def read_batches(
 
 @contextlib.contextmanager
 def reading(stream: Generator[Item, None, None]) -> Iterator[Iterator[Item]]:
-    """Lends a stream of read_batches to a loop and closes it after, also when the loop fails.
+    """Gives a stream of read_batches to a loop and closes it after, also when the loop fails.
 
     Raises ReaderError where a reading process dies, whatever the loop does at that moment: torch
     tells of it by a RuntimeError out of a signal handler.

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import resize
 
 from common.datasets import DatasetError, DatasetRow, dataset_row, read_cifar, read_medmnist
-from common.image_files import IMAGE_SUFFIXES, ImageError
+from common.image_files import IMAGE_SUFFIXES, ImageError, open_regular
 from common.image_folders import ImageFolder, find_images, subfolder_names
 from common.image_names import composed
 from common.images import read_image
@@ -93,13 +93,17 @@ class ImageSet(Dataset[Sample]):
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "ImageSet":
         """The images with these numbers, in this order."""
-        indices = np.asarray(indices, dtype=np.int64)
-        items, chosen = self.items, copy.copy(self)
-        chosen.items = (
-            items[indices] if isinstance(items, np.ndarray) else [items[i] for i in indices]
-        )
-        chosen.labels, chosen.names = self.labels[indices], [self.names[i] for i in indices]
-        return chosen
+        indices, items = np.asarray(indices, dtype=np.int64), self.items
+        items = items[indices] if isinstance(items, np.ndarray) else [items[i] for i in indices]
+        return self._with(items, self.labels[indices], [self.names[i] for i in indices])
+
+    def _with(
+        self, items: Sequence[Path] | np.ndarray, labels: np.ndarray, names: list[str]
+    ) -> "ImageSet":
+        """A set of other images that are read as those of this one."""
+        other = copy.copy(self)
+        other.items, other.labels, other.names = items, labels, names
+        return other
 
     def without(self, indices: Iterable[int]) -> "ImageSet":
         """The images but for those with these numbers, such as ones that cannot be read."""
@@ -140,18 +144,24 @@ def load_set(
     """
     if split not in ("train", "test"):
         raise DatasetError(f"a split is train or test, got {split!r}")
-    row = dataset_row(name)
-    match row.source:
-        case "folders":
-            images = _from_folders(row, Path(data_root), split, size or row.size, refuse_grey)
-            images.white_value = white_value
-            return images
-        case "cifar":
-            pixels, labels = read_cifar(row, Path(data_root), split)
-        case "medmnist":
-            pixels, labels = read_medmnist(row, Path(data_root), split)
-    names = [f"{split}/{i}" for i in range(len(labels))]
-    return ImageSet(pixels, labels, names, classes=row.classes or (), size=size)
+    row, data_root = dataset_row(name), Path(data_root)
+    if row.source == "folders":
+        items, labels, classes = _find_files(row, data_root / row.folder, split)
+        names = [file.relative_to(data_root / row.folder).as_posix() for file in items]
+        size = size or row.size
+    else:
+        read = read_cifar if row.source == "cifar" else read_medmnist
+        items, labels = read(row, data_root, split)
+        classes, names = row.classes or (), [f"{split}/{i}" for i in range(len(labels))]
+    return ImageSet(
+        items,
+        labels,
+        names,
+        classes=classes,
+        size=size,
+        refuse_grey=refuse_grey,
+        white_value=white_value,
+    )
 
 
 def contaminate(normals: ImageSet, anomalies: ImageSet, ratio: float) -> ImageSet:
@@ -177,26 +187,19 @@ def contaminate(normals: ImageSet, anomalies: ImageSet, ratio: float) -> ImageSe
     items = (
         np.concatenate([normals.items, drawn.items]) if arrays else [*normals.items, *drawn.items]
     )
-    return ImageSet(
-        items,
-        np.concatenate([normals.labels, drawn.labels]),
-        normals.names + drawn.names,
-        classes=normals.classes,
-        size=normals.size,
-        refuse_grey=normals.refuse_grey,
-        white_value=normals.white_value,
-    )
+    labels = np.concatenate([normals.labels, drawn.labels])
+    return normals._with(items, labels, normals.names + drawn.names)
 
 
-def _from_folders(
-    row: DatasetRow, data_root: Path, split: str, size: int, refuse_grey: bool
-) -> ImageSet:
-    root = data_root / row.folder
+def _find_files(
+    row: DatasetRow, root: Path, split: str
+) -> tuple[list[Path], list[int], Sequence[str]]:
+    """The image files of a split, their class numbers, and the classes' names."""
     folder = root / split
     if row.name == "folder" and not folder.is_dir():
         if split == "test":
             raise DatasetError(f"{root} has no test/ folder. {_expected_tree(row, root)}")
-        return _flat_folder(row, root, size, refuse_grey)
+        return _find_flat_files(row, root)
     if not folder.is_dir():
         raise DatasetError(f"{folder} does not exist. {_expected_tree(row, root)}")
     # Test folders may lack a class; classes that only the test set has come after the others.
@@ -209,28 +212,26 @@ def _from_folders(
     if not folders or (lacking and (split == "train" or len(missing) == len(folders))):
         what = f"lacks the class folder {', '.join(lacking)}" if folders else "has no class folders"
         raise DatasetError(f"{folder} {what}. {_expected_tree(row, root)}")
-    there = [name for name in folders if name not in missing]
-    found = {name: find_images(paths[name], recursive=True) for name in there}
+    found = {n: find_images(paths[n], recursive=True) for n in folders if n in paths}
     _report(folder, found)
-    files, labels = [], []
+    files: list[Path] = []
+    labels: list[int] = []
     for number, name in enumerate(folders):
-        if name in missing:
+        if name not in found:
             continue
         if not found[name].files:
             raise DatasetError(
                 f"the class folder {paths[name]} holds no image. Put some there, or remove the "
                 f"folder. {found[name].summary()}".rstrip()
             )
-        label = number if not row.binary else int(number != row.normal)
         files += found[name].files
+        label = int(number != row.normal) if row.binary else number
         labels += [label] * len(found[name].files)
-    classes = ("normal", "anomalous") if row.binary else folders
-    names = [file.relative_to(root).as_posix() for file in files]
-    return ImageSet(files, labels, names, classes=classes, size=size, refuse_grey=refuse_grey)
+    return files, labels, ("normal", "anomalous") if row.binary else folders
 
 
-def _flat_folder(row: DatasetRow, root: Path, size: int, refuse_grey: bool) -> ImageSet:
-    """A folder of normals without class folders: a train set, with nothing to test on."""
+def _find_flat_files(row: DatasetRow, root: Path) -> tuple[list[Path], list[int], Sequence[str]]:
+    """Those of a folder of normals without class folders: a train set, with nothing to test on."""
     try:
         found = find_images(root, recursive=False)
     except ImageError as error:
@@ -240,18 +241,11 @@ def _flat_folder(row: DatasetRow, root: Path, size: int, refuse_grey: bool) -> I
             f"No image in {root}. {_expected_tree(row, root)} {found.summary()}".rstrip()
         )
     found.report()
-    return ImageSet(
-        found.files,
-        np.zeros(len(found.files), dtype=np.int64),
-        [file.name for file in found.files],
-        classes=("normal",),
-        size=size,
-        refuse_grey=refuse_grey,
-    )
+    return found.files, [0] * len(found.files), ("normal",)
 
 
 def _report(folder: Path, classes: dict[str, ImageFolder]) -> None:
-    """Says what lies in a split's folder and is in no class, or in a class and is no image."""
+    """Logs what lies in a split's folder and is in no class, or in a class and is no image."""
     whole = ImageFolder(folder)
     beside = find_images(folder, recursive=False)
     for kind, paths in beside.passed_over.items():
@@ -318,16 +312,8 @@ def set_identity(images: ImageSet, *, whole: bool = False) -> dict[str, object]:
         digest.update(np.ascontiguousarray(images.items).tobytes())
     else:
         for path in images.items:
-            digest.update((_bytes_digest(path) if whole else sampled(path)) + b"\0")
+            digest.update(_file_identity(path, whole) + b"\0")
     return {"images": len(images), "sha256": digest.hexdigest()}
-
-
-def _bytes_digest(path: Path) -> bytes:
-    """SHA-256 of a file's bytes; nothing of one that cannot be read, which is said on reading."""
-    try:
-        return hashlib.sha256(path.read_bytes()).digest()
-    except OSError:
-        return b""
 
 
 def data_identity(paths: Sequence[Path], root: Path) -> dict[str, Any]:
@@ -339,37 +325,33 @@ def data_identity(paths: Sequence[Path], root: Path) -> dict[str, Any]:
     digest = hashlib.sha256()
     for path in paths:
         name = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
-        digest.update(bytes(name) + b"\0" + sampled(path))
+        digest.update(bytes(name) + b"\0" + _file_identity(path))
     return {"images": len(paths), "sha256": digest.hexdigest()}
 
 
-def sampled(path: Path) -> bytes:
-    """Size and three pieces of a file; nothing of one that cannot be read."""
+def _file_identity(path: Path, whole: bool = False) -> bytes:
+    """Size and three pieces of a file, or its SHA-256; nothing of one that cannot be read."""
     try:
-        if not path.is_file():
-            return b""
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            if whole:
+                return hashlib.sha256(file.read()).digest()
+            size = os.fstat(file.fileno()).st_size
             pieces = [b"%d" % size]
             for place in (0, max(0, size // 2 - SAMPLE // 2), max(0, size - SAMPLE)):
                 file.seek(place)
                 pieces.append(file.read(SAMPLE))
+            return b"".join(pieces)
     except OSError:
         return b""
-    return b"".join(pieces)
 
 
 def data_changes(saved: object, found: Mapping[str, Any]) -> str | None:
-    """In words, how the files differ from those of an earlier run; none where they are the same.
+    """In words, how the files differ from those of an earlier run; None where they are the same.
 
     saved: what data_identity returned then; anything else, as of older runs, counts as the same.
     """
-    if not isinstance(saved, Mapping) or "sha256" not in saved:
+    if not isinstance(saved, Mapping) or saved.get("sha256") in (None, found["sha256"]):
         return None
-    if saved["sha256"] == found["sha256"]:
-        return None
-    return (
-        f"{saved.get('images')} training images when it was saved, {found['images']} now"
-        if saved.get("images") != found["images"]
-        else f"of the {found['images']} training images some have other contents or names now"
-    )
+    if saved.get("images") != found["images"]:
+        return f"{saved.get('images')} training images when it was saved, {found['images']} now"
+    return f"of the {found['images']} training images some have other contents or names now"
