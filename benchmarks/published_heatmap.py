@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inpainter.completion import WindowScorer, distances_over, l2_distance, metric_values
+from inpainter.completion import WindowScorer, l2_distance, metric_values
 from inpainter.networks.attention import NORM_EPSILON, SOFTMAX_SCALE
 from inpainter.networks.dropout import ChannelDropout, ChannelMasks
 from inpainter.networks.generator import FineGenerator, with_mask_planes
@@ -28,8 +28,7 @@ class PublishedScorer(WindowScorer):
         if "feature" in self.spaces:
             spaces["feature"] = (self.critic.features(truth), self.critic.features(completions))
         distances = {
-            space: distances_over(l2_distance(*pair).view(masks.M, count))
-            for space, pair in spaces.items()
+            space: l2_distance(*pair).view(masks.M, count).t() for space, pair in spaces.items()
         }
         return metric_values(self.metrics, distances)
 

@@ -5,7 +5,7 @@ channels, H x W window, h x w hole.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -38,9 +38,6 @@ def dropout_of(
     )
 
 
-REDUCTIONS = ("MCD", "MeanCD", "MedCD")
-
-
 class Scorer(Protocol):
     """Interface of a window scorer: generates completions and maps them to the metric spaces."""
 
@@ -62,10 +59,11 @@ class WindowScorer:
     """Its features are the space of the `_feature` metrics; None where there are no such."""
     metrics: tuple[Metric, ...]
     mask_hw: tuple[int, int]
-    spaces: frozenset[str] = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "spaces", frozenset(spaces_of(self.metrics)))
+    @property
+    def spaces(self) -> frozenset[str]:
+        """Where the metrics measure: "image", "feature", "no_dropout"."""
+        return spaces_of(self.metrics)
 
     @torch.inference_mode()
     def __call__(self, windows: Tensor, masks: WindowMasks | None) -> dict[Metric, Tensor]:
@@ -77,11 +75,8 @@ class WindowScorer:
 
     def completions(self, windows: Tensor, masks: WindowMasks | None) -> Iterator[Tensor]:
         """The holes' completions, (N, C, h, w) each, one after the other; one if nothing drops."""
-        if masks is None:
-            yield self.complete(windows, None)
-            return
-        for m in range(masks.M):
-            yield self.complete(windows, masks.completion(m))
+        for m in range(1 if masks is None else masks.M):
+            yield self.complete(windows, None if masks is None else masks.completion(m))
 
     def complete(self, windows: Tensor, drop: Drop | None) -> Tensor:
         """One completion of every window's hole: (N, C, H, W) -> (N, C, h, w) in [-1, 1]."""
@@ -113,11 +108,10 @@ def score_windows(
             estimate = scorer.represent(completion)
             for space, values in distances.items():
                 values.append(l2_distance(truth[space], estimate[space]))
-    stacked = {space: distances_over(values) for space, values in distances.items() if values}
     if "no_dropout" in scorer.spaces:
         (estimate,) = scorer.completions(windows, None)
-        distance = l2_distance(centre_crop(windows, scorer.mask_hw), estimate)
-        stacked["no_dropout"] = distance[:, None]
+        distances["no_dropout"] = [l2_distance(centre_crop(windows, scorer.mask_hw), estimate)]
+    stacked = {space: torch.stack(values, dim=1) for space, values in distances.items()}  # (N, M)
     return metric_values(scorer.metrics, stacked)
 
 
@@ -137,14 +131,13 @@ def reduce_distances(distances: Tensor, reduction: str) -> Tensor:
             return distances.amin(dim=1)
         case "MeanCD":
             return distances.mean(dim=1)
-        case "MedCD":
+        case _:
             return distances.median(dim=1).values
-    raise ValueError(f"reduction {reduction!r} is not one of {REDUCTIONS}")
 
 
-def spaces_of(metrics: Sequence[Metric]) -> set[str]:
+def spaces_of(metrics: Sequence[Metric]) -> frozenset[str]:
     """The spaces that the metrics measure in: "image", "feature", or "no_dropout" by itself."""
-    return {metric.rsplit("_", 1)[-1] if "CD_" in metric else metric for metric in metrics}
+    return frozenset(m if m == "no_dropout" else m.partition("_")[2] for m in metrics)
 
 
 def metric_values(metrics: Sequence[Metric], distances: dict[str, Tensor]) -> dict[Metric, Tensor]:
@@ -160,8 +153,3 @@ def metric_values(metrics: Sequence[Metric], distances: dict[str, Tensor]) -> di
         else:
             values[metric] = reduce_distances(distances[space], reduction)
     return values
-
-
-def distances_over(completions: Sequence[Tensor]) -> Tensor:
-    """Stacks the (N,) distances of M completions into (N, M)."""
-    return torch.stack(list(completions), dim=1)

@@ -1,12 +1,14 @@
 """The anomaly heatmap of one image: score every window, then stitch. Larger = more anomalous."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from common.images import to_signed
+from common.images import ImageError, to_signed
+from common.runtime import tf32_products
 from inpainter.completion import WindowScorer
 from inpainter.fast.scorer import FastScorer
 from inpainter.networks.dropout import ImageDropout
@@ -30,15 +32,23 @@ CPU_PIXELS_PER_BATCH = 4 * 256 * 256
 
 @dataclass(frozen=True)
 class Heatmaps:
-    """One image's results, all on the CPU."""
+    """One image's results, as far as they are computed, all on the CPU."""
 
-    heatmaps: dict[Metric, Tensor]
-    """By metric, (H, W) float32, larger = more anomalous."""
+    grid: WindowGrid
+    test: TestConfig
     grids: dict[Metric, Tensor]
-    """The window scores behind them, (gh, gw); 0 where a window was skipped."""
-    n_windows: int
-    n_scored: int
+    """The window scores by metric, (gh, gw), larger = more anomalous; 0 where one was skipped."""
+    n_scored: int = 0
     """Windows that were completed; the others hold too little tissue."""
+
+    @property
+    def n_windows(self) -> int:
+        return len(self.grid)
+
+    @cached_property
+    def heatmaps(self) -> dict[Metric, Tensor]:
+        """By metric, (H, W) float32, larger = more anomalous."""
+        return {k: stitch(scores, self.grid, self.test) for k, scores in self.grids.items()}
 
 
 def score_image(
@@ -47,65 +57,76 @@ def score_image(
     test: TestConfig,
     dropout: ImageDropout | None,
     device: torch.device,
-    progress: Callable[[dict[Metric, Tensor], WindowGrid, int], None] = lambda *_: None,
 ) -> Heatmaps:
-    """Heatmaps of one image by every metric of the scorer.
+    """Heatmaps of one image by every metric of the scorer; arguments as of score_in_batches."""
+    *_, last = score_in_batches(image, scorer, test, dropout, device)
+    return last
 
-    image: (C, H, W) in [0, 1]; dropout: what drops, None = nothing; progress: called
-    after each batch with the scores so far (by metric, one per window), the grid and the number of
-    windows newly done. Raises WindowError for an image smaller than the window where
-    test.heatmap_alignment is stretched.
+
+def score_in_batches(
+    image: Tensor,
+    scorer: WindowScorer | FastScorer,
+    test: TestConfig,
+    dropout: ImageDropout | None,
+    device: torch.device,
+) -> Iterator[Heatmaps]:
+    """Scores one image; yields what is known after each batch of windows, and at last the whole.
+
+    image: (C, H, W) in [0, 1]; dropout: what drops, None if nothing does. Raises WindowError for an
+    image smaller than the window where test.heatmap_alignment is stretched, ImageError for
+    scores that are not finite.
     """
     image_hw = (image.shape[1], image.shape[2])
-    window_hw = test.patch_shape[:2]
-    grid = window_grid(image_hw, window_hw, test.patch_stride, test.heatmap_alignment)
+    grid = window_grid(image_hw, test.patch_shape[:2], test.patch_stride, test.heatmap_alignment)
     padded = pad_image(image, grid)
-    numbers = windows_to_score(padded, grid, test)
-    scores = {metric: torch.zeros(len(grid)) for metric in scorer.metrics}
-
-    def score(wanted: list[int]) -> None:
-        for batch in batched(wanted, batch_size(test, device)):
-            windows = cut_windows(padded, grid, batch)
-            if device.type == "cuda":
-                windows = windows.pin_memory().to(device, non_blocking=True)
-            masks = None if dropout is None else dropout.masks(batch)
+    wanted = windows_to_score(padded, grid, test)
+    scores = torch.zeros(len(scorer.metrics), len(grid))
+    by_metric = dict(zip(scorer.metrics, scores.unflatten(1, grid.grid_hw), strict=True))
+    known = Heatmaps(grid, test, by_metric)
+    scored: list[int] = []
+    K = 1 if test.refine == "off" else min(test.refine, max(grid.grid_hw))
+    for numbers in batches_to_score(grid, wanted, K, scores, batch_size(test, device)):
+        windows = cut_windows(padded, grid, numbers)
+        if device.type == "cuda":
+            windows = windows.pin_memory().to(device, non_blocking=True)
+        masks = None if dropout is None else dropout.masks(numbers)
+        with tf32_products(test.precision == "tf32"):
             found = scorer(to_signed(windows), masks)
-            together = torch.stack([found[metric].float() for metric in scores]).cpu()
-            for metric, values in zip(scores, together, strict=True):
-                scores[metric][batch] = values
-            progress(scores, grid, len(batch))
-
-    if test.refine == "off":
-        score(numbers)
-    else:
-        numbers = refine(score, scores, grid, numbers, test.refine)
-    progress(scores, grid, len(grid) - len(numbers))
-    grids = {metric: values.view(grid.grid_hw) for metric, values in scores.items()}
-    maps = {metric: stitch(values, grid, test) for metric, values in grids.items()}
-    return Heatmaps(maps, grids, len(grid), len(numbers))
+        scores[:, numbers] = torch.stack([found[name].float() for name in scorer.metrics]).cpu()
+        scored += numbers
+        known = replace(known, n_scored=len(scored))
+        yield known
+    if K > 1:
+        skipped = set(range(len(grid))).difference(wanted)
+        scores.copy_(filled_in(scores, grid, K, [*scored, *skipped]))
+    require_finite(by_metric)
+    yield replace(known)
 
 
-def refine(
-    score: Callable[[list[int]], None],
-    scores: dict[Metric, Tensor],
-    grid: WindowGrid,
-    numbers: list[int],
-    K: int,
-) -> list[int]:
-    """Scores every K-th window and those near high ones, interpolates the rest of `numbers`.
+def require_finite(grids: Mapping[Metric, Tensor]) -> None:
+    """Raises ImageError where the score of a window is NaN or infinite."""
+    for metric, grid in grids.items():
+        n_bad = int((~grid.isfinite()).sum())
+        if n_bad:
+            raise ImageError(
+                f"{metric} is NaN or infinite in {n_bad} of {grid.numel()} windows. Are the "
+                "checkpoint's weights finite? test.precision: fp32 has the largest range."
+            )
 
-    Returns the numbers of the windows that were completed.
+
+def batches_to_score(
+    grid: WindowGrid, wanted: Sequence[int], K: int, scores: Tensor, size: int
+) -> Iterator[list[int]]:
+    """Yields batches of window numbers: every K-th of the wanted, then those near high ones.
+
+    scores: (metrics, windows), which has the first pass's when the second begins. K = 1: all of the
+    wanted at once.
     """
-    K = min(K, max(grid.grid_hw))  # a larger one would take the same windows
-    wanted = set(numbers)
-    done = sorted(wanted.intersection(first_pass(grid, K)))
-    score(done)
-    closer = sorted(wanted.intersection(second_pass(scores, grid, K, done)))
-    score(closer)
-    skipped = sorted(set(range(len(grid))) - wanted)
-    for values in scores.values():
-        values.copy_(filled_in(values, grid, K, [*done, *closer, *skipped]))
-    return [*done, *closer]
+    first = sorted(set(wanted).intersection(first_pass(grid, K)))
+    yield from batched(first, size)
+    if K > 1:
+        second = second_pass(scores, grid, K, first)
+        yield from batched(sorted(set(wanted).intersection(second)), size)
 
 
 def windows_to_score(padded: Tensor, grid: WindowGrid, test: TestConfig) -> list[int]:
@@ -135,5 +156,5 @@ def batch_size(test: TestConfig, device: torch.device) -> int:
     return max(1, min(test.parallel_batchsize, CPU_PIXELS_PER_BATCH // pixels))
 
 
-def batched(numbers: list[int], size: int) -> list[list[int]]:
-    return [numbers[i : i + size] for i in range(0, len(numbers), size)]
+def batched(numbers: list[int], size: int) -> Iterator[list[int]]:
+    return (numbers[i : i + size] for i in range(0, len(numbers), size))

@@ -3,7 +3,8 @@
 images.csv (image, the content it was scored with, numbers of windows), scores.csv (image, metric,
 max, mean, p99) and heatmaps.csv (image, metric, file) have rows for every finished image; an image
 without its rows is not finished. left_out.csv (image, reason) names those that could not be scored.
-Names that are no printable UTF-8 are written as `common.files.escaped` does.
+Names that are no printable UTF-8 are written as `common.files.escaped` does. eval.py reads the
+folder of a stranger, too: nothing that it says leads out of it.
 """
 
 import csv
@@ -14,7 +15,7 @@ import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -28,17 +29,16 @@ from inpainter.heatmap import Heatmaps
 from inpainter.settings import Metric, TestConfig
 
 LOG = logging.getLogger(__name__)
-HEATMAP_LIST = "heatmaps.csv"
-LEFT_OUT = "left_out.csv"
+CONTENTS, SCORES, HEATMAP_LIST = "images.csv", "scores.csv", "heatmaps.csv"
+TIMES, LEFT_OUT = "compute_times.csv", "left_out.csv"
 TABLES = {
-    "images.csv": ("image", "sha256", "bytes", "mtime_ns", "windows", "completed_windows"),
-    "scores.csv": ("image", "metric", "max", "mean", "p99"),
+    CONTENTS: ("image", "sha256", "bytes", "mtime_ns", "windows", "completed_windows"),
+    SCORES: ("image", "metric", "max", "mean", "p99"),
     HEATMAP_LIST: ("image", "metric", "file"),
-    "compute_times.csv": (
-        *("image", "seconds", "windows", "completed_windows", "seconds_per_window"),
-    ),
+    TIMES: ("image", "seconds", "windows", "completed_windows", "seconds_per_window"),
     LEFT_OUT: ("image", "reason"),
 }
+"""Columns of the tables."""
 ROOM_FOR_ENDING = 32
 """Bytes kept free behind a file's name for those of a temporary file."""
 PLOT_ERRORS = (ValueError, RuntimeError, MemoryError)
@@ -46,6 +46,8 @@ PLOT_ERRORS = (ValueError, RuntimeError, MemoryError)
 METRIC_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 """Metrics are parts of file names; those of other programs are welcome."""
 Row = Mapping[str, object]
+SCORE_ANEW = "Pass another --output_dir, or --overwrite to score all images anew."
+REPAIR = "Run predict_heatmap.py again, or save the table as CSV in UTF-8."
 
 
 class EvaluationError(UserError):
@@ -88,7 +90,7 @@ def list_heatmaps(folder: Path) -> dict[str, list[HeatmapEntry]]:
         raise EvaluationError(f"{state}. {remedy}{': ' if below else '.'}{', '.join(below[-5:])}")
     by_metric: dict[str, list[HeatmapEntry]] = {}
     seen: set[tuple[str, str]] = set()
-    for where, row in _rows(path, TABLES[HEATMAP_LIST]):
+    for where, row in _rows(path, path.read_bytes(), REPAIR):
         entry = _entry(folder, row, where)
         if entry[:2] in seen:
             raise EvaluationError(f"{where}: {entry[:2]} is there twice")
@@ -104,7 +106,7 @@ def left_out(folder: Path) -> dict[str, str]:
     path = folder / LEFT_OUT
     if not path.is_file():
         return {}
-    rows = (row for _, row in _rows(path, TABLES[LEFT_OUT]))
+    rows = (row for _, row in _rows(path, path.read_bytes(), REPAIR))
     return {unescaped(row["image"]): unescaped(row["reason"]) for row in rows}
 
 
@@ -123,66 +125,49 @@ def _entry(folder: Path, row: dict[str, str], where: str) -> HeatmapEntry:
     return HeatmapEntry(image, row["metric"], folder / file)
 
 
-def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yields (file and line, row) of a CSV file. Raises EvaluationError where it is malformed."""
+def _rows(path: Path, data: bytes, remedy: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yields (file and line, row) of one of TABLES. Raises EvaluationError where it is malformed.
+
+    data: the file's bytes, or a part of them.
+    """
+    columns = TABLES[path.name]
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            missing = sorted(set(columns) - set(reader.fieldnames or []))
-            if missing:
-                raise EvaluationError(f"{path}: columns {missing} are missing")
-            for row in reader:
-                where = f"{path}, line {reader.line_num}"
-                if not all(row[name] for name in columns):
-                    raise EvaluationError(f"{where}: a value is missing: {row}")
-                if None in row:
-                    raise EvaluationError(f"{where}: more values than columns")
-                yield where, row
+        reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
+        missing = sorted(set(columns) - set(reader.fieldnames or []))
+        if missing:
+            raise EvaluationError(f"{path}: columns {missing} are missing. {remedy}")
+        for row in reader:
+            where = f"{path}, line {reader.line_num}"
+            if not all(row[name] for name in columns):
+                raise EvaluationError(f"{where}: a value is missing: {row}. {remedy}")
+            if None in row:
+                raise EvaluationError(f"{where}: more values than columns. {remedy}")
+            yield where, row
     except UnicodeDecodeError as error:
         raise EvaluationError(
-            f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}). Run "
-            "predict_heatmap.py again, or save the table as UTF-8."
+            f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}). {remedy}"
         ) from None
     except csv.Error as error:
-        raise EvaluationError(f"{path}, line {reader.line_num + 1}: no CSV ({error})") from None
+        raise EvaluationError(
+            f"{path}, line {reader.line_num + 1}: no CSV ({error}). {remedy}"
+        ) from None
 
 
 class ImageTable:
-    """The rows of a CSV file by image; its first column is `image`, the name.
+    """The rows of one of TABLES by image, to which a run adds image by image.
 
-    Names are written as `common.files.escaped` does. Rows of one image are added behind the
-    others and flushed to disk, so that a run takes no longer the more images there are; a line that
-    a kill cut short is dropped when the table is next read.
+    Rows of one image are added behind the others and flushed to disk, so that a run takes no longer
+    the more images there are; a line that a kill cut short is dropped when the table is next read.
     """
 
-    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+    def __init__(self, path: Path) -> None:
         """Reads what is there. Raises EvaluationError for a file that is no such table."""
-        self.path, self.columns = path, tuple(columns)
+        self.path = path
         self.of_image: dict[str, list[dict[str, str]]] = {}
-        if path.is_file():
-            self._read()
-
-    def _read(self) -> None:
-        try:
-            text = self.path.read_bytes().decode("utf-8")
-            whole = io.StringIO(text[: text.rfind("\n") + 1], newline="")
-            reader = csv.DictReader(whole, strict=True)
-            missing = set(self.columns) - set(reader.fieldnames or self.columns)
-            if missing:
-                raise self._unusable(f"column {', '.join(sorted(missing))} is missing")
-            for row in reader:
-                if None in row or None in row.values():
-                    expected = f"expected {len(self.columns)} values"
-                    raise self._unusable(f"line {reader.line_num}: {expected}")
-                self.of_image.setdefault(unescaped(row["image"]), []).append(row)
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise self._unusable(f"no CSV file in UTF-8 ({error})") from None
-
-    def _unusable(self, reason: str) -> EvaluationError:
-        return EvaluationError(
-            f"{self.path} is not as predict_heatmap.py writes it: {reason}. Pass another "
-            "--output_dir, or --overwrite to score all images anew."
-        )
+        data = path.read_bytes() if path.is_file() else b""
+        whole_lines = data[: data.rfind(b"\n") + 1]
+        for _, row in _rows(path, whole_lines, SCORE_ANEW) if whole_lines else ():
+            self.of_image.setdefault(unescaped(row["image"]), []).append(row)
 
     def rows(self, image: str) -> list[dict[str, str]]:
         """The rows of an image, none where it has none."""
@@ -214,7 +199,8 @@ class ImageTable:
 
     def _lines(self, rows: Sequence[Row], *, header: bool) -> str:
         text = io.StringIO()
-        writer = csv.DictWriter(text, self.columns, lineterminator="\n", extrasaction="ignore")
+        columns = TABLES[self.path.name]
+        writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
         if header:
             writer.writeheader()
         writer.writerows(rows)
@@ -266,61 +252,41 @@ class HeatmapFolder:
         if overwrite:
             for table in TABLES:
                 (folder / table).unlink(missing_ok=True)
-        tables = [ImageTable(folder / name, columns) for name, columns in TABLES.items()]
-        self.contents, self.scores, self.files, self.times, self.left_out = tables
+        self.tables = {name: ImageTable(folder / name) for name in TABLES}
 
     def sort_out(self) -> PastWork:
         """Compares the tables with the images and drops the rows of all that is not finished."""
         past = PastWork()
-        known = dict.fromkeys([*self.contents.of_image, *self.scores.of_image])
+        known = self.tables[CONTENTS].of_image | self.tables[SCORES].of_image
         past.vanished += [image for image in known if image not in self.images]
         for image, path in self.images.items():
             if not self.is_complete(image):
                 continue
-            state = self.content_state(image, path)
-            getattr(past, state).append(image)
+            recorded = self.tables[CONTENTS].rows(image)
+            if not recorded:
+                past.unrecorded.append(image)
+            elif is_unchanged(path, recorded[0]):
+                past.finished.append(image)
+            else:
+                past.changed.append(image)
         finished = set(past.finished)
-        for table in (self.contents, self.scores, self.files, self.times, self.left_out):
+        for table in self.tables.values():
             table.keep(finished)
-        self.scores.start()
+        self.tables[SCORES].start()
         return past
-
-    def content_state(self, image: str, path: Path) -> str:
-        """`finished`, or `changed` or `unrecorded` where the scores may be those of another file.
-
-        A file of the recorded size and time is taken for the recorded one without reading it.
-        """
-        rows = self.contents.rows(image)
-        if not rows:
-            return "unrecorded"
-        recorded = rows[0]
-        try:
-            stat = path.stat()
-            if [str(stat.st_size), str(stat.st_mtime_ns)] == [
-                recorded["bytes"],
-                recorded["mtime_ns"],
-            ]:
-                return "finished"
-            return "finished" if content_hash(path) == recorded["sha256"] else "changed"
-        except OSError:
-            return "changed"  # reading it will say why
 
     def is_complete(self, image: str) -> bool:
         """Whether every metric of an image is there, from whichever content."""
-        rows = {row["metric"] for row in self.scores.rows(image)}
-        files = {row["metric"]: row["file"] for row in self.files.rows(image)}
-        return all(
-            metric in rows
-            and (
-                not self.test.save_heatmap_data
-                or (
-                    files.get(metric) == self.data_name(image, metric)
-                    and (self.folder / files[metric]).is_file()
-                )
-            )
-            and (not self.test.save_heatmap_plots or self.plot_path(image, metric).is_file())
-            for metric in self.test.heatmap_metrics
-        )
+        scored = {row["metric"] for row in self.tables[SCORES].rows(image)}
+        files = {row["metric"]: row["file"] for row in self.tables[HEATMAP_LIST].rows(image)}
+        for metric in self.test.heatmap_metrics:
+            data, plot = self.data_name(image, metric), self.path("plots", image, metric)
+            has_data = files.get(metric) == data and (self.folder / data).is_file()
+            if metric not in scored or (self.test.save_heatmap_data and not has_data):
+                return False
+            if self.test.save_heatmap_plots and not plot.is_file():
+                return False
+        return True
 
     def ending(self, metric: Metric) -> str:
         """_<metric>_<M>_<p>_<mask>_<window>_<stride>, as the published files are named."""
@@ -329,21 +295,13 @@ class HeatmapFolder:
         numbers = (test.heatmap_M_inpaint, p, mask, window, test.patch_stride)
         return "_".join(["", metric, *map(str, numbers)])
 
-    def stem(self, image: str, metric: Metric) -> str:
-        """The name of an image's files without their suffix."""
-        return self.stems[image] + self.ending(metric)
-
     def data_name(self, image: str, metric: Metric) -> str:
         """The tensor of a finished heatmap, below the folder."""
-        return f"data/{self.stem(image, metric)}.pt"
+        return f"data/{self.stems[image]}{self.ending(metric)}.pt"
 
-    def plot_path(self, image: str, metric: Metric) -> Path:
-        """The picture of a finished heatmap."""
-        return self.folder / "plots" / f"{self.stem(image, metric)}.png"
-
-    def progress_path(self, image: str, metric: Metric) -> Path:
-        """The picture of a heatmap that is being computed."""
-        return self.folder / "progress" / f"{self.stem(image, metric)}.png"
+    def path(self, kind: Literal["plots", "progress"], image: str, metric: Metric) -> Path:
+        """The picture of a finished heatmap, or of one that is being computed."""
+        return self.folder / kind / f"{self.stems[image]}{self.ending(metric)}.png"
 
     def write(
         self,
@@ -361,14 +319,14 @@ class HeatmapFolder:
             if self.test.save_heatmap_data:
                 save_atomic(heatmap.clone(), self.folder / self.data_name(image, metric))
             if self.test.save_heatmap_plots:
-                self.draw(self.plot_path(image, metric), image, pixels, metric, heatmap, boxes)
-            self.progress_path(image, metric).unlink(missing_ok=True)
+                self.draw(self.path("plots", image, metric), image, pixels, metric, heatmap, boxes)
+            self.path("progress", image, metric).unlink(missing_ok=True)
         windows = {"windows": scored.n_windows, "completed_windows": scored.n_scored}
-        self.contents.add(image, [content._asdict() | windows])
-        self.scores.add(image, [score_row(m, heat) for m, heat in scored.heatmaps.items()])
+        self.tables[CONTENTS].add(image, [content._asdict() | windows])
+        self.tables[SCORES].add(image, [score_row(m, heat) for m, heat in scored.heatmaps.items()])
         if self.test.save_heatmap_data:
             rows = [{"metric": m, "file": self.data_name(image, m)} for m in scored.heatmaps]
-            self.files.add(image, rows)
+            self.tables[HEATMAP_LIST].add(image, rows)
 
     def draw(
         self,
@@ -394,15 +352,36 @@ class HeatmapFolder:
             self.not_drawn[image] = f"{type(error).__name__}: {error}"
             LOG.warning("No plot of %s, %s: %s", escaped(image), metric, error)
 
+    def draw_progress(self, image: str, pixels: Tensor, known: Heatmaps) -> None:
+        """Draws the heatmaps as far as they are computed."""
+        for metric, heatmap in known.heatmaps.items():
+            self.draw(self.path("progress", image, metric), image, pixels, metric, heatmap)
+
     def write_time(self, image: str, seconds: float, scored: Heatmaps) -> None:
         """Adds a line to compute_times.csv."""
         windows, completed = scored.n_windows, scored.n_scored
         values = (f"{seconds:.3f}", windows, completed, f"{seconds / max(completed, 1):.5f}")
-        self.times.add(image, [dict(zip(self.times.columns[1:], values, strict=True))])
+        self.tables[TIMES].add(image, [dict(zip(TABLES[TIMES][1:], values, strict=True))])
 
     def write_left_out(self, image: str, reason: str) -> None:
         """Adds a line to left_out.csv."""
-        self.left_out.add(image, [{"reason": escaped(reason)}])
+        self.tables[LEFT_OUT].add(image, [{"reason": escaped(reason)}])
+
+
+def is_unchanged(path: Path, recorded: Mapping[str, str]) -> bool:
+    """Whether a file has the content of its row in images.csv.
+
+    A file of the recorded size and time is taken for the recorded one without reading it.
+    """
+    try:
+        stat = path.stat()
+        same_date = (str(stat.st_size), str(stat.st_mtime_ns)) == (
+            recorded["bytes"],
+            recorded["mtime_ns"],
+        )
+        return same_date or content_hash(path) == recorded["sha256"]
+    except OSError:
+        return False  # reading it will say why
 
 
 def remove_partial_files(folder: Path) -> None:

@@ -26,7 +26,7 @@ from inpainter.networks.dropout import (
     Drop,
     ElementDropout,
     active_dropout_layers,
-    draw_keep_masks,
+    split_by_layer,
 )
 from inpainter.networks.generator import Completion, Generator
 from inpainter.settings import PicardConfig, TrainConfig
@@ -205,7 +205,8 @@ def draw_dropout(
     if netG.dropout_type == "1D":
         each = [generator_for(config.seed, "elements", step, i) for i in samples]
         return ElementDropout(list(layers), netG.droprate, each)
-    keep = draw_keep_masks(layers, total, netG.droprate, draws)
+    random = torch.rand(total, sum(layers.values()), generator=draws)
+    keep = split_by_layer(random >= netG.droprate, layers)
     rows = slice(samples.start, samples.stop)
     return ChannelDropout({name: k[rows].to(device) for name, k in keep.items()}, netG.droprate)
 

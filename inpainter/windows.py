@@ -72,7 +72,7 @@ def window_grid(
 
     stretched: the (H - h) // s + 1 rows of windows that fit (the published code counts one short
     where the stride divides H - h, P8). centred: one window for every s x s cell of the
-    image, centred on the cell. Raises WindowError where no window fits.
+    image, centred on the cell. Raises WindowError where no window fits; see also check_stride.
     """
     if alignment == "stretched":
         if any(side < window for side, window in zip(image_hw, window_hw, strict=True)):
@@ -91,11 +91,6 @@ def window_grid(
         end = (cells - 1) * stride - before + window
         pads.append((max(before, 0), max(end - side, 0)))
         grid.append(cells)
-        if stride > window:
-            raise WindowError(
-                f"test.patch_stride {stride} is larger than the window {window_hw}; centred "
-                "heatmaps would leave gaps. Use a stride up to the window's side"
-            )
     return WindowGrid(image_hw, window_hw, stride, (grid[0], grid[1]), (*pads[1], *pads[0]))
 
 
@@ -152,8 +147,8 @@ def averaged_heatmap(scores: Tensor, grid: WindowGrid, area_hw: tuple[int, int])
 
     scores: (gh, gw); area_hw: the window or the hole. Returns (H, W). A pixel at the border that no
     window covers is 0, as published. One that a window covers, but no hole, has the score of the
-    nearest that a hole covers: 0 would say that nothing could be more normal. Raises WindowError
-    where the stride leaves gaps between holes.
+    nearest that a hole covers: 0 would say that nothing could be more normal. The stride leaves no
+    gaps between areas; see check_stride.
     """
     left, right, top, bottom = grid.pad
     padded_hw = (grid.image_hw[0] + top + bottom, grid.image_hw[1] + left + right)
@@ -176,8 +171,6 @@ def averaged_heatmap(scores: Tensor, grid: WindowGrid, area_hw: tuple[int, int])
 
 def _covered(side: int, count: int, stride: int, inset: int, area: int) -> Tensor:
     """(side,): each place along an axis, or the nearest one that an area covers."""
-    if stride > area and count > 1:
-        raise WindowError(f"a stride of {stride} leaves gaps between areas of {area} pixels")
     return torch.arange(side).clamp(inset, (count - 1) * stride + inset + area - 1)
 
 
@@ -221,37 +214,34 @@ def first_pass(grid: WindowGrid, K: int) -> list[int]:
     return [row * grid.grid_hw[1] + col for row in rows for col in cols]
 
 
-def second_pass(
-    scores: dict[str, Tensor], grid: WindowGrid, K: int, scored: Sequence[int]
-) -> list[int]:
+def second_pass(scores: Tensor, grid: WindowGrid, K: int, scored: Sequence[int]) -> list[int]:
     """Numbers of the windows closer than K to one that scored high in the first pass.
 
     So are those closer than K to a window of the first pass that was not scored, for it lacks
-    tissue: its 0 says nothing about its neighbours. scores: by metric, (gh * gw,), of which the
-    first pass's are read; scored: numbers of the first pass's windows that have a score.
+    tissue: its 0 says nothing about its neighbours. scores: (metrics, gh * gw), of which the first
+    pass's are read; scored: numbers of the first pass's windows that have a score.
     """
     done = torch.tensor(first_pass(grid, K))
     known = torch.tensor(sorted(scored), dtype=torch.long)
     draws = torch.zeros(len(grid), dtype=torch.bool)
     draws[done] = True
     draws[known] = False
-    for values in scores.values() if len(known) else ():
-        seen = values[known]
+    for seen in scores[:, known] if len(known) else ():
         draws[known] |= seen > seen.quantile(QUANTILE)
     near = F.max_pool2d(draws.view(1, 1, *grid.grid_hw).float(), 2 * K - 1, 1, K - 1).flatten() > 0
     near[done] = False
     return near.nonzero().flatten().tolist()
 
 
-def filled_in(values: Tensor, grid: WindowGrid, K: int, known: list[int]) -> Tensor:
-    """Scores of all windows, (gh * gw,): those that were not computed are interpolated.
+def filled_in(scores: Tensor, grid: WindowGrid, K: int, known: list[int]) -> Tensor:
+    """Scores of all windows, (metrics, gh * gw): those that were not computed are interpolated.
 
     Between windows of the first pass linearly along rows and columns; known: numbers that stay.
     """
     rows, cols = (_every(side, K) for side in grid.grid_hw)
-    coarse = values.view(grid.grid_hw)[rows][:, cols]
-    full = _stretched(_stretched(coarse, rows).t(), cols).t().flatten()
-    full[known] = values[known]
+    coarse = scores.unflatten(1, grid.grid_hw)[:, rows][:, :, cols]
+    full = _stretched(_stretched(coarse, rows, 1), cols, 2).flatten(1)
+    full[:, known] = scores[:, known]
     return full
 
 
@@ -259,11 +249,12 @@ def _every(side: int, K: int) -> list[int]:
     return sorted({*range(0, side, K), side - 1})
 
 
-def _stretched(values: Tensor, places: list[int]) -> Tensor:
-    """Linear interpolation of rows that lie at `places` to all rows in between."""
+def _stretched(values: Tensor, places: list[int], dim: int) -> Tensor:
+    """Linear interpolation of slices that lie at `places` along a dimension to all in between."""
     at = torch.tensor(places)
     wanted = torch.arange(places[-1] + 1)
     right = torch.searchsorted(at, wanted).clamp(min=min(1, len(places) - 1))
     left = (right - 1).clamp(min=0)
     share = (wanted - at[left]) / (at[right] - at[left]).clamp(min=1)
-    return torch.lerp(values[left], values[right], share[:, None].to(values.dtype))
+    share = share.to(values.dtype).view(-1, *[1] * (values.ndim - dim - 1))
+    return torch.lerp(values.index_select(dim, left), values.index_select(dim, right), share)

@@ -121,11 +121,10 @@ WindowMasks = ChannelMasks | ElementMasks
 
 @dataclass(frozen=True)
 class ImageDropout:
-    """What drops while the windows of one image are completed.
+    """What drops while the windows of one image are completed; `masks` draws it, window by window.
 
     A window's masks follow from the seed, the image's name and the window's number alone, so
-    results depend neither on the batch nor on the windows before; the first completions of a larger
-    M are those of a smaller one.
+    results depend neither on the batch nor on the windows before.
     """
 
     layers: Mapping[str, int]
@@ -144,26 +143,30 @@ class ImageDropout:
         if self.elementwise:
             keys = tuple((self.seed, self.image_name, number) for number in numbers)
             return ElementMasks(tuple(self.layers), self.M, self.p, keys)
-        drawn = [
-            draw_keep_masks(
-                self.layers,
-                self.M,
-                self.p,
-                generator_for(self.seed, self.image_name, "all" if self.shared else number),
-            )
-            for number in numbers
-        ]
-        keep = {name: torch.stack([masks[name] for masks in drawn]) for name in self.layers}
+        drawn_for = ["all"] * len(numbers) if self.shared else numbers
+        keep = draw_keep_masks(self.layers, self.seed, self.image_name, drawn_for, self.M, self.p)
         return ChannelMasks(keep, self.p, same=self.shared)
 
 
 def draw_keep_masks(
-    layers: Mapping[str, int], rows: int, p: float, generator: torch.Generator
+    layers: Mapping[str, int],
+    seed: int,
+    image_name: str,
+    window_numbers: Sequence[int | str],
+    M: int,
+    p: float,
 ) -> dict[str, Tensor]:
-    """Layer -> (rows, C) bool, each channel kept with probability 1 - p.
+    """Layer -> (N, M, C) bool: the channels that M completions of N windows keep.
 
-    layers: name -> channels. Row i depends on the generator's state and on i only, so the first
-    rows of a longer draw are those of a shorter one.
+    layers: name -> channels. Each channel is kept with probability 1 - p. The first completions of
+    a larger M are those of a smaller one.
     """
-    keep = torch.rand(rows, sum(layers.values()), generator=generator) >= p
-    return dict(zip(layers, keep.split(list(layers.values()), dim=1), strict=True))
+    # Seeded by hash, drawn by torch: another generator would change every heatmap made so far.
+    generators = [generator_for(seed, image_name, number) for number in window_numbers]
+    draws = [torch.rand(M, sum(layers.values()), generator=g) for g in generators]
+    return split_by_layer(torch.stack(draws) >= p, layers)
+
+
+def split_by_layer(keep: Tensor, layers: Mapping[str, int]) -> dict[str, Tensor]:
+    """(..., all channels) -> by layer (..., C); layers: name -> channels."""
+    return dict(zip(layers, keep.split(list(layers.values()), dim=-1), strict=True))

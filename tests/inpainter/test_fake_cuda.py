@@ -13,6 +13,7 @@ from inpainter.masks import box_mask, crop_boxes, discount_weights, masks_from_d
 from inpainter.networks import Networks
 from inpainter.networks.critic import Critic
 from inpainter.networks.generator import Generator
+from inpainter.predictor import Predictor
 from inpainter.recorder import completion_grid
 from inpainter.settings import CriticConfig, GeneratorConfig, PicardConfig, TestConfig, TrainConfig
 from inpainter.snapshots import completion_error
@@ -134,6 +135,24 @@ def test_windows_on_the_gpu_are_scored_there(fake, dropout_type, engine) -> None
     scores = scorer(on_cuda(3, 1, 32, 32), dropout.masks([0, 1, 2]))
     assert set(scores) == set(test.heatmap_metrics)
     assert {values.device.type for values in scores.values()} == {"cuda"}
+
+
+@pytest.mark.parametrize("engine", ["plain", "fast"])
+def test_image_is_scored_on_the_gpu_and_its_heatmaps_lie_on_the_cpu(
+    fake, engine, monkeypatch
+) -> None:
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: x)  # fake tensors have none
+    nets, test = networks(), dataclasses.replace(CONFIG.test, engine=engine)
+    scorer = (WindowScorer if engine == "plain" else FastScorer)(
+        nets.generator, nets.local_critic, test.heatmap_metrics, (16, 16)
+    )
+    config = dataclasses.replace(CONFIG, test=test)
+    predictor = Predictor(config, scorer, CUDA, "fresh networks", {})
+    known = next(predictor.score_in_batches(torch.rand(1, 48, 40), "image.png"))
+    assert known.n_scored == known.n_windows == 1
+    shapes = {metric: tuple(heat.shape) for metric, heat in known.heatmaps.items()}
+    assert shapes == dict.fromkeys(test.heatmap_metrics, (48, 40))
+    assert {heat.device.type for heat in known.heatmaps.values()} == {"cpu"}
 
 
 class Transfers(TorchDispatchMode):

@@ -99,10 +99,12 @@ def test_dropping_every_channel_of_a_layer_still_completes() -> None:
 
 def test_channels_drop_at_the_given_rate_and_longer_draws_begin_like_shorter_ones() -> None:
     layers = {"a": 64, "b": 32}
-    long = draw_keep_masks(layers, 200, 0.25, torch.Generator().manual_seed(1))
-    short = draw_keep_masks(layers, 7, 0.25, torch.Generator().manual_seed(1))
+    long = draw_keep_masks(layers, 1, "image.png", [3, 4], 200, 0.25)
+    short = draw_keep_masks(layers, 1, "image.png", [4], 7, 0.25)
+    assert long["a"].shape == (2, 200, 64)
     assert abs(long["a"].float().mean() - 0.75) < 0.02
-    assert all((long[name][:7] == short[name]).all() for name in layers)
+    assert all((long[name][1:, :7] == short[name]).all() for name in layers)
+    assert not torch.equal(long["a"][0], long["a"][1])
 
 
 @pytest.mark.parametrize("hw", [(16, 16), (32, 48), (128, 128)])

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import signal
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from PIL import Image
 
 from common.checkpoint import CheckpointError
 from common.images import ImageError, write_image
-from inpainter.prediction import PredictionOptions, PredictionResult, predict
+from inpainter.prediction import PredictionOptions, PredictionResult, predict, prefetched
 from inpainter.settings import PicardConfig
 from tests.tiny_runs import (
+    PATIENCE,
     corrupt,
     ended,
     forked,
@@ -240,3 +242,30 @@ def test_folder_of_the_run_says_how_it_was_made(folder) -> None:
     assert (result.folder / "command.txt").read_text() == "predict_heatmap.py --seed 5\n"
     assert (result.folder / "env.json").is_file()
     assert result.folder.parent == folder / "heatmaps" / "tiny" / "dropout"
+
+
+def test_the_next_item_is_loaded_while_the_present_one_is_used() -> None:
+    loaded = {number: threading.Event() for number in range(3)}
+
+    def load(number: int) -> int:
+        loaded[number].set()
+        return number * 10
+
+    seen = []
+    for number, get in prefetched(range(3), load):
+        if number < 2:
+            assert loaded[number + 1].wait(timeout=PATIENCE)
+        seen.append((number, get()))
+    assert seen == [(0, 0), (1, 10), (2, 20)]
+
+
+def test_what_goes_wrong_in_loading_is_raised_where_the_item_is_used() -> None:
+    def load(number: int) -> int:
+        if number == 1:
+            raise OSError("unreadable")
+        return number
+
+    gets = dict(prefetched(range(2), load))
+    assert gets[0]() == 0
+    with pytest.raises(OSError, match="unreadable"):
+        gets[1]()

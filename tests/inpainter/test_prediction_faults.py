@@ -11,10 +11,14 @@ from common.checkpoint import CheckpointError, checkpoint_path, load_tensors, sa
 from common.config import ConfigError
 from common.errors import UserError
 from common.images import write_image
-from inpainter import prediction
+from inpainter import prediction, predictor
 from inpainter.heatmap_folder import list_heatmaps
-from inpainter.prediction import PredictionOptions, PredictionResult, predict
-from inpainter.run_identity import influential_settings
+from inpainter.prediction import (
+    PredictionOptions,
+    PredictionResult,
+    influential_settings,
+    predict,
+)
 from inpainter.settings import PicardConfig
 from inpainter.windows import WindowError
 from tests.inpainter.test_training_faults import DAMAGES, change
@@ -156,8 +160,8 @@ def test_step_that_a_training_deletes_is_looked_up_again(folder, monkeypatch) ->
             raise CheckpointError("No gen_00000002.pt")
         return build(*arguments, **options)
 
-    build = prediction.build_scorer
-    monkeypatch.setattr(prediction, "build_scorer", load_and_lose)
+    build = predictor.build_scorer
+    monkeypatch.setattr(predictor, "build_scorer", load_and_lose)
     result = run(folder, config)
     assert "step 1\n" in (result.folder / "run.txt").read_text()
 
@@ -335,15 +339,19 @@ def test_stride_that_leaves_gaps_is_refused_before_anything_is_written(folder) -
 @pytest.mark.parametrize(
     ("table", "content", "message"),
     [
-        ("scores.csv", b"\xff\xfe\n", r"scores\.csv .*no CSV file in UTF-8"),
+        ("scores.csv", b"\xff\xfe\n", r"scores\.csv is no text in UTF-8"),
         (
             "scores.csv",
             b"name,score\na,1\n",
-            r"scores\.csv .*image, max, mean, metric, p99 is",
+            r"scores\.csv: columns \['image', 'max', 'mean', 'metric', 'p99'\] are missing",
         ),
-        ("heatmaps.csv", b"image,metric,file\n0.png,MCD_image\n", r"heatmaps\.csv .*line 2"),
-        ("heatmaps.csv", b'image,metric,file\n"0.png,MCD_image,x\n', r"heatmaps\.csv .*no CSV"),
-        ("images.csv", b"image,sha256\n", r"images\.csv .*is missing"),
+        (
+            "heatmaps.csv",
+            b"image,metric,file\n0.png,MCD_image\n",
+            r"heatmaps\.csv, line 2: a value is missing",
+        ),
+        ("heatmaps.csv", b'image,metric,file\n"0.png,MCD_image,x\n', r"heatmaps\.csv, .*no CSV"),
+        ("images.csv", b"image,sha256\n", r"images\.csv: columns .* are missing"),
         ("run.txt", b"\xff", r"run\.txt is no UTF-8 text"),
     ],
 )

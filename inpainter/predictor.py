@@ -1,0 +1,168 @@
+"""The Python API: heatmaps of single images from a trained checkpoint.
+
+predictor = load_predictor("checkpoints/my_scans", step="best", config="configs/default.yaml")
+heatmaps = predictor("scan.dcm")  # {"MCD_image": (H, W) tensor, ...}
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.checkpoint import (
+    CheckpointError,
+    checkpoint_path,
+    content_hash,
+    require_finite_weights,
+)
+from common.config import load_config
+from common.files import escaped
+from common.images import read_image
+from common.runtime import resolve_device
+from inpainter.completion import WindowScorer, dropout_of, spaces_of
+from inpainter.fast.scorer import FastScorer
+from inpainter.heatmap import Heatmaps, score_in_batches
+from inpainter.networks.loading import load_generator, load_local_critic
+from inpainter.settings import Metric, PicardConfig
+from inpainter.snapshots import resolve_step
+from inpainter.windows import check_stride
+
+TRIES = 5
+"""How often `latest` and `best` are looked up again beside a training that deletes old steps."""
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Networks of one checkpoint on a device, and the settings of their heatmaps."""
+
+    config: PicardConfig
+    scorer: WindowScorer | FastScorer
+    device: torch.device
+    source: str
+    """Folder and step of the weights, in words."""
+    weights: dict[str, str]
+    """SHA-256 of the checkpoint's files, by role."""
+
+    def __call__(
+        self, image: str | Path | np.ndarray | Tensor, *, name: str | None = None
+    ) -> dict[Metric, Tensor]:
+        """Heatmaps by metric: (H, W) float32 on the CPU, larger = more anomalous.
+
+        image: a file, or floats in [0, 1], (H, W) or (C, H, W). name: what the dropout is drawn
+        for. predict_heatmap.py names an image by its path below the folder of images; None = the
+        file's name, and "" for an array. Raises ImageError for a file that cannot be read,
+        ValueError for an array of another shape, type or range, WindowError where no window fits.
+        """
+        if name is None:
+            name = Path(image).name if isinstance(image, str | Path) else ""
+        *_, last = self.score_in_batches(self.pixels_of(image), name)
+        return last.heatmaps
+
+    def score_in_batches(self, pixels: Tensor, name: str) -> Iterator[Heatmaps]:
+        """Yields what is known after each batch of windows, and at last the whole.
+
+        pixels: (C, H, W) in [0, 1]. See `inpainter.heatmap.score_in_batches`.
+        """
+        config, test = self.config, self.config.test
+        # Random numbers depend on the name, which need not be UTF-8.
+        dropout = dropout_of(self.scorer.generator, config.netG, test, config.seed, escaped(name))
+        return score_in_batches(pixels, self.scorer, test, dropout, self.device)
+
+    def pixels_of(self, image: str | Path | np.ndarray | Tensor) -> Tensor:
+        """An image as the networks take it: (C, H, W) float32 in [0, 1] on the CPU."""
+        channels = self.config.netG.input_dim
+        if isinstance(image, str | Path):
+            return read_image(Path(image), channels, white_value=self.config.white_value)
+        if isinstance(image, np.ndarray):
+            image = np.ascontiguousarray(image)  # torch takes no reversed axes
+        given = torch.as_tensor(image)
+        pixels = given[None] if given.ndim == 2 else given
+        if pixels.ndim != 3 or pixels.shape[0] != channels or pixels.numel() == 0:
+            expected = "(H, W) or (1, H, W)" if channels == 1 else f"({channels}, H, W)"
+            raise ValueError(f"image: expected {expected} pixels, got {tuple(given.shape)}")
+        if not pixels.is_floating_point():
+            raise ValueError(
+                f"image: expected floats in [0, 1], got {pixels.dtype}; divide by the value that "
+                "means white"
+            )
+        pixels = pixels.detach().cpu().float()
+        low, high = (bound.item() for bound in pixels.aminmax())
+        if not (low >= 0 and high <= 1):  # NaN is neither
+            raise ValueError(f"image: expected values in [0, 1], got {low:.4g} to {high:.4g}")
+        return pixels
+
+    def require_finite_weights(self) -> None:
+        """Raises CheckpointError where weights are NaN or infinite: every score would be."""
+        for network in (self.scorer.generator, self.scorer.critic):
+            if network is not None:
+                require_finite_weights(network.state_dict(), self.source)
+
+
+def load_predictor(
+    checkpoint_dir: str | Path,
+    step: int | str = "latest",
+    config: PicardConfig | str | Path | None = None,
+    device: str | None = None,
+) -> Predictor:
+    """The networks of a checkpoint, ready to make heatmaps.
+
+    checkpoint_dir: folder with gen_%08d.pt and dis_%08d.pt. step: a number, `latest` or `best`.
+    config: settings or their YAML file; None = the config.yaml that training wrote there. device:
+    auto, cpu, cuda, cuda:1 or mps; None = as the settings say.
+    Raises CheckpointError, ConfigError, RuntimeSetupError and WindowError, all with their remedy.
+    """
+    folder = Path(checkpoint_dir)
+    if not isinstance(config, PicardConfig):
+        config = load_config(PicardConfig, Path(config or folder / "config.yaml"))
+    if device is not None:
+        config = dataclasses.replace(config, device=device)
+    predictor = open_checkpoint(config, folder, step)
+    predictor.require_finite_weights()
+    return predictor
+
+
+def open_checkpoint(
+    config: PicardConfig, folder: Path, wanted: int | str, *, option: str | None = None
+) -> Predictor:
+    """The predictor of a step, whose weights are not yet checked; option: the flag for `wanted`.
+
+    A training beside may delete the step that `latest` or `best` meant, or write it anew: then they
+    are looked up again.
+    """
+    check_stride(config.test)
+    device = resolve_device(config.device, allow_gpu=config.cuda, gpu=config.gpu_ids[0])
+    needs_critic = "feature" in spaces_of(config.test.heatmap_metrics)
+    roles = ("gen", "dis") if needs_critic else ("gen",)
+    for tries_left in reversed(range(TRIES)):
+        step = resolve_step(folder, wanted, roles, option=option)
+        paths = {role: checkpoint_path(folder, role, step) for role in roles}
+        try:
+            weights = {role: content_hash(path) for role, path in paths.items()}
+            scorer = build_scorer(config, folder, step, device, with_critic=needs_critic)
+            if weights == {role: content_hash(path) for role, path in paths.items()}:
+                source = f"{folder.resolve()} step {step}"
+                return Predictor(config, scorer, device, source, weights)
+        except (CheckpointError, FileNotFoundError):
+            vanished = not all(path.is_file() for path in paths.values())
+            if not (vanished and wanted in ("latest", "best") and tries_left):
+                raise
+    raise CheckpointError(f"{paths['gen']} keeps changing. Wait until it is whole, and run again.")
+
+
+def build_scorer(
+    config: PicardConfig, folder: Path, step: int, device: torch.device, *, with_critic: bool
+) -> WindowScorer | FastScorer:
+    """The networks of a step, on the device, in the engine that the settings ask for."""
+    test = config.test
+    generator = load_generator(folder, step, config.netG)
+    critic = load_local_critic(folder, step, config) if with_critic else None
+    generator = generator.to(device, memory_format=torch.channels_last)
+    critic = critic.to(device, memory_format=torch.channels_last) if critic is not None else None
+    parts = (generator, critic, test.heatmap_metrics, test.mask_shape)
+    if test.engine == "plain":
+        return WindowScorer(*parts)
+    return FastScorer(*parts, precision=test.precision, compiled=test.compile)
