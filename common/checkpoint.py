@@ -23,19 +23,8 @@ from common.errors import UserError
 from common.files import write_atomic
 
 LOAD_ERRORS = (
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    OSError,
-    OverflowError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    pickle.UnpicklingError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
+    *(AssertionError, AttributeError, EOFError, LookupError, OSError, OverflowError, RuntimeError),
+    *(TypeError, ValueError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error),
 )
 """What torch.load raises for a file that is truncated, corrupt or no checkpoint."""
 
@@ -152,15 +141,11 @@ def steps_in(folder: Path, role: str) -> list[int]:
     return sorted(int(match[1]) for match in matches if match)
 
 
-def strip_module_prefix(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """The state dict without the `module.` that (Distributed)DataParallel puts before names."""
-    return {name.removeprefix("module."): value for name, value in state_dict.items()}
-
-
 def require_mapping(value: Any, source: str, entries: Collection[str] = ()) -> dict[str, Any]:
     """The value, a dict that has these entries. Raises CheckpointError, naming the source."""
     if not isinstance(value, Mapping):
-        raise CheckpointError(f"{source}: expected {_wanted(entries)}, found {_found(value)}.")
+        expected = f"a dict with {', '.join(entries)}" if entries else "a dict"
+        raise CheckpointError(f"{source}: expected {expected}, found {_found(value)}.")
     missing = [name for name in entries if name not in value]
     if missing:
         raise CheckpointError(
@@ -184,7 +169,7 @@ def require_state_dict(value: Any, source: str) -> dict[str, Tensor]:
             raise CheckpointError(f"{source}: {expected}, found the name {str(name)[:40]!r}.")
         if not (isinstance(tensor, Tensor) and _is_plain(tensor)):
             raise CheckpointError(f"{source}: {expected}, found {name} = {_found(tensor)}.")
-    return strip_module_prefix({name: tensor.detach() for name, tensor in value.items()})
+    return {name.removeprefix("module."): tensor.detach() for name, tensor in value.items()}
 
 
 def require_finite_weights(state: Mapping[str, Tensor], source: str) -> None:
@@ -307,10 +292,6 @@ def _found(value: Any) -> str:
         return f"a dict of {_few([str(key)[:40] for key in value])}" if value else "an empty dict"
     text = repr(value) if isinstance(value, int | float | str | None) else ""
     return f"{type(value).__name__} {text[:40]}".strip() if value is not None else "nothing (None)"
-
-
-def _wanted(entries: Collection[str]) -> str:
-    return f"a dict with {', '.join(entries)}" if entries else "a dict"
 
 
 def _few(names: Sequence[str]) -> str:

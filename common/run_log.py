@@ -1,6 +1,5 @@
 """What a run leaves beside its results: settings, command, environment, numbers over time."""
 
-import contextlib
 import json
 import logging
 import math
@@ -10,7 +9,7 @@ import shlex
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -79,7 +78,7 @@ class EventFile:
 class RunLog:
     """Writes a run folder's records: config.yaml, command.txt, env.json, log.jsonl, TensorBoard.
 
-    run_folder: made if missing. events_folder: for TensorBoard's events; None writes none.
+    run_folder: made if missing. events_folder: for TensorBoard's events.
     config_yaml: the resolved settings. command: the command line as a list (sys.argv).
     resume_step: the step a run goes on from. Lines of log.jsonl and TensorBoard points of later
     steps are dropped, since the run will make those steps again; at 0 all are. command.txt gets a
@@ -90,7 +89,7 @@ class RunLog:
     def __init__(
         self,
         run_folder: Path,
-        events_folder: Path | None,
+        events_folder: Path,
         *,
         config_yaml: str,
         command: Sequence[str],
@@ -104,40 +103,30 @@ class RunLog:
         drop_later_lines(self._path, resume_step)
         self._waiting = ""
         self._complained = False
-        self._events = None
-        if events_folder is not None:
-            purge_step = resume_step + 1 if resume_step > 0 else 0
-            self._events = open_events(Path(events_folder), purge_step)
+        purge_step = resume_step + 1 if resume_step > 0 else 0
+        self._events = open_events(Path(events_folder), purge_step)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Records numbers by tag, as one line of log.jsonl and as TensorBoard curves."""
-        numbers = {tag: float(value) for tag, value in values.items()}
-        self.record(step, numbers)
-        with self._events_or_none() as events:
-            for tag, number in numbers.items() if events else ():
-                events.scalar(step, tag, number)
-
-    def image(self, step: int, tag: str, image: Tensor) -> None:
-        """Shows a picture (1 or 3, H, W) in [0, 1] in TensorBoard."""
-        with self._events_or_none() as events:
-            if events:
-                events.picture(step, tag, image.detach().cpu().clamp(0, 1))
-
-    def record(self, step: int, values: Mapping[str, Any]) -> None:
-        """Adds one line to log.jsonl: the step and these plain values, NaN as null.
+        """Records numbers by tag, as one line of log.jsonl and as TensorBoard curves.
 
         A line that cannot be written waits for the next one; the first time that is a warning.
         """
-        line = {"step": step, **{key: _strict(value) for key, value in values.items()}}
-        self._waiting += json.dumps(line, allow_nan=False) + "\n"
+        numbers = {tag: float(value) for tag, value in values.items()}
+        line = {tag: n if math.isfinite(n) else None for tag, n in numbers.items()}  # JSON: no NaN
+        self._waiting += json.dumps({"step": step, **line}, allow_nan=False) + "\n"
         self._write_waiting()
+        for tag, number in numbers.items():
+            self._to_events(lambda events, t=tag, n=number: events.scalar(step, t, n))
+
+    def image(self, step: int, tag: str, image: Tensor) -> None:
+        """Shows a picture (1 or 3, H, W) in [0, 1] in TensorBoard."""
+        pixels = image.detach().cpu().clamp(0, 1)
+        self._to_events(lambda events: events.picture(step, tag, pixels))
 
     def close(self) -> None:
         """Closes the files; what was recorded before is on disk already."""
         self._write_waiting()
-        with self._events_or_none() as events:
-            if events:
-                events.close()
+        self._to_events(EventFile.close)
 
     def _write_waiting(self) -> None:
         """Appends what waits to log.jsonl, or takes back what was written of it."""
@@ -159,11 +148,12 @@ class RunLog:
         else:
             self._waiting = ""
 
-    @contextlib.contextmanager
-    def _events_or_none(self) -> Iterator[EventFile | None]:
-        """The events to write to; a failure is a warning and ends them, not the training."""
+    def _to_events(self, write: Callable[[EventFile], object]) -> None:
+        """Writes to the events, if any; a failure is a warning and ends them, not the training."""
+        if self._events is None:
+            return
         try:
-            yield self._events
+            write(self._events)
         except OSError as error:
             LOG.warning("TensorBoard's events end here, log.jsonl goes on: %s", error)
             self._events = None
@@ -184,11 +174,6 @@ def open_events(folder: Path, purge_step: int) -> EventFile | None:
     return None
 
 
-def _strict(value: Any) -> Any:
-    """NaN and infinities, which JSON does not know, as null."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def drop_later_lines(path: Path, last_step: int) -> None:
     """Keeps of a log.jsonl the whole lines of steps 1 to last_step; none where that is 0.
 
@@ -196,7 +181,7 @@ def drop_later_lines(path: Path, last_step: int) -> None:
     """
     if not path.is_file():
         return
-    kept = [line + "\n" for record, line in numbered_lines(path) if 0 < record["step"] <= last_step]
+    kept = [line + "\n" for record, line in read_log(path) if 0 < record["step"] <= last_step]
     save_text_atomic("".join(kept), path)
 
 
@@ -267,33 +252,22 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-def parse_record(line: str) -> dict[str, Any] | None:
-    """The record of a line, which has a step in [0, 10^18]; none where the line is no record."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):  # an integer of 5000 digits, a list 10000 deep
-        return None
-    step = record.get("step") if isinstance(record, dict) else None
-    usable = isinstance(step, int) and not isinstance(step, bool) and 0 <= step <= LAST_STEP
-    return record if usable else None
+def read_log(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yields (record, text) of each line of a log.jsonl that has a step in [0, 10^18].
 
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of a log.jsonl; other lines are passed over, and counted in a warning.
-
-    A last line without its end, which a kill leaves, is not counted.
+    Other lines are passed over, and counted in a warning; a last line without its end, which a kill
+    leaves, is not counted.
     """
-    return [record for record, _ in numbered_lines(path)]
-
-
-def numbered_lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yields the record and the text of each line that has one. See read_log."""
     if not path.is_file():
         return
     odd = 0
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-        record = parse_record(line)
-        if record is not None:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):  # an integer of 5000 digits, a list 10000 deep
+            record = None
+        step = record.get("step") if isinstance(record, dict) else None
+        if type(step) is int and 0 <= step <= LAST_STEP:
             yield record, line.rstrip("\r\n")
         elif line.endswith("\n") and line.strip():
             odd += 1

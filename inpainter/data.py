@@ -9,7 +9,7 @@ B batch, C H W image, h w crop, in pixels.
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -99,7 +99,7 @@ class NormalCrops(Dataset):
     Crops are drawn again, 50 times per image at most, while they show too little. An image that is
     unreadable or gives no crop is replaced by the next one in order and listed in `skipped`
     (on_bad_image "skip"), or raises ImageError ("error").
-    cache_mb: MiB of decoded images kept in memory, in each process.
+    cache_mb: MiB of decoded images kept in memory, in each process; those read first stay.
     subset_frac: use this fraction of the files, drawn from the seed.
     white_value: the stored value that means white, as read_image takes it.
     """
@@ -127,9 +127,8 @@ class NormalCrops(Dataset):
         self._unusable: set[int] = set()
         self._usable: set[int] = set()
         self.white_value = white_value
-        self._images = ImageStore(
-            self.paths, channels, cache_mb, prepare=rule.fit, white_value=white_value
-        )
+        self._room = cache_mb * 2**20  # bytes
+        self._cached: dict[int, StoredImage] = {}
 
     def __len__(self) -> int:
         """Number of images, that is of crops in an epoch; indices beyond are later epochs."""
@@ -174,10 +173,26 @@ class NormalCrops(Dataset):
         examples = "; ".join(f"{path}: {why}" for path, why in list(self.skipped.items())[:3])
         raise ImageError(f"None of the {n} training images gives a crop. For example: {examples}")
 
+    def decoded(self, index: int) -> StoredImage:
+        """The image with this number, at least as large as a crop; the same, cached or not.
+
+        Raises ImageError where its file cannot be read.
+        """
+        if index in self._cached:
+            return self._cached[index]
+        image = read_image(self.paths[index], self.shape[0], white_value=self.white_value)
+        stored = StoredImage(self.rule.fit(image).numpy(), 1.0)
+        smallest = smallest_exact(stored.values, self.white_value) if self._room > 0 else stored
+        if smallest.values.nbytes > self._room:
+            return stored
+        self._room -= smallest.values.nbytes
+        self._cached[index] = smallest
+        return smallest
+
     def _image(self, index: int) -> StoredImage | None:
         """The decoded image; None where no crop of it can ever be used."""
         try:
-            image = self._images[index]
+            image = self.decoded(index)
         except ImageError as error:
             reason = str(error)
         else:
@@ -334,47 +349,6 @@ def warped_crop(
         for plane in values
     ]
     return np.stack(planes)
-
-
-class ImageStore:
-    """Reads image files, once each as long as there is room.
-
-    channels: 1 or 3, as read_image takes them. prepare: applied to each image (C, H, W) in [0, 1]
-    after reading, for example a resize. cache_mb: MiB for decoded images; those read first stay.
-    white_value: as read_image takes it.
-    What is returned has the same values whether it was kept or not.
-    """
-
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        channels: int,
-        cache_mb: int = 0,
-        prepare: Callable[[Tensor], Tensor] | None = None,
-        white_value: int | None = None,
-    ) -> None:
-        self.paths = list(paths)
-        self.channels = channels
-        self.prepare = prepare
-        self.white_value = white_value
-        self._room = cache_mb * 2**20  # bytes
-        self._cached: dict[int, StoredImage] = {}
-
-    def __getitem__(self, index: int) -> StoredImage:
-        """The image with this number. Raises ImageError where its file cannot be read."""
-        if index in self._cached:
-            return self._cached[index]
-        image = read_image(self.paths[index], self.channels, white_value=self.white_value)
-        if self.prepare is not None:
-            image = self.prepare(image)
-        stored = StoredImage(image.numpy(), 1.0)
-        if self._room > 0:
-            smallest = smallest_exact(stored.values, self.white_value)
-            if smallest.values.nbytes <= self._room:
-                self._room -= smallest.values.nbytes
-                self._cached[index] = smallest
-                return smallest
-        return stored
 
 
 def smallest_exact(values: np.ndarray, white_value: int | None = None) -> StoredImage:

@@ -6,7 +6,6 @@ where it is, the others are, whenever the process is killed.
 """
 
 import logging
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,6 +39,7 @@ from inpainter.step import LOWER_RATE, Optimisers, TrainState
 from inpainter.windows import centre_crop, centre_mask
 
 LOG = logging.getLogger(__name__)
+Weights = Mapping[str, Tensor]
 ROLES = ("state", "dis", "gen")
 """In the order of writing."""
 SET_ASIDE = "superseded"
@@ -121,7 +121,7 @@ def save_snapshot(
         "random": random_state(),
         "config": config_to_dict(trained.config),
         "images": dict(trained.images),
-        "weights": {"gen": weights_hash(generator), **_hashes(critics)},
+        "weights": _hashes(generator, critics),
     }
     save_atomic(state, checkpoint_path(folder, "state", step))
     save_atomic(critics, checkpoint_path(folder, "dis", step))
@@ -150,7 +150,7 @@ def restore_snapshot(
     *,
     same_run: bool,
 ) -> Progress:
-    """Loads a step (a number, `latest` or `best`) into networks and optimisers.
+    """Loads a step (a number, `latest` or `best`) into the networks and optimisers.
 
     same_run: the run goes on in its folder, where only MAY_CHANGE may differ and the training
     images must be the same; else a new run starts from it, where only NETWORKS must be the same.
@@ -176,8 +176,7 @@ def restore_snapshot(
     load_module(networks.generator, generator, str(checkpoint_path(folder, "gen", step)))
     for name, critic in (("localD", networks.local_critic), ("globalD", networks.global_critic)):
         load_module(critic, critics[name], f"{checkpoint_path(folder, 'dis', step)}: {name}")
-    found = {"gen": weights_hash(generator), **_hashes(critics)}
-    _check_hashes(folder, step, state.get("weights"), found)
+    _check_hashes(folder, step, state.get("weights"), _hashes(generator, critics))
     train = config.train
     has_stepped = {
         "gen": not train.critic or step >= train.n_critic if same_run else None,
@@ -216,8 +215,9 @@ def _log_state(state: Mapping[str, Any], path: Path) -> tuple[dict[str, float], 
     return dict(losses), in_a_row
 
 
-def _hashes(critics: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:
-    return {name: weights_hash(state) for name, state in critics.items()}
+def _hashes(generator: Weights, critics: Mapping[str, Weights]) -> dict[str, str]:
+    """Hash of each network's weights, by the network's name in the files."""
+    return {name: weights_hash(state) for name, state in {"gen": generator, **critics}.items()}
 
 
 def _check_hashes(folder: Path, step: int, saved: object, found: Mapping[str, str]) -> None:
@@ -267,29 +267,23 @@ def resolve_step(
             )
         return min(errors, key=lambda step: (errors[step], step))
     if re.fullmatch(r"[0-9]{1,18}", str(wanted)) is None:
-        shown = str(wanted) if len(str(wanted)) <= 40 else f"{str(wanted)[:40]}…"
         raise CheckpointError(
-            f"'{shown}' is no step. Expected a number, latest or best. {listing}{remedy}"
+            f"'{str(wanted)[:40]}' is no step. Expected a number, latest or best. {listing}{remedy}"
         )
     step = int(wanted)
     if step not in steps:
-        missing = [
-            checkpoint_path(folder, role, step).name
-            for role in roles
-            if not checkpoint_path(folder, role, step).is_file()
-        ]
-        raise CheckpointError(f"No {', '.join(missing)} in {folder}. {listing}{remedy}")
+        files = [checkpoint_path(folder, role, step) for role in roles]
+        missing = ", ".join(file.name for file in files if not file.is_file())
+        raise CheckpointError(f"No {missing} in {folder}. {listing}{remedy}")
     return step
 
 
 def selection_errors(folder: Path) -> dict[int, float]:
     """Selection error by step, as log.jsonl has it; the last line of a step counts."""
     errors: dict[int, float] = {}
-    for record in read_log(Path(folder) / LOG_NAME):
+    for record, _ in read_log(Path(folder) / LOG_NAME):
         value = record.get(SELECTION_KEY)
-        if isinstance(value, float) and math.isfinite(value):
-            errors[record["step"]] = value
-        elif isinstance(value, int) and abs(value) < 2**53:
+        if isinstance(value, int | float) and abs(value) < 2**53:  # not NaN
             errors[record["step"]] = float(value)
     return errors
 
@@ -319,8 +313,8 @@ def prune_snapshots(folder: Path, keep: int | None) -> None:
         return
     steps = steps_in(folder, "state")
     errors = {step: error for step, error in selection_errors(folder).items() if step in steps}
-    kept = set(steps[-keep:]) | ({min(errors, key=errors.get)} if errors else set())
-    for step in set(steps) - kept:
+    best = {min(errors, key=errors.get)} if errors else set()
+    for step in set(steps) - set(steps[-keep:]) - best:
         for role in reversed(ROLES):  # what is left of a kill in between goes next time
             checkpoint_path(folder, role, step).unlink(missing_ok=True)
 

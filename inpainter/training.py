@@ -35,7 +35,7 @@ LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class TrainingResult:
+class TrainResult:
     """What a run came to."""
 
     folder: Path
@@ -50,7 +50,7 @@ class TrainingResult:
 
 def train(
     config: PicardConfig, *, resume: int | str | None = None, command: Sequence[str] = ()
-) -> TrainingResult:
+) -> TrainResult:
     """Trains the generator (and critics) on a folder of normal images.
 
     resume: a step or "latest" of this run; None starts anew, in a folder without checkpoints, or
@@ -59,18 +59,23 @@ def train(
     """
     device = resolve_device(config.device, allow_gpu=config.cuda, gpu=config.gpu_ids[0])
     with tf32_products(config.train.precision == "tf32"), joined_processes(device) as processes:
+        # Set-up.
         require_training_memory(config, device, processes.world_size)
         seed_everything(config.seed)
         config = with_precision(config, device)
         folder = run_folder(config)
         snapshot = starting_point(config, folder, resume)
         crops = training_crops(config)
-        state = fresh_state(config, device, processes, crops)
+
+        # State.
+        state = initial_state(config, device, processes, crops)
         start = Progress(0, {}, 0)
         if snapshot is not None:
             same_run = snapshot[0].resolve() == folder.resolve()
             start = restore_snapshot(*snapshot, state, same_run=same_run)
         warn_of_lengths(config, start.step, state.n_steps)
+
+        # Steps.
         with (
             recording(state, folder, crops, start, command) as recorder,
             StopRequest() as stop,
@@ -78,7 +83,7 @@ def train(
             step = train_steps(state, crops, start.step, stop, recorder)
         if crops.skipped:
             LOG.warning("%d of %d images were skipped.", len(crops.skipped), len(crops.paths))
-        return TrainingResult(folder, step, stop.exit_status, crops.skipped)
+        return TrainResult(folder, step, stop.exit_status, crops.skipped)
 
 
 def train_steps(
@@ -183,7 +188,7 @@ def training_crops(config: PicardConfig) -> NormalCrops:
     )
 
 
-def fresh_state(
+def initial_state(
     config: PicardConfig, device: torch.device, processes: Processes, crops: NormalCrops
 ) -> TrainState:
     """New networks, the same in every process, and how long they are to be trained.

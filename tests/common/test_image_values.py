@@ -18,7 +18,7 @@ from common.image_sets import ImageSet
 from common.images import ImageError, read_image, read_mask, write_image
 from common.notices import counts, forget, sum_up
 from diffusion_models.settings import DataConfig
-from inpainter.data import ImageStore
+from inpainter.data import CropRule, NormalCrops
 from inpainter.settings import PicardConfig
 from tests.common.test_dicom import STORED, write_dicom
 from tests.image_files import unit, values, write_png16
@@ -78,10 +78,12 @@ def test_white_value_leaves_smaller_types_floats_and_dicom_as_they_are(tmp_path)
     assert torch.equal(read_image(path, white_value=100), read_image(path))
 
 
-def test_store_and_image_set_pass_white_value_on(tmp_path):
+def test_training_data_and_image_set_pass_white_value_on(tmp_path):
     path = twelve_bits(tmp_path / "a.png")
     expected = read_image(path, 1, white_value=4095)
-    stored = ImageStore([path], 1, cache_mb=1, white_value=4095)[0]
+    stored = NormalCrops(
+        [path], CropRule((1, 1)), channels=1, seed=0, cache_mb=1, white_value=4095
+    ).decoded(0)
     assert stored.values.dtype == np.uint16
     assert torch.equal(torch.from_numpy(stored.values.astype("f4")) / stored.scale, expected)
     files = ImageSet([path], [0], ["a"], classes=("x",), size=None, white_value=4095)

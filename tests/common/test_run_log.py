@@ -52,12 +52,10 @@ def test_numbers_go_to_log_and_tensorboard(tmp_path):
     log = start(tmp_path)
     log.scalars(100, {"train/l1": torch.tensor(0.25), "train/lr": 1e-4})
     log.scalars(200, {"train/l1": 0.125})
-    log.record(200, {"images": ["a.png"], "n": 3})
     log.close()
     assert lines(tmp_path) == [
         {"step": 100, "train/l1": 0.25, "train/lr": 1e-4},
         {"step": 200, "train/l1": 0.125},
-        {"step": 200, "images": ["a.png"], "n": 3},
     ]
     assert curve(tmp_path, "train/l1") == [(100, 0.25), (200, 0.125)]
 
@@ -119,15 +117,6 @@ def test_line_cut_short_by_a_kill_is_dropped(tmp_path):
     assert path.read_text() == '{"step": 1, "a": 1}\n'
     drop_later_lines(tmp_path / "none.jsonl", 9)
     assert [p.name for p in tmp_path.iterdir()] == ["log.jsonl"]
-
-
-def test_without_an_events_folder_only_the_log_is_written(tmp_path):
-    log = RunLog(tmp_path, None, config_yaml="", command=[])
-    log.scalars(1, {"a": 1.0})
-    log.image(1, "a", torch.rand(3, 4, 4))
-    log.close()
-    names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["command.txt", "config.yaml", "env.json", "log.jsonl"]
 
 
 def test_record_of_a_run_can_be_written_without_a_log(tmp_path):
