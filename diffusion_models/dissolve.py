@@ -218,35 +218,28 @@ def to_dissolving_size(images: Tensor, resolution: int, fit: Fit) -> Tensor:
     """
     height, width = images.shape[-2:]
     if fit == "resize":
-        return _resize(images, (resolution, resolution))
-    if fit == "pad":
-        rims = [resolution - width, resolution - height]
-        if any(rim < 0 or rim % 2 for rim in rims):
-            raise ConfigError(
-                f"cannot pad {height}×{width} images evenly to {resolution}²: the size at which "
-                "the diffusion model works (image_size, diff_resolution) must be larger by an even "
-                "number of pixels",
-                key="contrastive.diff_resolution",
-            )
-        return F.pad(images, (rims[0] // 2, rims[0] // 2, rims[1] // 2, rims[1] // 2))
-    if (height, width) != (resolution, resolution):
+        return F.interpolate(images, (resolution, resolution), mode="bilinear")
+    rims = (resolution - width, resolution - height)
+    if fit == "none" and any(rims):
         raise ConfigError(
             f"these images are dissolved at their own size, {height}×{width}, but the diffusion "
             f"model works at {resolution} (image_size, diff_resolution); set it to {height}",
             key="contrastive.diff_resolution",
         )
-    return images
+    if any(rim < 0 or rim % 2 for rim in rims):
+        raise ConfigError(
+            f"cannot pad {height}×{width} images evenly to {resolution}²: the size at which the "
+            "diffusion model works (image_size, diff_resolution) must be larger by an even number "
+            "of pixels",
+            key="contrastive.diff_resolution",
+        )
+    left, top = rims[0] // 2, rims[1] // 2
+    return F.pad(images, (left, left, top, top))
 
 
 def from_dissolving_size(images: Tensor, size: tuple[int, int], fit: Fit) -> Tensor:
     """Undoes to_dissolving_size: (B, C, resolution, resolution) → (B, C, *size)."""
     if fit == "resize":
-        return _resize(images, size)
-    if fit == "pad":
-        top, left = (images.shape[2] - size[0]) // 2, (images.shape[3] - size[1]) // 2
-        return images[:, :, top : top + size[0], left : left + size[1]]
-    return images
-
-
-def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(images, size, mode="bilinear", align_corners=False)
+        return F.interpolate(images, size, mode="bilinear")
+    top, left = (images.shape[2] - size[0]) // 2, (images.shape[3] - size[1]) // 2
+    return images[:, :, top : top + size[0], left : left + size[1]]

@@ -136,9 +136,7 @@ def train(
         if resume is not None:
             resume_state(state, newest_checkpoint(resume), config, facts["images"])
         elif settings.state_dict_path is not None:
-            path = resolve_path(settings.state_dict_path, "diffusion.state_dict_path")
-            sizes = {"dilation": settings.dilation_factor, "image_size": settings.side}
-            load_weights(state, read_checkpoint(path, **sizes), str(path))
+            start_from(state, config)
         if state.step == total:
             LOG.warning("Step %d of %d is done: nothing to train.", total, total)
 
@@ -166,10 +164,8 @@ def train(
                     save(state, facts, folder / f"model-{-(-state.step // settings.save_every)}.pt")
                     if not stopping:  # sampling takes minutes on a CPU, which would delay the stop
                         show_pictures(state, config, images, bad, log)
-            if stopping:
-                LOG.warning(
-                    "Asked to stop: saved step %d. Go on with --resume %s", state.step, folder
-                )
+        if stopping:
+            LOG.warning("Asked to stop: saved step %d. Go on with --resume %s", state.step, folder)
         if bad.found:
             LOG.warning("%d images could not be read.", len(bad.found))
         return TrainResult(folder, state.step, stop.exit_status)
@@ -268,15 +264,8 @@ class ImagesAtSide(ImageSet):
 
     def __init__(self, images: ImageSet, side: int, fit: Fit) -> None:
         """side: pixels; fit: how images are brought to it."""
-        super().__init__(
-            images.items,
-            images.labels,
-            images.names,
-            classes=images.classes,
-            size=None,  # the files' own size, resized once
-            refuse_grey=images.refuse_grey,
-            white_value=images.white_value,
-        )
+        vars(self).update(vars(images))
+        self.size = None  # the files' own size, resized once
         self.side, self.fit = side, fit
 
     def __getitem__(self, index: int) -> Sample:
@@ -362,6 +351,14 @@ def load_weights(state: TrainState, saved: Mapping[str, Any], source: str) -> No
     weights = checkpoint_weights(saved, "raw", source)
     load_module(state.model, weights, f"{source}: model")
     state.average.load_state_dict(weights)
+
+
+def start_from(state: TrainState, config: DdpmConfig) -> None:
+    """Takes the weights of state_dict_path; CheckpointError where they are of other sizes."""
+    settings = config.diffusion
+    path = resolve_path(settings.state_dict_path, "diffusion.state_dict_path")
+    sizes = {"dilation": settings.dilation_factor, "image_size": settings.side}
+    load_weights(state, read_checkpoint(path, **sizes), str(path))
 
 
 def resume_state(

@@ -7,17 +7,6 @@ from diffusion_models.diffusion import GaussianDiffusion, gaussian_noise, schedu
 from diffusion_models.unet import Unet
 
 
-@pytest.fixture
-def diffusion() -> GaussianDiffusion:
-    torch.manual_seed(0)
-    return GaussianDiffusion(Unet(8, (1, 2)), steps=100).eval()
-
-
-@pytest.fixture
-def images() -> torch.Tensor:
-    return torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-
-
 def test_noise_predicted_exactly_gives_the_image_back(images) -> None:
     diffusion = GaussianDiffusion(torch.nn.Identity(), steps=100)
     t, noise = torch.tensor([0, 40, 99]), torch.randn_like(images)

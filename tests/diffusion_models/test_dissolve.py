@@ -7,22 +7,9 @@ import torch
 
 from common.checkpoint import CheckpointError
 from diffusion_models import training
-from diffusion_models.diffusion import GaussianDiffusion
 from diffusion_models.dissolve import Dissolver, load_dissolver
 from diffusion_models.settings import DataConfig, DdpmConfig, DiffusionConfig
-from diffusion_models.unet import Unet
 from tests.tiny_runs import write_images
-
-
-@pytest.fixture
-def diffusion() -> GaussianDiffusion:
-    torch.manual_seed(0)
-    return GaussianDiffusion(Unet(8, (1, 2)), steps=100).eval()
-
-
-@pytest.fixture
-def images() -> torch.Tensor:
-    return torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
 def test_dissolving_at_step_zero_nearly_returns_the_image(diffusion, images) -> None:
