@@ -13,12 +13,12 @@ import sys
 from pathlib import Path
 
 from common.cli import add_common_arguments, load_from_arguments, run_script
-from common.config import config_to_dict, config_to_yaml, resolve_path
+from common.config import config_to_dict, config_to_yaml
 from dia.evaluation import EVAL_MODES, add_evaluation_flags, evaluate, evaluation_config
 from inpainter.evaluation import EvaluationSettings, evaluate_heatmaps
 from inpainter.evaluation_report import result_table, write_plots, write_report
 from inpainter.heatmap_folder import EvaluationError
-from inpainter.settings import PicardConfig
+from inpainter.settings import PicardConfig, input_path
 
 
 def heatmap_parser() -> argparse.ArgumentParser:
@@ -58,7 +58,7 @@ def heatmap_settings(config: PicardConfig, arguments: argparse.Namespace) -> Eva
     if inside_tissue is not None:
         if inside_tissue is True:
             inside_tissue = config.test.tissue_threshold
-        image_dir = image_dir or resolve_path(config.test_data_path, "test_data_path")
+        image_dir = image_dir or input_path(config.test_data_path, "test_data_path")
     return EvaluationSettings(
         heatmap_dir=arguments.heatmap_dir,
         annotations=arguments.annotations,

@@ -8,7 +8,7 @@ if __name__ == "__main__":  # not in reading processes, which import this file u
 import argparse
 import sys
 
-from common.cli import add_common_arguments, add_flags, load_from_flags, run_script
+from common.cli import add_common_arguments, add_flags, load_from_arguments, run_script
 from common.config import config_to_yaml
 from dia.macs import describe_macs
 from dia.settings import DiaConfig
@@ -29,7 +29,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
-    config = load_from_flags(DiaConfig, arguments, other_sections=("diffusion",))
+    config = load_from_arguments(DiaConfig, arguments, other_sections=("diffusion",))
     if arguments.dry_run:
         print(config_to_yaml(config), end="")
         return 0

@@ -22,10 +22,10 @@ from benchmarks.heatmap_stages import report_stages, stage_seconds
 from benchmarks.heatmap_subject import Subject, random_settings, random_subject, trained_subject
 from benchmarks.published_heatmap import PublishedScorer
 from common.checkpoint import save_text_atomic
-from common.config import load_config, resolve_path
+from common.config import load_config
 from common.runtime import resolve_device
 from inpainter.fast.scorer import FastScorer
-from inpainter.settings import PicardConfig
+from inpainter.settings import PicardConfig, input_path
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -92,7 +92,7 @@ def subject_of(
         return random_subject(config, arguments.gain, *counts, device)
     step = arguments.checkpoint_iter
     checkpoint = (arguments.checkpoint_dir, int(step) if step.isdigit() else step)
-    folder = arguments.image_dir or resolve_path(config.test_data_path, "test_data_path")
+    folder = arguments.image_dir or input_path(config.test_data_path, "test_data_path")
     return trained_subject(config, checkpoint, folder, *counts, device)
 
 

@@ -15,7 +15,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn, TypeVar, get_args, get_origin
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 import yaml
 
@@ -23,21 +23,15 @@ from common import notices
 from common.config import (
     REPOSITORY,
     ConfigError,
+    Given,
     build,
-    describe_type,
-    flat_values,
-    kinds_of,
-    leaf_types,
-    literal_choices,
+    given_by_set,
+    given_by_word,
+    given_in_file,
     load_config,
-    may_be_none,
-    parse_override,
-    read_settings,
-    takes_text,
-    typed,
-    without_rules,
 )
-from common.config_yaml import NUMBER, Plain, shorten
+from common.config_types import describe_type, is_nothing, kinds_of, leaf_types, may_be_none
+from common.config_yaml import Word, unquoted
 from common.errors import UserError
 from common.files import NO_ROOM, free_space
 from common.runtime import exit_on_sigterm
@@ -45,8 +39,7 @@ from common.runtime import exit_on_sigterm
 LOG = logging.getLogger(__name__)
 Settings = TypeVar("Settings")
 WIDTH = 100
-COMMON = ("device", "seed")
-"""Flags that `add_common_arguments` has added already."""
+COMMON_FLAGS = {"device": "auto, cpu, cuda, cuda:1 or mps", "seed": "seed of everything random"}
 INTERRUPTED = 128 + signal.SIGINT
 REMEDIES = {
     errno.EEXIST: "A file of that name is where a folder is needed. Name another, or move it away.",
@@ -141,20 +134,15 @@ def add_common_arguments(
     default = None if default_config is None else REPOSITORY / default_config
     shown = f" (default: {default_config})" if default_config else ""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument(
-        "--config", type=Path, default=default, metavar="FILE", help=f"YAML settings file{shown}"
-    )
+    add = parser.add_argument
+    add("--config", type=Path, default=default, metavar="FILE", help=f"YAML settings file{shown}")
     set_help = "set one key, for instance train.lr=1.0e-4; repeatable, wins over the file"
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help=set_help
-    )
-    if "device" in leaf_types(cls):
-        parser.add_argument("--device", help="auto, cpu, cuda, cuda:1 or mps")
-    if "seed" in leaf_types(cls):
-        parser.add_argument("--seed", metavar="N", help="seed of everything random")
-    parser.add_argument(
-        "--dry_run", action="store_true", help="print the resolved settings and stop"
-    )
+    add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help=set_help)
+    flags = [name for name in COMMON_FLAGS if name in leaf_types(cls)]
+    for name in flags:
+        add(f"--{name}", metavar="VALUE", help=COMMON_FLAGS[name])
+    add("--dry_run", action="store_true", help="print the resolved settings and stop")
+    parser.set_defaults(setting_flags={name: name for name in flags})
     try:
         shipped = None if default is None else load_config(cls, default)
     except ConfigError:  # said where the file is used; a broken one must not take --help away
@@ -162,17 +150,34 @@ def add_common_arguments(
     parser.epilog = (parser.epilog or "") + describe_settings(cls, shipped, str(default_config))
 
 
-def load_from_arguments(cls: type[Settings], args: argparse.Namespace) -> Settings:
-    """Returns the settings that --config, --set, --device and --seed ask for, the latter winning.
+def add_flags(
+    parser: argparse.ArgumentParser,
+    cls: type,
+    *,
+    without: Collection[str] = (),
+    redirect: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Adds --<field> for every leaf of a settings class, besides add_common_arguments's flags.
 
-    Logs what the settings' own warnings() says, where the class has such a method.
+    For programs whose published flags are flat (`--lr_init 0.1`) while their settings are nested
+    (`contrastive.lr_init`). without: fields that get no flag, for instance because another flag has
+    that name. redirect: flags that set another field than that of their name, by its dotted key.
     """
-    flags = {name: getattr(args, name, None) for name in ("device", "seed")}
-    given = [f"{name}={value}" for name, value in flags.items() if value is not None]
-    config = load_config(cls, args.config, [*args.overrides, *given])
-    for warning in getattr(config, "warnings", list)():
-        LOG.warning("%s: %s", args.config or "default settings", warning)
-    return config
+    keys = {name: key for name, key in flag_keys(cls).items() if name not in without}
+    for name, key in keys.items():
+        if name in COMMON_FLAGS:
+            continue
+        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": f"= {key}"}
+        kinds = kinds_of(leaf_types(cls)[key])
+        choices = [str(c) for kind in kinds if get_origin(kind) is Literal for c in get_args(kind)]
+        if kinds == [bool] and not may_be_none(leaf_types(cls)[key]):
+            options["action"] = argparse.BooleanOptionalAction
+        elif any(get_origin(kind) is tuple for kind in kinds):
+            options |= {"nargs": "*", "metavar": "VALUE"}
+        else:
+            options["metavar"] = "|".join(choices) or "VALUE"
+        parser.add_argument(f"--{name}", **options)
+    parser.set_defaults(setting_flags=keys | redirect)
 
 
 def flag_keys(cls: type) -> dict[str, str]:
@@ -186,97 +191,43 @@ def flag_keys(cls: type) -> dict[str, str]:
     return keys
 
 
-def add_flags(parser: argparse.ArgumentParser, cls: type, *, without: Collection[str] = ()) -> None:
-    """Adds --<field> for every leaf of a settings class; what is not given stays the file's.
-
-    without: fields that get no flag, for instance because another flag has that name.
-    """
-    for name, key in flag_keys(cls).items():
-        if name in COMMON or name in without:
-            continue
-        annotation = leaf_types(cls)[key]
-        options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": f"= {key}"}
-        choices = [c for kind in kinds_of(annotation) for c in literal_choices(kind)]
-        if annotation is bool:
-            options["action"] = argparse.BooleanOptionalAction
-        elif _is_list(annotation):
-            options |= {"nargs": "*", "metavar": "VALUE"}
-        else:
-            options["metavar"] = "|".join(map(str, choices)) if choices else "VALUE"
-        parser.add_argument(f"--{name}", **options)
-
-
-def load_from_flags(
-    cls: type[Settings],
-    args: argparse.Namespace,
-    *,
-    other_sections: Collection[str] = (),
-    redirect: Mapping[str, str] = MappingProxyType({}),
+def load_from_arguments(
+    cls: type[Settings], args: argparse.Namespace, *, other_sections: Collection[str] = ()
 ) -> Settings:
     """The settings that --config, --set and the flags ask for, later ones winning.
 
     other_sections: top-level sections of the file that belong to another program and are skipped.
-    redirect: flags that set another field than that of their name, by its dotted key. Logs what
-    the settings' own warnings() says, where the class has such a method.
+    Logs what the settings' own warnings() says, where the class has such a method.
     """
-    values: dict[str, Any] = {}
-    origins: dict[str, str] = {}
     source = str(args.config or "default settings")
-    if args.config is not None:
-        data = {k: v for k, v in read_settings(args.config).items() if k not in other_sections}
-        values |= flat_values(cls, data, source)
-    for text in args.overrides:
-        value = parse_override(cls, text)
-        values |= value
-        origins |= dict.fromkeys(value, f"--set {shorten(text)}")
-    for name, key in (flag_keys(cls) | redirect).items():
-        given = getattr(args, name, None)
-        if given is not None:
-            values |= _flag_value(cls, name, key, given)
-            origins[key] = f"--{name}"
-    config = build(cls, values, source, origins)
+    config = build(cls, given_settings(cls, args, other_sections=other_sections), source)
     for warning in getattr(config, "warnings", list)():
         LOG.warning("%s: %s", source, warning)
     return config
 
 
-def _flag_value(cls: type, name: str, key: str, given: str | bool | list[str]) -> dict[str, Any]:
-    annotation = leaf_types(cls)[key]
-    try:
-        if isinstance(given, list):
-            return {key: typed(cls, key, _list_value(given, annotation), f"--{name}")}
-        if isinstance(given, bool):
-            return {key: given}
-        if takes_text(annotation):
-            return parse_override(cls, f"{key}={given}")
-        value = Plain(_as_float_text(given) if float in kinds_of(annotation) else given)
-        return {key: typed(cls, key, value, f"--{name}")}
-    except ConfigError as error:
-        message = str(error).removeprefix("--set: ").removeprefix(f"--{name}: ")
-        raise ConfigError(f"--{name}: {message}", key=key) from None
+def given_settings(
+    cls: type, args: argparse.Namespace, *, other_sections: Collection[str] = ()
+) -> Given:
+    """The same as they were written; their keys are the settings that the command gives."""
+    given = {} if args.config is None else given_in_file(cls, args.config, without=other_sections)
+    for text in args.overrides:
+        given |= given_by_set(cls, text)
+    for name, key in args.setting_flags.items():
+        value = getattr(args, name, None)
+        if isinstance(value, str):
+            given |= given_by_word(cls, key, value, f"--{name}")
+        elif value is not None:
+            given[key] = (from_words(value, leaf_types(cls)[key]), f"--{name}")
+    return given
 
 
-def _list_value(given: list[str], annotation: Any) -> list[str] | None:
-    """The words behind a flag as a list of what the setting holds, for typed."""
-    if may_be_none(annotation) and [word.lower() for word in given] == ["none"]:
-        return None
-    (kind,) = kinds_of(annotation)
-    elements = {without_rules(element) for element in get_args(kind)} - {Ellipsis}
-    if float in elements:
-        return [Plain(_as_float_text(word)) for word in given]
-    return [Plain(word) for word in given] if int in elements else list(given)
-
-
-def _is_list(annotation: Any) -> bool:
-    return any(get_origin(kind) is tuple for kind in kinds_of(annotation))
-
-
-def _as_float_text(text: str) -> str:
-    """The number as YAML writes it: 1e-6, which YAML takes for text, becomes 1.0e-06."""
-    if text.lstrip("+-").isdigit() or not NUMBER.fullmatch(text):
-        return text
-    number = repr(float(text))
-    return number if "." in number or "e" not in number else number.replace("e", ".0e")
+def from_words(value: bool | list[str], annotation: Any) -> Any:
+    """What a switch or the words behind a flag give."""
+    if isinstance(value, list):
+        nothing = may_be_none(annotation) and len(value) == 1 and is_nothing(Word(value[0]))
+        return None if nothing else [unquoted(word) for word in value]
+    return value
 
 
 def describe_settings(cls: type, shipped: Any = None, shipped_name: str = "") -> str:
@@ -285,31 +236,29 @@ def describe_settings(cls: type, shipped: Any = None, shipped_name: str = "") ->
     shipped: settings whose values are shown beside the defaults where they differ; shipped_name:
     the file they come from.
     """
+    beside = "" if shipped is None else f", after -> that of {shipped_name}"
     head = (
         "settings, in the file (a section's keys indented below its name) or as --set KEY=VALUE.\n"
-        "After = stands the value used where the file lacks the key"
+        f"After = stands the value used where the file lacks the key{beside}.\n"
+        "Paths in the file are relative to the repository's root, typed ones to here."
     )
-    if shipped is not None:
-        head += f", after -> that of {shipped_name}"
-    paths = "Paths in the file are relative to the repository's root, typed ones to here."
-    return "\n".join([f"{head}.\n{paths}", *describe_section(cls, cls(), shipped, "")])
+    return "\n".join([head, *describe_section(cls(), shipped, "")])
 
 
-def describe_section(cls: type, defaults: Any, shipped: Any, prefix: str) -> list[str]:
+def describe_section(defaults: Any, shipped: Any, prefix: str) -> list[str]:
     """Returns the lines on one section and on those inside it."""
-    documents, types = field_documents(cls), leaf_types(cls)
+    documents, types = field_documents(type(defaults)), leaf_types(type(defaults))
     lines, below = [], []
-    for field in dataclasses.fields(cls):
+    for field in dataclasses.fields(defaults):
         value = getattr(defaults, field.name)
         other = value if shipped is None else getattr(shipped, field.name)
         if dataclasses.is_dataclass(value):
             title = " ".join((inspect.getdoc(type(value)) or "").split())
             below += ["", *textwrap.wrap(title, WIDTH)]
-            below += describe_section(type(value), value, other, f"{prefix}{field.name}.")
+            below += describe_section(value, other, f"{prefix}{field.name}.")
             continue
         line = f"{prefix}{field.name} = {as_yaml(value)}"
-        if other != value:
-            line += f"  -> {as_yaml(other)}"
+        line += f"  -> {as_yaml(other)}" if other != value else ""
         about = f"{documents.get(field.name, '')} ({describe_type(types[field.name])})"
         lines += textwrap.wrap(line, WIDTH, initial_indent="  ", subsequent_indent=" " * 8)
         lines += textwrap.wrap(about, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)

@@ -13,7 +13,7 @@ import yaml
 WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]{0,39})")
 POINT = re.compile(r"[-+]?((0|[1-9][0-9]*)\.[0-9]*|\.[0-9]+)([eE][-+][0-9]+)?")
 SPECIAL = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
-NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+NUMBER = re.compile(r"([-+]?)(?=\.?[0-9])0*([0-9]*)(\.[0-9]*)?(?:[eE]([-+]?)([0-9]+))?")
 """What people write as a number, readable to every YAML reader or not."""
 OTHER_BASE = re.compile(r"[-+]?0[xob][0-9a-fA-F_]+")
 WORDS = {
@@ -25,6 +25,11 @@ SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, 
 """What is read where true or false is wanted, and only there."""
 LONGEST_SHOWN = 100
 ITEMS_SHOWN = 12
+MOST_CHARACTERS = 128 * 1024
+MOST_VALUES = 2000
+MOST_LEVELS = 20
+DEEP = re.compile(r"([\[{]\s*){40}")
+"""Brackets that PyYAML would look through slowly before it comes to the first."""
 
 
 class Plain(str):
@@ -34,6 +39,32 @@ class Plain(str):
     """
 
     __slots__ = ()
+
+    def as_text(self) -> str | None:
+        """The text that it is, None where some YAML reader takes it for something else."""
+        return None if read_otherwise(self) else str(self)
+
+    def as_number(self) -> Any:
+        """The number that it is, or whatever else it means by itself."""
+        return meaning(self)
+
+
+class Word(Plain):
+    """A word of the command line: any text stands for itself, and 1e-4 is a number."""
+
+    __slots__ = ()
+
+    def as_text(self) -> str | None:
+        return str(self) or None
+
+    def as_number(self) -> Any:
+        return float(self) if NUMBER.fullmatch(self) else meaning(self)
+
+
+def unquoted(written: str) -> str:
+    """Returns a command line's text as a Word; what stands between quotes as mere text."""
+    quoted = len(written) > 1 and written[0] == written[-1] and written[0] in "'\""
+    return written[1:-1] if quoted else Word(written)
 
 
 def meaning(text: Plain) -> bool | int | float | str | None:
@@ -61,13 +92,37 @@ def read_otherwise(text: str) -> bool:
     return any(pattern.match(text) for _, pattern in readings.get(text[:1], []))
 
 
-def show(value: Any, depth: int = 0) -> str:
+def suggested_number(text: str, kind: type) -> str:
+    """Returns what to write for text that people mean as a number, such as 0042, 1_000 or 1e-4.
+
+    kind: int or float. "" where nothing is obvious.
+    """
+    digits = text.replace("_", "")
+    if OTHER_BASE.fullmatch(digits):
+        try:
+            return f". Write {int(digits, 0)}"
+        except ValueError:  # 0b12
+            return ""
+    parts = NUMBER.fullmatch(digits)
+    if parts is None or not math.isfinite(float(digits)):
+        return ""
+    sign, whole, point, power_sign, power = parts.groups(default="")
+    number = f"{sign.strip('+')}{whole or '0'}"
+    if kind is float:
+        number += (point if len(point) > 1 else ".0") + f"e{power_sign or '+'}{power}" * bool(power)
+    elif point or power:
+        number = f"{float(digits):.0f}" if float(digits).is_integer() else ""
+    why = ", which YAML reads as text" if power else ""
+    return f"{why}. Write {number}" if number else ""
+
+
+def format_value(value: Any, depth: int = 0) -> str:
     """Returns a value as it would stand in a YAML file, for messages: never more than some 100
     characters, whatever it holds."""
     if isinstance(value, list | tuple):
         if depth > 2:
             return "[...]"
-        items = [show(item, depth + 1) for item in value[:ITEMS_SHOWN]]
+        items = [format_value(item, depth + 1) for item in value[:ITEMS_SHOWN]]
         items += ["..."] * (len(value) > ITEMS_SHOWN)
         return shorten(f"[{', '.join(items)}]")
     if isinstance(value, Plain):
@@ -75,15 +130,13 @@ def show(value: Any, depth: int = 0) -> str:
         if isinstance(read, bool | int) or (isinstance(read, float) and math.isfinite(read)):
             return shorten(str(value))
         value = read
-    if isinstance(value, bool):
-        return "true" if value else "false"
     if value is None:
         return "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, int):
         return str(value) if abs(value) < 10**40 else "a number of more than 40 digits"
-    if isinstance(value, float):
-        return repr(value)
-    if isinstance(value, str):
+    if isinstance(value, float | str):
         return shorten(repr(value))
     return "a section" if isinstance(value, dict) else f"a {type(value).__name__}"
 
@@ -93,13 +146,6 @@ def shorten(text: str) -> str:
     if len(text) <= LONGEST_SHOWN:
         return text
     return f"{text[: LONGEST_SHOWN - 30]}... ({len(text)} characters)"
-
-
-MOST_BYTES = 128 * 1024
-MOST_VALUES = 2000
-MOST_LEVELS = 20
-DEEP = re.compile(r"([\[{]\s*){40}")
-"""Brackets that PyYAML would look through slowly before it comes to the first."""
 
 
 class SettingsLoader(yaml.SafeLoader):
@@ -133,13 +179,13 @@ def refuse(place: yaml.Event | yaml.Node, problem: str) -> None:
     raise yaml.MarkedYAMLError(problem=problem, problem_mark=place.start_mark)
 
 
-def parse_text(text: str) -> Any:
+def parse(text: str) -> Any:
     """Returns nested lists and dicts of a YAML text; unquoted values are Plain, others str.
 
     Raises YAMLError, also for a key that is given twice or is no single value.
     """
-    if len(text) > MOST_BYTES:
-        raise yaml.YAMLError(f"{len(text)} characters; settings have at most {MOST_BYTES}")
+    if len(text) > MOST_CHARACTERS:
+        raise yaml.YAMLError(f"{len(text)} characters; settings have at most {MOST_CHARACTERS}")
     if DEEP.search(text):
         raise yaml.YAMLError(f"values are nested more than {MOST_LEVELS} deep")
     loader = SettingsLoader(text)
@@ -151,7 +197,7 @@ def parse_text(text: str) -> Any:
 
 
 def value_of(node: yaml.Node) -> Any:
-    """Returns what a node of a YAML text holds; see parse_text."""
+    """Returns what a node of a YAML text holds; see parse."""
     if isinstance(node, yaml.ScalarNode):
         return Plain(node.value) if node.style is None else node.value
     if isinstance(node, yaml.SequenceNode):
@@ -161,20 +207,16 @@ def value_of(node: yaml.Node) -> Any:
         if not isinstance(key, yaml.ScalarNode):
             refuse(key, "a key must be a name, not a list or a section")
         if key.value in values:
-            line = key.start_mark.line + 1
-            raise RepeatedKeyError(f"line {line} gives the key {shorten(repr(key.value))}")
+            line, name = key.start_mark.line + 1, shorten(repr(key.value))
+            raise yaml.YAMLError(f"line {line} gives the key {name} a second time")
         values[key.value] = value_of(value)
     return values
-
-
-class RepeatedKeyError(yaml.YAMLError):
-    """A mapping names a key twice."""
 
 
 def plain_values(value: Any) -> Any:
     """Returns nested values with every Plain one as what it means by itself."""
     if isinstance(value, dict):
-        return {str(key): plain_values(inner) for key, inner in value.items()}
+        return {key: plain_values(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [plain_values(inner) for inner in value]
     return meaning(value) if isinstance(value, Plain) else value
@@ -193,13 +235,7 @@ def explain(error: yaml.YAMLError) -> str:
     return f"{where}{problem}"
 
 
-def unquoted(written: str) -> str:
-    """Returns a command-line text that stands for itself, less one pair of quotes around it."""
-    quoted = len(written) > 1 and written[0] == written[-1] and written[0] in "'\""
-    return written[1:-1] if quoted else written
-
-
-def write_yaml(data: dict[str, Any]) -> str:
+def write(data: dict[str, Any]) -> str:
     """Returns nested plain values as YAML text, lists on one line, sections as indented blocks."""
     return yaml.dump(data, Dumper=SettingsDumper, sort_keys=False, width=100, allow_unicode=True)
 

@@ -12,7 +12,8 @@ from common.checkpoint import (
     require_finite_weights,
     require_state_dict,
 )
-from common.config import require, resolve_path
+from common.config import resolve_path
+from common.config_types import require
 from common.datasets import dataset_row
 from dia.encoders import Encoder, build_encoder, load_weights
 from dia.optim import Lars

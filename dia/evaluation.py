@@ -19,13 +19,10 @@ from common.checkpoint import (
     require_state_dict,
     save_atomic,
 )
-from common.cli import add_common_arguments, add_flags, flag_keys, load_from_flags
+from common.cli import add_common_arguments, add_flags, given_settings, load_from_arguments
 from common.config import (
     ConfigError,
     config_to_yaml,
-    flat_values,
-    parse_override,
-    read_yaml,
     resolve_path,
 )
 from common.image_batches import BadImages
@@ -66,7 +63,7 @@ CACHE_FORMAT = 2
 def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of the DIA modes, all but --mode itself."""
     add_common_arguments(parser, DiaConfig)
-    add_flags(parser, DiaConfig, without=("mode",))
+    add_flags(parser, DiaConfig, without=("mode",), redirect=CROP_FLAGS)
 
 
 def evaluation_config(args: argparse.Namespace) -> DiaConfig:
@@ -75,8 +72,7 @@ def evaluation_config(args: argparse.Namespace) -> DiaConfig:
     What the command does not say of the encoder and the normal class, the settings of the run
     that made the checkpoint do. Raises ConfigError where the two contradict each other.
     """
-    args = argparse.Namespace(**{k: v for k, v in vars(args).items() if k != "mode"})
-    config = load_from_flags(DiaConfig, args, other_sections=("diffusion",), redirect=CROP_FLAGS)
+    config = load_from_arguments(DiaConfig, args, other_sections=("diffusion",))
     if config.contrastive.load_path is None:
         return config
     path = resolve_path(config.contrastive.load_path, "contrastive.load_path")
@@ -88,20 +84,8 @@ def evaluation_config(args: argparse.Namespace) -> DiaConfig:
     if run is None:
         LOG.info("no config.yaml beside %s: the command alone says what it is", path)
         return config
-    return with_run_settings(config, run, given_keys(args), path)
-
-
-def given_keys(args: argparse.Namespace) -> set[str]:
-    """Dotted keys of the settings that the flags, --set and --config give."""
-    keys = {
-        key for name, key in flag_keys(DiaConfig).items() if getattr(args, name, None) is not None
-    }
-    for text in args.overrides:
-        keys |= set(parse_override(DiaConfig, text))
-    if args.config is not None:
-        sections = {k: v for k, v in read_yaml(args.config).items() if k != "diffusion"}
-        keys |= set(flat_values(DiaConfig, sections, str(args.config)))
-    return keys
+    given = given_settings(DiaConfig, args, other_sections=("diffusion",))
+    return with_run_settings(config, run, given.keys(), path)
 
 
 def evaluate(config: DiaConfig, mode: EvalMode, command: Sequence[str]) -> str:

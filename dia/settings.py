@@ -6,26 +6,9 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from common.config import (
-    AtLeast,
-    BatchSize,
-    Channels,
-    DeviceText,
-    LearningRate,
-    NameText,
-    PathText,
-    PositiveShare,
-    Processes,
-    Range,
-    Samples,
-    Seed,
-    Share,
-    Steps,
-    Weight,
-    check_fields,
-    require,
-)
-from diffusion_models.settings import DataConfig, DiffusionConfig, DissolveRange, Weights
+from common import config_types as kind
+from common.config_types import check_fields, require
+from diffusion_models.settings import DataConfig, DissolveRange, Weights
 
 EncoderName = Literal[
     "resnet18",
@@ -46,28 +29,24 @@ ShiftName = Literal[
     "blurmedian",
     "blurnone",
     "diffusion_rotation",
-    "diffusion_cutperm",
     "blurgaussian_rotation",
-    "blurgaussian_cutperm",
     "blurmedian_rotation",
-    "blurmedian_cutperm",
     "blurnone_rotation",
+    "diffusion_cutperm",
+    "blurgaussian_cutperm",
+    "blurmedian_cutperm",
     "blurnone_cutperm",
 ]
 """The published names, and <third view>_rotation, the README's spelling of <third view>."""
 LossMode = Literal["naive", "shifted_removed"]
 DiffusionScheduler = Literal[
-    "uniform",
-    "beta_skewed",
-    "beta_skewed_reversed",
-    "beta_by_epoch",
-    "beta_by_epoch_reversed",
+    "uniform", "beta_skewed", "beta_by_epoch", "beta_skewed_reversed", "beta_by_epoch_reversed"
 ]
 LrScheduler = Literal["cosine", "step_decay"]
 Seeding = Literal["per_image", "published"]
 OodScore = Literal["CSI", "simclr", "clean_norm", "similar", "baseline", "baseline_marginalized"]
 BANK_SCORES = ("CSI", "simclr")
-Hundreds = Annotated[float, AtLeast(0, 1000)]
+Hundreds = Annotated[float, kind.AtLeast(0, 1000)]
 """A number of diffusion steps, in hundreds."""
 PUBLISHED_WARMUP = 10
 """In a run of fewer epochs it is warned about, not refused."""
@@ -79,15 +58,15 @@ class ContrastiveConfig:
 
     model: EncoderName = "resnet18_imagenet"
     """Encoder; the small-image ones (resnet18, 34, 50) suit images of about 32²."""
-    width: Channels = 64
+    width: kind.Channels = 64
     """Channels of the first stage of a small-image encoder."""
     mode: Mode = "simclr"
     """simclr, simclr_CSI (shifted views) or simclr_DIA (and dissolved negatives)."""
-    simclr_dim: Annotated[int, AtLeast(1, 2**16)] = 128
+    simclr_dim: Annotated[int, kind.AtLeast(1, 2**16)] = 128
     """Width of the contrastive head."""
     shift_trans_type: ShiftName = "none"
     """Shift transform; see dia/shifts.py."""
-    diffusion_model_path: PathText | None = None
+    diffusion_model_path: kind.PathText | None = None
     """Checkpoint model-N.pt of the diffusion model, for the diffusion shift types."""
     dissolve_weights: Weights = "raw"
     """Its raw weights, as published, or the averaged ones, ema."""
@@ -97,67 +76,67 @@ class ContrastiveConfig:
     """Whether an image's own dissolved copies count among its negatives (naive)."""
     diffusion_scheduler: DiffusionScheduler = "uniform"
     """Distribution of the dissolving steps."""
-    diff_resolution: Annotated[int, AtLeast(1, 2**12)] = 32
+    diff_resolution: Annotated[int, kind.AtLeast(1, 2**12)] = 32
     """Side in pixels at which images are dissolved."""
     diffusion_offset: Hundreds = 0.3
     """Least dissolving, in hundreds of steps."""
     diffusion_upper_offset: Hundreds = 1.0
     """Most dissolving, in hundreds of steps."""
-    contamination_ratio: Share = 0.0
+    contamination_ratio: kind.Share = 0.0
     """Share of anomalies among the training images."""
-    kernel_size: Annotated[int, AtLeast(1, 1023)] = 7
+    kernel_size: Annotated[int, kind.AtLeast(1, 1023)] = 7
     """Side of the blurs' kernel in pixels, odd."""
     resize_to_constant: bool = False
     """Blur at diff_resolution."""
     blur_all_views: bool = True
     """Blur the positive views too, as published; false blurs the negatives alone."""
-    resize_factor: PositiveShare = 0.08
+    resize_factor: kind.PositiveShare = 0.08
     """Least area of the random crop, as a fraction of the image's."""
     resize_fix: bool = False
     """Crop to exactly resize_factor."""
-    sim_lambda: Weight = 1.0
+    sim_lambda: kind.Weight = 1.0
     """Weight of the contrastive loss."""
-    simsiam_lambda: Weight = 1.0
+    simsiam_lambda: kind.Weight = 1.0
     """Weight of the SimSiam loss of the *_simsiam models."""
-    temperature: Annotated[float, Range(1e-6, 1e6)] = 0.5
+    temperature: Annotated[float, kind.Range(1e-6, 1e6)] = 0.5
     """Temperature of the similarities."""
-    epochs: Steps = 1000
+    epochs: kind.Steps = 1000
     """Passes over the training images."""
-    max_batches: Steps | None = 201
+    max_batches: kind.Steps | None = 201
     """Batches of a pass at most; none = all of them."""
-    batch_size: BatchSize = 128
+    batch_size: kind.BatchSize = 128
     """Images per batch and process; the published runs with 4 shifts use 32."""
     optimizer: Literal["lars", "sgd"] = "lars"
     """Both with momentum 0.9."""
     lr_scheduler: LrScheduler = "cosine"
     """Decay after the warm-up."""
-    warmup: Annotated[int, AtLeast(0, 10**9)] = 10
+    warmup: Annotated[int, kind.AtLeast(0, 10**9)] = 10
     """Epochs over which the rate climbs from lr_init to ten times that."""
-    lr_init: LearningRate = 0.1
+    lr_init: kind.LearningRate = 0.1
     """Learning rate at the start."""
-    weight_decay: Annotated[float, Range(0, 1000)] = 1.0e-6
+    weight_decay: Annotated[float, kind.Range(0, 1000)] = 1.0e-6
     """Weight decay of the encoder and of the linear probe."""
     select_by: Literal["test", "val", "last"] = "test"
     """What chooses best_*.model: test AUROC, as published, held-out training images, or nothing."""
-    val_fraction: Annotated[float, Range(0, 1, "()")] = 0.1
+    val_fraction: Annotated[float, kind.Range(0, 1, "()")] = 0.1
     """Share of the training images that select_by val holds out."""
-    error_step: Steps = 5
-    """Accepted and unused, as in the published code."""
-    save_step: Steps = 10
+    error_step: kind.Steps = 5
+    """Kept for published commands and unused, as in the published code."""
+    save_step: kind.Steps = 10
     """Epochs between checkpoints last.model."""
-    eval_step: Steps | None = None
+    eval_step: kind.Steps | None = None
     """Epochs between evaluations for select_by; none = save_step."""
-    resume_path: PathText | None = None
+    resume_path: kind.PathText | None = None
     """Run folder to go on with."""
-    load_path: PathText | None = None
+    load_path: kind.PathText | None = None
     """Weights (*.model) to start from, or to evaluate."""
     no_strict: bool = False
     """Take what fits of load_path."""
-    suffix: NameText | None = None
+    suffix: kind.NameText | None = None
     """Ending of the run folder's name."""
-    local_rank: Processes = 0
-    """Accepted and unused: torchrun says the rank."""
-    run_dir: PathText | None = None
+    local_rank: kind.Processes = 0
+    """Kept for published commands and unused: torchrun says the rank."""
+    run_dir: kind.PathText | None = None
     """Run folder; none = logs/<dataset>_<model>_…."""
 
     def __post_init__(self) -> None:
@@ -185,27 +164,27 @@ class ContrastiveConfig:
 class EvaluationConfig:
     """`evaluation:` scores, samples and what is written."""
 
-    ood_dataset: tuple[str, ...] | None = None
+    ood_dataset: tuple[kind.Text, ...] | None = None
     """Datasets to test against; none = every other class."""
     ood_score: tuple[OodScore, ...] = ("CSI",)
     """Scores: CSI or simclr for ood_pre, the others for ood."""
     ood_layer: tuple[Literal["simclr", "shift", "penultimate"], ...] = ("simclr", "shift")
     """Features: what clean_norm and similar use (the first), what ood_pre caches."""
-    ood_samples: Samples = 1
+    ood_samples: kind.Samples = 1
     """Augmented samples of each image and shift."""
-    ood_batch_size: BatchSize = 100
-    """Accepted and unused, as in the published code."""
-    test_batch_size: BatchSize = 100
+    ood_batch_size: kind.BatchSize = 100
+    """Kept for published commands and unused, as in the published code."""
+    test_batch_size: kind.BatchSize = 100
     """Images per forward pass."""
-    eval_resize_factor: PositiveShare | None = None
+    eval_resize_factor: kind.PositiveShare | None = None
     """Least area of the evaluation's crops; none = resize_factor."""
     eval_resize_fix: bool | None = None
     """Crop to exactly that; none = resize_fix."""
     seeding: Seeding = "per_image"
     """Augment by image (scores independent of batches), or by place in the batch (published)."""
-    select_ood_samples: Samples = 10
+    select_ood_samples: kind.Samples = 10
     """Samples of the evaluations during training; their crops take 0.54 of the area or more."""
-    bootstrap_samples: Annotated[int, AtLeast(0, 10**6)] = 1000
+    bootstrap_samples: Annotated[int, kind.AtLeast(0, 10**6)] = 1000
     """Draws of the bootstrap intervals."""
     cache_features: bool = True
     """Keep features beside the checkpoint and use them again while nothing has changed."""
@@ -213,7 +192,7 @@ class EvaluationConfig:
     """Print the scores' deciles."""
     save_score: bool = False
     """Save scores as .npy, too."""
-    results_dir: PathText | None = None
+    results_dir: kind.PathText | None = None
     """Where results go; none = eval_<mode> beside the checkpoint."""
 
     def __post_init__(self) -> None:
@@ -228,9 +207,9 @@ class EvaluationConfig:
 class DiaConfig:
     """Everything train_dia.py and the DIA modes of eval.py need."""
 
-    device: DeviceText = "auto"
+    device: kind.DeviceText = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
-    seed: Seed = 0
+    seed: kind.Seed = 0
     """Seed of weights, order, views and augmentation."""
     precision: Literal["fp32", "tf32"] = "fp32"
     """tf32 lets a GPU round products, as torch by itself does in convolutions; fp32 does not."""
@@ -269,10 +248,3 @@ class DiaConfig:
         factor = contrastive.resize_factor if factor is None else factor
         fixed = contrastive.resize_fix if fixed is None else fixed
         return (factor, factor if fixed else 1.0)
-
-
-@dataclass(frozen=True)
-class DiaFile(DiaConfig):
-    """A whole settings file such as configs/dia.yaml: also the diffusion program's section."""
-
-    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)

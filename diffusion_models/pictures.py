@@ -11,7 +11,8 @@ import torchvision
 from torch import Tensor
 
 from common.checkpoint import CheckpointError
-from common.config import require, resolve_path
+from common.config import resolve_path
+from common.config_types import require
 from common.datasets import dataset_row
 from common.image_batches import BadImages, ordered_batches, reading
 from common.image_sets import load_set

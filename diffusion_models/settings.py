@@ -6,52 +6,35 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from common.config import (
-    AtLeast,
-    BatchSize,
-    ClassNumber,
-    ConfigError,
-    DeviceText,
-    GradientNorm,
-    LearningRate,
-    PathText,
-    PositiveShare,
-    Processes,
-    Samples,
-    Seed,
-    Share,
-    Steps,
-    WhiteValue,
-    check_fields,
-    require,
-)
+from common import config_types as kind
+from common.config_types import ConfigError, check_fields, require
 from common.datasets import DatasetError, dataset_row
 
 Schedule = Literal["cosine", "linear"]
 Weights = Literal["raw", "ema"]
 """A checkpoint's weights as trained, or their running average."""
 DissolveRange = Literal["unit", "signed"]
-DiffusionSteps = Annotated[int, AtLeast(1, 10**5)]
-DiffusionStep = Annotated[int, AtLeast(0, 10**5)]
+DiffusionSteps = Annotated[int, kind.AtLeast(1, 10**5)]
+DiffusionStep = Annotated[int, kind.AtLeast(0, 10**5)]
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """`data:` which images; shared by the diffusion program, training and evaluation."""
 
-    dataset: str = "folder"
+    dataset: kind.Text = "folder"
     """A row of common/datasets.py, in either program's spelling, or folder."""
-    data_root: PathText = "../data"
+    data_root: kind.PathText = "../data"
     """Folder that holds the datasets' folders; for `folder`, the images or their tree."""
-    one_class_idx: ClassNumber | None = None
+    one_class_idx: kind.ClassNumber | None = None
     """Class number of the normal class; none = the dataset's own (multi-class in train_dia.py)."""
-    resize_to: Annotated[int, AtLeast(8, 2**14)] | None = None
+    resize_to: Annotated[int, kind.AtLeast(8, 2**14)] | None = None
     """Side in pixels to which train_dia.py and eval.py resize; none = the dataset's own."""
-    num_workers: Processes = 0
+    num_workers: kind.Processes = 0
     """Processes that read images ahead."""
     grey_images: Literal["convert", "refuse"] = "convert"
     """What to do with a grey file: repeat it three times, as published, or stop."""
-    white_value: WhiteValue | None = None
+    white_value: kind.WhiteValue | None = None
     """Stored value that means white in files of more bits, e.g. 4095; none = the type's largest."""
     on_bad_image: Literal["skip", "error"] = "skip"
     """An image that cannot be read is left out, named and counted, or stops the run (ours)."""
@@ -68,59 +51,59 @@ class DataConfig:
 class DiffusionConfig:
     """`diffusion:` the network, its training and what is drawn with it."""
 
-    on_label: ClassNumber | None = None
-    """Class to train on, by number; the same as one_class_idx (CIFAR's published flag)."""
-    image_size: Annotated[int, AtLeast(1, 2**12)] | None = None
+    on_label: kind.ClassNumber | None = None
+    """Kept for published commands: one_class_idx by the name of their CIFAR flag; it wins."""
+    image_size: Annotated[int, kind.AtLeast(1, 2**12)] | None = None
     """Side in pixels at which the model works; none = 32."""
     dilation: bool = False
     """Dilate every convolution by image_size // 32."""
     local_randn: bool = False
     """Draw the noise at 32² pixels and enlarge it."""
-    ratio: PositiveShare = 1.0
+    ratio: kind.PositiveShare = 1.0
     """Fraction of the training images to use, in (0, 1]."""
-    dim: Annotated[int, AtLeast(8, 2**12)] = 64
+    dim: Annotated[int, kind.AtLeast(8, 2**12)] = 64
     """Base width of the U-Net, a multiple of 8."""
-    dim_mults: tuple[Annotated[int, AtLeast(1, 64)], ...] = (1, 2, 4, 8)
+    dim_mults: tuple[Annotated[int, kind.AtLeast(1, 64)], ...] = (1, 2, 4, 8)
     """Widths of its levels, in base widths."""
     timesteps: DiffusionSteps = 1000
     """Steps of the diffusion, T."""
     beta_schedule: Schedule = "cosine"
     """Noise schedule."""
-    ddpm_batch_size: BatchSize = 256
+    ddpm_batch_size: kind.BatchSize = 256
     """Images per backward pass, of each process."""
-    gradient_accumulate_every: Samples = 2
+    gradient_accumulate_every: kind.Samples = 2
     """Backward passes per optimiser step."""
-    train_num_steps: Steps = 3125
+    train_num_steps: kind.Steps = 3125
     """Optimiser steps."""
-    train_lr: LearningRate = 8.0e-5
+    train_lr: kind.LearningRate = 8.0e-5
     """Adam's learning rate."""
-    adam_betas: tuple[Share, Share] = (0.9, 0.99)
+    adam_betas: tuple[kind.Share, kind.Share] = (0.9, 0.99)
     """Adam's decays."""
-    clip_norm: GradientNorm = 1.0
+    clip_norm: kind.GradientNorm = 1.0
     """Largest gradient norm."""
-    ema_decay: Share = 0.995
+    ema_decay: kind.Share = 0.995
     """Decay of the averaged weights."""
-    ema_update_every: Steps = 10
+    ema_update_every: kind.Steps = 10
     """Steps between updates of the averaged weights."""
-    save_every: Steps = 312
+    save_every: kind.Steps = 312
     """Steps between checkpoints model-1.pt, model-2.pt, … and pictures."""
-    log_every: Steps = 10
+    log_every: kind.Steps = 10
     """Steps between lines of log.jsonl."""
     sampling_timesteps: DiffusionSteps = 250
     """DDIM steps of a sample."""
-    num_samples: Samples = 25
+    num_samples: kind.Samples = 25
     """Images in a picture of samples."""
     steps: DiffusionStep = 100
     """Step t at which --mode eval dissolves."""
     strip_steps: tuple[DiffusionStep, ...] = (0, 25, 50, 100, 200, 400)
     """Steps t of the dissolving strip."""
-    state_dict_path: PathText | None = None
+    state_dict_path: kind.PathText | None = None
     """Checkpoint: starting weights of --mode train, the model of eval and sample."""
     ddpm_weights: Weights = "raw"
     """Weights that eval and sample use: raw, as published, or ema."""
     strip_range: DissolveRange = "unit"
     """Range in which eval and the strip feed images: unit, as published, or signed."""
-    output_dir: PathText | None = None
+    output_dir: kind.PathText | None = None
     """Run folder; none = ddpm_models/<dataset>-<size>-<time>."""
 
     def __post_init__(self) -> None:
@@ -138,7 +121,6 @@ class DiffusionConfig:
         require(sampling <= self.timesteps, "diffusion.sampling_timesteps", sampling, expected)
         ok = not self.dilation or self.side >= 32
         require(ok, "diffusion.dilation", self.dilation, "needs an image_size of 32 or more")
-
         multiple = (2 * self.dilation_factor) ** (len(self.dim_mults) - 1)
         what = f"must be a multiple of {multiple} pixels, which the U-Net halves its maps to"
         require(self.side % multiple == 0, "diffusion.image_size", self.side, what)
@@ -158,9 +140,9 @@ class DiffusionConfig:
 class DdpmConfig:
     """Everything train_eval_ddpm.py needs."""
 
-    device: DeviceText = "auto"
+    device: kind.DeviceText = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
-    seed: Seed = 0
+    seed: kind.Seed = 0
     """Seed of weights, order, noise and steps."""
     precision: Literal["fp32", "tf32"] = "fp32"
     """tf32 lets a GPU round products, as torch by itself does in convolutions; fp32 does not."""
@@ -180,6 +162,6 @@ class DdpmConfig:
     @property
     def normal_class(self) -> int:
         """The class number that is trained on."""
-        chosen = (self.diffusion.on_label, self.data.one_class_idx)
-        given = next((number for number in chosen if number is not None), None)
-        return dataset_row(self.data.dataset).normal if given is None else given
+        normal = dataset_row(self.data.dataset).normal
+        numbers = (self.diffusion.on_label, self.data.one_class_idx, normal)
+        return next(number for number in numbers if number is not None)

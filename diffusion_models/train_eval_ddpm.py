@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, uninstalled
 
-from common.cli import add_common_arguments, add_flags, load_from_flags, run_script
+from common.cli import add_common_arguments, add_flags, load_from_arguments, run_script
 from common.config import config_to_yaml
 from common.runtime import tf32_products
 from diffusion_models.pictures import draw_dissolved, draw_samples
@@ -33,7 +33,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
-    config = load_from_flags(DdpmConfig, arguments, other_sections=OTHER_SECTIONS)
+    config = load_from_arguments(DdpmConfig, arguments, other_sections=OTHER_SECTIONS)
     if arguments.dry_run:
         print(config_to_yaml(config), end="")
         return 0

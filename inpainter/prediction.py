@@ -20,7 +20,7 @@ from tqdm import tqdm
 from common.annotations import Annotations, Box, read_annotations
 from common.checkpoint import CheckpointError, save_text_atomic
 from common.cli import first_line, is_lack_of_memory
-from common.config import REPOSITORY, config_to_yaml, resolve_path
+from common.config import REPOSITORY, config_to_yaml
 from common.errors import UserError
 from common.files import escaped
 from common.image_folders import list_images
@@ -29,7 +29,7 @@ from common.run_log import write_run_record
 from inpainter.heatmap import Heatmaps
 from inpainter.heatmap_folder import Content, HeatmapFolder, PastWork, remove_partial_files
 from inpainter.predictor import Predictor, open_checkpoint
-from inpainter.settings import PicardConfig
+from inpainter.settings import PicardConfig, input_path
 from inpainter.windows import leaves_border
 
 LOG = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def predict(config: PicardConfig, options: PredictionOptions) -> PredictionResul
     """
     checkpoint = (options.checkpoint_dir, options.checkpoint_iter)
     predictor = open_checkpoint(config, *checkpoint, option="--checkpoint_iter")
-    image_dir = options.image_dir or resolve_path(config.test_data_path, "test_data_path")
+    image_dir = options.image_dir or input_path(config.test_data_path, "test_data_path")
     paths = list_images(
         image_dir,
         recursive=config.data_with_subfolder,

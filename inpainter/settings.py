@@ -2,60 +2,40 @@
 
 The defaults are what the published code does when its file lacks the key; improvements are keys
 that `configs/default.yaml` sets. Shapes are (height, width[, channels]) in pixels.
+
+Keys have their published names. What the published code calls patch, box and mask, the rest of this
+code calls by one word each:
+    crop     train.image_shape: the part of a training image that a step sees
+    window   test.patch_shape: the part of an image that is scored at once
+    hole     test.mask_shape, train.mask_shape: what is cut out of them and completed. While
+             training, mask_shape is the box that the local critic sees, and the hole is that box
+             less a random rim, train.max_delta_shape.
 """
 
+import logging
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Literal
 
-from common.config import (
-    AtLeast,
-    BatchSize,
-    Channels,
-    DeviceText,
-    GradientNorm,
-    LearningRate,
-    NameText,
-    PathText,
-    Pixels,
-    PositiveShare,
-    Processes,
-    Range,
-    Samples,
-    Seed,
-    Share,
-    Steps,
-    Weight,
-    WhiteValue,
-    check_fields,
-    require,
-)
+from common import config_types as kind
+from common.config import REPOSITORY, resolve_path
+from common.config_types import check_fields, require
 
+LOG = logging.getLogger(__name__)
 COARSE_TRUNK = (
-    "conv2_downsample",
-    "conv3",
-    "conv4_downsample",
-    "conv5",
-    "conv6",
-    "conv7_atrous",
-    "conv8_atrous",
-    "conv9_atrous",
-    "conv10_atrous",
+    *("conv2_downsample", "conv3", "conv4_downsample", "conv5", "conv6"),
+    *("conv7_atrous", "conv8_atrous", "conv9_atrous", "conv10_atrous"),
 )
 ATTENTION_BRANCH = (
-    "pmconv1",
-    "pmconv2_downsample",
-    "pmconv3",
-    "pmconv4_downsample",
-    "pmconv5",
-    "pmconv6",
-    "pmconv9",
-    "pmconv10",
+    *("pmconv1", "pmconv2_downsample", "pmconv3", "pmconv4_downsample", "pmconv5", "pmconv6"),
+    *("pmconv9", "pmconv10"),
 )
-JOINT_DECODER = tuple(f"allconv{i}" for i in range(11, 17))
 COARSE_DROPPABLE = (*COARSE_TRUNK, *(f"conv{i}" for i in range(11, 17)))
-FINE_DROPPABLE = (*COARSE_TRUNK, *ATTENTION_BRANCH, *JOINT_DECODER)
-Dilation = Annotated[int, AtLeast(1, 1024)]
+FINE_DROPPABLE = (*COARSE_TRUNK, *ATTENTION_BRANCH, *(f"allconv{i}" for i in range(11, 17)))
+PUBLISHED_FINE = tuple(f"self.{name}" for name in FINE_DROPPABLE)
+Dilation = Annotated[int, kind.AtLeast(1, 1024)]
+Margin = Annotated[int, kind.AtLeast(0, 2**14)]
 Metric = Literal[
     "MCD_image",
     "MCD_feature",
@@ -65,55 +45,63 @@ Metric = Literal[
     "MedCD_feature",
     "no_dropout",
 ]
-
-Margin = Annotated[int, AtLeast(0, 2**14)]
 SHIPPED_WARMUP = 500
 """Warm-up of configs/default.yaml: in a run of fewer steps it is warned about, not refused."""
 
 
-def require_image_shape(key: str, shape: tuple[int, int, int]) -> None:
-    """Raises a ConfigError unless (height, width, channels) suits the networks."""
-    require_multiples_of_16(key, shape)
+def input_path(value: str | None, key: str, *, root: Path = REPOSITORY) -> Path:
+    """Returns the absolute path of a folder to read; see `common.config.resolve_path`.
+
+    The published files write paths relative to inpainter/: what exists only there is taken, with a
+    warning.
+    """
+    path, published = resolve_path(value, key, root=root), root / "inpainter" / value
+    if path.exists() or not published.exists():
+        return path
+    LOG.warning(
+        "%s: %s is not in the repository's root but in inpainter/; that one is used. "
+        "Write it relative to the root.",
+        key,
+        value,
+    )
+    return published.resolve()
+
+
+def check_shapes(outer_key: str, outer: tuple[int, ...], hole: tuple[int, ...]) -> None:
+    """Raises a ConfigError unless a crop or window and its hole suit the networks."""
+    hole_key = f"{outer_key.partition('.')[0]}.mask_shape"
+    for key, shape in ((outer_key, outer), (hole_key, hole)):
+        halves = all(side % 16 == 0 for side in shape[:2])  # as often as the critic does
+        require(halves, key, shape, "height and width must be multiples of 16 pixels")
     expected = "the third number is the channels, 1 (grey) or 3 (RGB)"
-    require(shape[2] in (1, 3), key, shape, expected)
-
-
-def require_hole(key: str, hole: tuple[int, int], patch: tuple[int, ...]) -> None:
-    """Raises a ConfigError unless the (height, width) of the hole suits networks and patch."""
-    require_multiples_of_16(key, hole)
-    fits = hole[0] < patch[0] and hole[1] < patch[1]
-    require(fits, key, hole, f"must be smaller than the patch, {list(patch[:2])}")
-
-
-def require_multiples_of_16(key: str, shape: tuple[int, ...]) -> None:
-    """Raises a ConfigError unless height and width can be halved four times, as the critic does."""
-    fits = all(side >= 16 and side % 16 == 0 for side in shape[:2])
-    require(fits, key, shape, "height and width must be multiples of 16 pixels")
+    require(outer[2] in (1, 3), outer_key, outer, expected)
+    fits = hole[0] < outer[0] and hole[1] < outer[1]
+    require(fits, hole_key, hole, f"must be smaller than {outer_key}, {list(outer[:2])}")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """`train:` the crops, the holes, the optimiser and what is written how often."""
 
-    n_critic: Steps = 5
+    n_critic: kind.Steps = 5
     """The generator is updated every n_critic steps, the critics at every step."""
-    n_epochs: Steps = 10000
+    n_epochs: kind.Steps = 10000
     """Passes over the training images; steps = n_epochs * images / batch_size."""
-    n_steps: Steps | None = None
+    n_steps: kind.Steps | None = None
     """Training steps; set, it replaces n_epochs."""
-    subset_frac: PositiveShare | None = None
+    subset_frac: kind.PositiveShare | None = None
     """Fraction of the training files to use, drawn at random from the seed, in (0, 1]."""
-    resume: PathText | None = None
+    resume: kind.PathText | None = None
     """Folder of checkpoints to go on from (its latest step); the flag --resume does the same."""
-    batch_size: BatchSize = 55
+    batch_size: kind.BatchSize = 55
     """Crops per step, over all processes."""
-    snapshot_save_iter: Steps = 5000
+    snapshot_save_iter: kind.Steps = 5000
     """Steps between checkpoints."""
-    keep_snapshots: Steps | None = None
+    keep_snapshots: kind.Steps | None = None
     """Checkpoints to keep besides the best one (the newest); none keeps them all."""
-    image_shape: tuple[Pixels, Pixels, int] = (256, 256, 1)
+    image_shape: tuple[kind.Pixels, kind.Pixels, int] = (256, 256, 1)
     """Training crop: height, width (pixels, multiples of 16), channels (1 grey or 3 RGB)."""
-    mask_shape: tuple[Pixels, Pixels] = (128, 128)
+    mask_shape: tuple[kind.Pixels, kind.Pixels] = (128, 128)
     """Box that is cut out and completed: height, width in pixels, multiples of 16."""
     mask_batch_same: bool = True
     """One box position for the whole batch (the shrinking differs all the same)."""
@@ -123,53 +111,53 @@ class TrainConfig:
     """Pixels between the crop's border and the nearest allowed box."""
     discounted_mask: bool = True
     """Weight the hole's L1 by distance to its border (spatial discounting)."""
-    spatial_discounting_gamma: PositiveShare = 0.9
+    spatial_discounting_gamma: kind.PositiveShare = 0.9
     """Base of the spatial discounting, in (0, 1]; 1 = no discounting."""
     random_crop: bool = True
     """Random crops; false resizes whole images to image_shape."""
     mask_type: Literal["hole", "mosaic"] = "hole"
-    """What is done to the box; only hole is implemented, as in the published code."""
-    mosaic_unit_size: Pixels = 12
-    """Unused: the published file names it for a mosaic that was never implemented."""
-    lr: LearningRate = 1.0e-4
+    """Kept for published files: hole, or mosaic, which was never implemented and is refused."""
+    mosaic_unit_size: kind.Pixels = 12
+    """Kept for published files and unused: their mosaic was never implemented."""
+    lr: kind.LearningRate = 1.0e-4
     """Adam's learning rate (the peak, where there is a schedule)."""
-    beta1: Share = 0.5
+    beta1: kind.Share = 0.5
     """Adam's first moment decay."""
-    beta2: Share = 0.9
+    beta2: kind.Share = 0.9
     """Adam's second moment decay."""
-    print_iter: Steps = 100
+    print_iter: kind.Steps = 100
     """Steps between lines in log.jsonl and TensorBoard scalars."""
-    viz_iter: Steps = 10000
+    viz_iter: kind.Steps = 10000
     """Steps between picture grids: input, hole, coarse, fine, truth."""
-    viz_max_out: Annotated[int, AtLeast(0, 4096)] = 16
+    viz_max_out: Annotated[int, kind.AtLeast(0, 4096)] = 16
     """Rows of a picture grid at most."""
     lr_schedule: Literal["constant", "cosine"] = "constant"
     """Cosine lowers the rate to 0 over the run."""
-    warmup_steps: Annotated[int, AtLeast(0, 10**9)] = 0
+    warmup_steps: Annotated[int, kind.AtLeast(0, 10**9)] = 0
     """Steps over which the learning rate rises from 0."""
     critic: bool = True
     """Train the critics; false = L1 losses alone, and every step updates the generator."""
     init: Literal["default", "he"] = "default"
     """Initial weights: torch's own, or He's with a small last layer (no early saturation)."""
-    grad_clip_norm: GradientNorm | None = None
+    grad_clip_norm: kind.GradientNorm | None = None
     """Clip the generator's gradient to this norm."""
     clean_critic_gradients: bool = False
     """The generator's adversarial gradient no longer leaks into the critics' step (P6)."""
     flip: bool = False
     """Mirror crops left to right with probability 1/2."""
-    max_rotation: Annotated[float, Range(0, 180)] = 0.0
+    max_rotation: Annotated[float, kind.Range(0, 180)] = 0.0
     """Turn crops by up to this many degrees, either way: for few training images."""
-    max_scale: Annotated[float, Range(1, 100)] = 1.0
+    max_scale: Annotated[float, kind.Range(1, 100)] = 1.0
     """Show crops larger or smaller by up to this factor, >= 1."""
-    min_tissue_fraction: Share = 0.0
+    min_tissue_fraction: kind.Share = 0.0
     """Redraw crops with a smaller share of pixels brighter than tissue_threshold, in [0, 1)."""
-    tissue_threshold: Share = 0.005
+    tissue_threshold: kind.Share = 0.005
     """Grey value in [0, 1] above which a pixel counts as tissue."""
     on_bad_image: Literal["skip", "error"] = "skip"
     """An unreadable or all-black training image is skipped and counted, or stops the run."""
-    cache_mb: Annotated[int, AtLeast(0, 10**8)] = 0
+    cache_mb: Annotated[int, kind.AtLeast(0, 10**8)] = 0
     """Memory for decoded training images in MiB, in each worker; 0 reads files at each use."""
-    select_crops: Annotated[int, AtLeast(0, 2**16)] = 64
+    select_crops: Annotated[int, kind.AtLeast(0, 2**16)] = 64
     """Fixed training crops on which every checkpoint's completion error is measured; 0 = none."""
     channels_last: bool = False
     """NHWC tensors: faster on CPU and tensor cores, same arithmetic."""
@@ -180,8 +168,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "train")
-        require_image_shape("train.image_shape", self.image_shape)
-        require_hole("train.mask_shape", self.mask_shape, self.image_shape)
+        check_shapes("train.image_shape", self.image_shape, self.mask_shape)
         for axis in (0, 1):
             room = self.image_shape[axis] - 2 * self.margin[axis] - self.mask_shape[axis]
             expected = "must leave room for the box in the crop"
@@ -203,20 +190,20 @@ class TestConfig:
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
 
-    droprate: Share = 0.5
+    droprate: kind.Share = 0.5
     """Probability that a channel is dropped while completing, in [0, 1)."""
     heatmap_metrics: tuple[Metric, ...] = ("MCD_image", "MCD_feature")
     """Distances between the hole and its completions; MCD = smallest, MeanCD, MedCD; no_dropout =
     image distance to the one completion without dropout. Larger = more anomalous."""
-    heatmap_M_inpaint: Samples = 10
+    heatmap_M_inpaint: kind.Samples = 10
     """M, completions per window."""
-    parallel_batchsize: BatchSize = 32
+    parallel_batchsize: kind.BatchSize = 32
     """Windows per batch at most; bounds memory, does not change results."""
-    patch_shape: tuple[Pixels, Pixels, int] = (256, 256, 1)
+    patch_shape: tuple[kind.Pixels, kind.Pixels, int] = (256, 256, 1)
     """Window: height, width (pixels, multiples of 16), channels."""
-    mask_shape: tuple[Pixels, Pixels] = (128, 128)
+    mask_shape: tuple[kind.Pixels, kind.Pixels] = (128, 128)
     """Hole in the window's centre: height, width in pixels, multiples of 16."""
-    patch_stride: Pixels = 32
+    patch_stride: kind.Pixels = 32
     """Pixels between neighbouring windows."""
     save_heatmap_data: bool = True
     """Write the heatmaps as tensors (data/*.pt)."""
@@ -228,9 +215,9 @@ class TestConfig:
     """Write seconds per image and window to compute_times.csv."""
     only_check_nonblack_pixels: bool = False
     """Do not complete windows whose hole has too little tissue; they score 0."""
-    min_tissue_fraction: Share = 0.0
+    min_tissue_fraction: kind.Share = 0.0
     """Share of the hole's pixels that must be tissue, in [0, 1); 0 = any pixel at all."""
-    tissue_threshold: Share = 0.005
+    tissue_threshold: kind.Share = 0.005
     """Grey value in [0, 1] above which a pixel counts as tissue."""
     heatmap_type: Literal["nonaveraged", "averaged", "averaged_hole"] = "nonaveraged"
     """One score per grid point, upsampled; or each pixel the mean score of the windows, or of the
@@ -248,16 +235,15 @@ class TestConfig:
     """Drop the same channels in all windows of an image: for GPUs, where it is faster."""
     compile: bool = False
     """Compile the attention with torch.compile: some seconds at the start."""
-    refine: Literal["off"] | Annotated[int, AtLeast(2, 2**14)] = "off"
+    refine: Literal["off"] | Annotated[int, kind.AtLeast(2, 2**14)] = "off"
     """K: score every K-th window first, the rest only around the upper fifth; else interpolate."""
 
     def __post_init__(self) -> None:
         check_fields(self, "test")
-        require_image_shape("test.patch_shape", self.patch_shape)
-        require_hole("test.mask_shape", self.mask_shape, self.patch_shape)
-        metrics = self.heatmap_metrics
+        check_shapes("test.patch_shape", self.patch_shape, self.mask_shape)
         fits = self.engine == "fast" or self.precision != "bf16"
         require(fits, "test.precision", self.precision, "bf16 needs test.engine: fast")
+        metrics = self.heatmap_metrics
         distinct = 0 < len(metrics) == len(set(metrics))
         require(distinct, "test.heatmap_metrics", metrics, "needs one metric or more, each once")
 
@@ -268,17 +254,17 @@ class GeneratorConfig:
 
     input_dim: int = 1
     """Image channels: 1 (grey) or 3 (RGB)."""
-    ngf: Annotated[int, AtLeast(2, 2**12)] = 32
+    ngf: Annotated[int, kind.AtLeast(2, 2**12)] = 32
     """Base width: channels of the first layer; an even number."""
-    droprate: Share | None = None
+    droprate: kind.Share | None = None
     """Dropout while training, in [0, 1); none = no dropout."""
     dropout_type: Literal["2D", "1D"] = "2D"
     """2D drops whole channels, 1D single elements."""
     dropout_which: Literal["CUSTOM", "ALL", "COARSE", "FINE"] = "CUSTOM"
     """Layers that drop while completing: those of the custom lists, all, or one stage's."""
-    custom_drop_layers_coarse: tuple[str, ...] = COARSE_TRUNK
+    custom_drop_layers_coarse: tuple[kind.Text, ...] = COARSE_TRUNK
     """Parts of names of coarse layers; a layer drops if its name contains one of them."""
-    custom_drop_layers_fine: tuple[str, ...] = tuple(f"self.{name}" for name in FINE_DROPPABLE)
+    custom_drop_layers_fine: tuple[kind.Text, ...] = PUBLISHED_FINE
     """The same for the fine stage. The published entries start with "self.", so match nothing."""
     strip_self_prefix: bool = False
     """Read "self.conv3" in the lists as conv3, which the published code does not (P2)."""
@@ -304,14 +290,13 @@ class GeneratorConfig:
 
     def dead_entries(self) -> dict[str, list[str]]:
         """Entries of the custom lists that match no layer of this generator, by key."""
-        stages = {"coarse": COARSE_DROPPABLE}
-        if self.stages == "coarse_fine":
-            stages["fine"] = FINE_DROPPABLE
+        if self.dropout_which != "CUSTOM":
+            return {}
         dead: dict[str, list[str]] = {}
-        for stage, layers in stages.items():
-            paths = [f"{stage}_generator.{layer}.dropout" for layer in layers]
-            entries = getattr(self, f"custom_drop_layers_{stage}")
-            for entry in entries if self.dropout_which == "CUSTOM" else ():
+        layers_of = {"coarse": COARSE_DROPPABLE, "fine": FINE_DROPPABLE}
+        for stage in self.stages.split("_"):
+            paths = [f"{stage}_generator.{layer}.dropout" for layer in layers_of[stage]]
+            for entry in getattr(self, f"custom_drop_layers_{stage}"):
                 part = entry.removeprefix("self.") if self.strip_self_prefix else entry
                 if not any(part in path for path in paths):
                     dead.setdefault(f"netG.custom_drop_layers_{stage}", []).append(entry)
@@ -324,7 +309,7 @@ class CriticConfig:
 
     input_dim: int = 1
     """Image channels; 1 with a colour generator means: completions are turned grey first."""
-    ndf: Channels = 32
+    ndf: kind.Channels = 32
     """Base width: channels of the first layer."""
 
     def __post_init__(self) -> None:
@@ -336,45 +321,45 @@ class CriticConfig:
 class PicardConfig:
     """A whole PICARD settings file."""
 
-    dataset_name: NameText | None = None
+    dataset_name: kind.NameText | None = None
     """Name used in output folders."""
     data_with_subfolder: bool = False
     """Also take images from the data folder's subfolders."""
-    train_data_path: PathText | None = None
+    train_data_path: kind.PathText | None = None
     """Folder of normal training images."""
-    test_data_path: PathText | None = None
+    test_data_path: kind.PathText | None = None
     """Folder of images to score."""
-    white_value: WhiteValue | None = None
+    white_value: kind.WhiteValue | None = None
     """Stored value that means white in files of more bits, e.g. 4095; none = the type's largest."""
-    expname: NameText = "PICARD-train"
+    expname: kind.NameText = "PICARD-train"
     """Name of the experiment, used in output folders."""
-    checkpoints_dir: PathText = "checkpoints"
+    checkpoints_dir: kind.PathText = "checkpoints"
     """Folder for run folders: <checkpoints_dir>/<dataset_name>/<mask_type>_<expname>/."""
-    logs_dir: PathText = "logs"
+    logs_dir: kind.PathText = "logs"
     """Folder for TensorBoard events, one subfolder per run."""
-    heatmaps_dir: PathText = "heatmaps"
+    heatmaps_dir: kind.PathText = "heatmaps"
     """Folder for heatmaps: <heatmaps_dir>/<dataset_name>/dropout/<time>/."""
     cuda: bool = True
-    """Use a GPU if there is one (the published key; device decides where given)."""
-    gpu_ids: tuple[Annotated[int, AtLeast(0, 999)], ...] = (0,)
-    """Published key: the first is used; for several start with torchrun."""
-    device: DeviceText = "auto"
+    """Kept for published files: use a GPU if there is one; device decides where it is not auto."""
+    gpu_ids: tuple[Annotated[int, kind.AtLeast(0, 999)], ...] = (0,)
+    """Kept for published files: the first is used (where device is auto); torchrun uses several."""
+    device: kind.DeviceText = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
-    num_workers: Processes = 4
+    num_workers: kind.Processes = 4
     """Processes that read training images; 0 = read in the training process."""
-    seed: Seed = 1337
+    seed: kind.Seed = 1337
     """Seed of everything random."""
-    coarse_l1_alpha: Weight = 1.2
+    coarse_l1_alpha: kind.Weight = 1.2
     """Weight of the coarse stage within both L1 terms."""
-    l1_loss_alpha: Weight = 1.2
+    l1_loss_alpha: kind.Weight = 1.2
     """Weight of the L1 inside the box."""
-    ae_loss_alpha: Weight = 1.2
+    ae_loss_alpha: kind.Weight = 1.2
     """Weight of the L1 outside the hole."""
-    global_wgan_loss_alpha: Weight = 1.0
+    global_wgan_loss_alpha: kind.Weight = 1.0
     """Weight of the global critic beside the local one."""
-    gan_loss_alpha: Weight = 0.001
+    gan_loss_alpha: kind.Weight = 0.001
     """Weight of the adversarial term in the generator's loss."""
-    wgan_gp_lambda: Weight = 10.0
+    wgan_gp_lambda: kind.Weight = 10.0
     """Weight of the gradient penalty in the critics' loss."""
     train: TrainConfig = field(default_factory=TrainConfig)
     test: TestConfig = field(default_factory=TestConfig)
@@ -384,18 +369,15 @@ class PicardConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         channels = self.netG.input_dim
-        for key, shape in (
-            ("train.image_shape", self.train.image_shape),
-            ("test.patch_shape", self.test.patch_shape),
-        ):
-            expected = f"the channels must equal netG.input_dim = {channels}"
-            require(shape[2] == channels, key, shape, expected)
+        expected = f"the channels must equal netG.input_dim = {channels}"
+        crop, window = self.train.image_shape, self.test.patch_shape
+        require(crop[2] == channels, "train.image_shape", crop, expected)
+        require(window[2] == channels, "test.patch_shape", window, expected)
         critic = self.netD.input_dim
         expected = f"must be 1 or netG.input_dim = {channels}"
         require(critic in (1, channels), "netD.input_dim", critic, expected)
-        require(
-            len(self.gpu_ids) > 0, "gpu_ids", self.gpu_ids, "needs one GPU; for none, cuda: false"
-        )
+        expected = "needs one GPU; for none, cuda: false"
+        require(len(self.gpu_ids) > 0, "gpu_ids", self.gpu_ids, expected)
 
     def warnings(self) -> list[str]:
         """What these settings say without effect, one sentence each with the remedy."""

@@ -27,7 +27,7 @@ from common.training import open_run, refuse_to_overwrite
 from inpainter.data import CropRule, NormalCrops, crop_batches, fixed_crops
 from inpainter.networks import build_networks, require_training_memory
 from inpainter.recorder import Recorder
-from inpainter.settings import PicardConfig
+from inpainter.settings import PicardConfig, input_path
 from inpainter.snapshots import Progress, restore_snapshot, run_folder, run_name, tidy_snapshots
 from inpainter.step import TrainState, build_optimisers, training_step
 
@@ -149,7 +149,7 @@ def starting_point(
         return None
     source = None
     if config.train.resume is not None:
-        source = resolve_path(config.train.resume, "train.resume")
+        source = input_path(config.train.resume, "train.resume")
         if steps and source.resolve() == folder.resolve():
             return folder, "latest"
     reached = f" up to step {max(steps, default=0)}"
@@ -162,7 +162,7 @@ def training_crops(config: PicardConfig) -> NormalCrops:
     """The crops of the images in train_data_path."""
     train = config.train
     paths = list_images(
-        resolve_path(config.train_data_path, "train_data_path"),
+        input_path(config.train_data_path, "train_data_path"),
         recursive=config.data_with_subfolder,
         on_bad=train.on_bad_image,
         remedy="set data_with_subfolder: true",
@@ -204,7 +204,7 @@ def initial_state(
         networks,
         build_optimisers(networks, train),
         n_steps=train.n_steps or max(1, train.n_epochs * len(crops.paths) // train.batch_size),
-        images=data_identity(crops.paths, resolve_path(config.train_data_path, "train_data_path")),
+        images=data_identity(crops.paths, input_path(config.train_data_path, "train_data_path")),
     )
 
 

@@ -11,7 +11,8 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
-from common.config import ConfigError, leaf_types, load_config
+from common.config import ConfigError, load_config
+from common.config_types import leaf_types
 from dia.evaluation import evaluate
 from dia.settings import BANK_SCORES, DiaConfig, OodScore
 from dia.shifts import SHIFT_NAMES

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from common.config import REPOSITORY, leaf_types, load_config
-from dia.settings import DiaFile
+from common.config import REPOSITORY, load_config
+from common.config_types import leaf_types
 from inpainter.settings import PicardConfig
-from tests.tiny_runs import CONFIGS
+from tests.tiny_runs import CONFIGS, DiaFile
 
 MAY_IMPORT = {
     "common": {"common"},

@@ -17,13 +17,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from common.config import REPOSITORY, load_config
 from common.images import write_image, write_image16
-from dia.settings import DiaFile
 from inpainter.settings import PicardConfig
 from tests.image_files import write_png16
 from tests.tiny_runs import (
     CONFIGS,
     PREDICT,
     TRAIN,
+    DiaFile,
     as_flags,
     heatmaps_in,
     read_table,

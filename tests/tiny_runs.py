@@ -23,6 +23,8 @@ from PIL import Image
 from common.checkpoint import checkpoint_path, load_tensors, save_atomic
 from common.config import REPOSITORY, config_to_yaml, load_config
 from common.images import write_image, write_image16
+from dia.settings import DiaConfig
+from diffusion_models.settings import DiffusionConfig
 from inpainter.networks import build_networks
 from inpainter.settings import PicardConfig
 from tests.image_files import write_png16
@@ -71,6 +73,13 @@ RGB = (
     "test.patch_shape=[32, 32, 3]",
     "netG.input_dim=3",
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class DiaFile(DiaConfig):
+    """A whole settings file such as configs/dia.yaml: also the diffusion program's section."""
+
+    diffusion: DiffusionConfig = dataclasses.field(default_factory=DiffusionConfig)
 
 
 def settings(folder: Path, *more: str) -> list[str]:

@@ -4,11 +4,12 @@ import argparse
 
 import pytest
 
-from common.cli import add_common_arguments, add_flags, flag_keys, load_from_flags
+from common.cli import add_common_arguments, add_flags, flag_keys, load_from_arguments
 from common.config import REPOSITORY, ConfigError, load_config
 from dia.evaluation import add_evaluation_flags, evaluation_config
-from dia.settings import DiaConfig, DiaFile
+from dia.settings import DiaConfig
 from diffusion_models.settings import DdpmConfig
+from tests.tiny_runs import DiaFile
 
 
 def parsed(cls: type, *words: str) -> argparse.Namespace:
@@ -27,7 +28,9 @@ def test_flags_win_over_the_file_and_take_plain_scientific_numbers() -> None:
         "--resize_fix",
     )
     words += ("--ood_score", "CSI", "simclr", "--suffix", "3", "--eval_step", "none")
-    config = load_from_flags(DiaConfig, parsed(DiaConfig, *words), other_sections=("diffusion",))
+    config = load_from_arguments(
+        DiaConfig, parsed(DiaConfig, *words), other_sections=("diffusion",)
+    )
     assert config.contrastive.weight_decay == 1e-4
     assert config.contrastive.resize_fix
     assert config.contrastive.suffix == "3"
@@ -37,16 +40,16 @@ def test_flags_win_over_the_file_and_take_plain_scientific_numbers() -> None:
 
 def test_lists_of_numbers_are_typed_as_words() -> None:
     words = ("--dim_mults", "1", "2", "--adam_betas", "0.9", "1e-1")
-    config = load_from_flags(DdpmConfig, parsed(DdpmConfig, *words))
+    config = load_from_arguments(DdpmConfig, parsed(DdpmConfig, *words))
     assert config.diffusion.dim_mults == (1, 2)
     assert config.diffusion.adam_betas == (0.9, 0.1)
     with pytest.raises(ConfigError, match=r"--dim_mults: .*expected a whole number"):
-        load_from_flags(DdpmConfig, parsed(DdpmConfig, "--dim_mults", "1", "wide"))
+        load_from_arguments(DdpmConfig, parsed(DdpmConfig, "--dim_mults", "1", "wide"))
 
 
 def test_wrong_flag_value_names_the_flag() -> None:
     with pytest.raises(ConfigError, match=r"--epochs: .*expected a whole number"):
-        load_from_flags(DiaConfig, parsed(DiaConfig, "--epochs", "many"))
+        load_from_arguments(DiaConfig, parsed(DiaConfig, "--epochs", "many"))
 
 
 def test_crop_flags_mean_the_evaluation_in_the_evaluation() -> None:

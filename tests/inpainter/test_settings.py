@@ -7,15 +7,9 @@ from pathlib import Path
 import pytest
 
 from common.cli import add_common_arguments, load_from_arguments
-from common.config import (
-    ConfigError,
-    config_from_dict,
-    config_to_dict,
-    config_to_yaml,
-    leaf_types,
-    load_config,
-)
-from inpainter.settings import PicardConfig
+from common.config import ConfigError, config_to_yaml, load_config
+from common.config_types import leaf_types
+from inpainter.settings import PicardConfig, input_path
 
 
 def test_resolved_settings_read_back_equal(tmp_path: Path) -> None:
@@ -23,7 +17,6 @@ def test_resolved_settings_read_back_equal(tmp_path: Path) -> None:
     path = tmp_path / "resolved.yaml"
     path.write_text(config_to_yaml(config), encoding="utf-8")
     assert load_config(PicardConfig, path) == config
-    assert config_from_dict(PicardConfig, config_to_dict(config), "checkpoint") == config
 
 
 def test_every_picard_setting_is_explained_in_help() -> None:
@@ -42,7 +35,7 @@ def test_every_picard_setting_is_explained_in_help() -> None:
     [
         ("train.image_shape=[250,256,1]", "multiples of 16 pixels, got \\[250, 256, 1\\]"),
         ("train.image_shape=[256,256,3]", "channels must equal netG.input_dim = 1"),
-        ("train.mask_shape=[256,128]", "must be smaller than the patch, \\[256, 256\\]"),
+        ("train.mask_shape=[256,128]", "must be smaller than train.image_shape, \\[256, 256\\]"),
         ("train.margin=[64,64]", "train.margin: must leave room for the box"),
         ("train.mask_type=mosaic", "does not implement it"),
         ("train.batch_size=0", "train.batch_size: must be >= 1, got 0"),
@@ -81,3 +74,17 @@ def test_several_gpus_are_answered_with_the_torchrun_command(
     overrides = ["gpu_ids=[0, 2]", "netG.custom_drop_layers_fine=[]"]
     (warning,) = load_config(PicardConfig, None, overrides).warnings()
     assert "CUDA_VISIBLE_DEVICES=0,2 torchrun --nproc_per_node=2" in warning
+
+
+def test_path_that_exists_only_relative_to_inpainter_is_taken_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "inpainter" / "scans").mkdir(parents=True)
+    assert input_path("scans", "train_data_path", root=tmp_path) == tmp_path / "inpainter" / "scans"
+    assert "train_data_path: scans is not in the repository's root" in caplog.text
+    caplog.clear()
+    (tmp_path / "scans").mkdir()
+    assert input_path("scans", "train_data_path", root=tmp_path) == tmp_path / "scans"
+    assert not caplog.records
+    with pytest.raises(ConfigError, match="train_data_path is not set"):
+        input_path(None, "train_data_path")
