@@ -20,11 +20,7 @@ from common.checkpoint import (
     save_atomic,
 )
 from common.cli import add_common_arguments, add_flags, given_settings, load_from_arguments
-from common.config import (
-    ConfigError,
-    config_to_yaml,
-    resolve_path,
-)
+from common.config import ConfigError, config_to_yaml, resolve_path
 from common.image_batches import BadImages
 from common.image_sets import ImageSet, set_identity
 from common.run_log import write_run_record
