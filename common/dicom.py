@@ -12,7 +12,6 @@ from common.notices import notice
 
 PERCENTILES = (0.1, 99.9)
 """Percentiles of a slice that become black and white where its file says nothing of a window."""
-WINDOW_FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 
 
 def read_dicom(path: Path, *, force: bool = False) -> np.ndarray:
@@ -47,13 +46,13 @@ def read_dicom(path: Path, *, force: bool = False) -> np.ndarray:
 
 def _check_size(dataset: Any, path: Path) -> None:
     """Refuses files of several frames and beyond common.image_files.MAX_SAMPLES."""
-    frames = int(dataset.get("NumberOfFrames", None) or 1)
+    frames = int(dataset.get("NumberOfFrames") or 1)
     if frames > 1:
         raise ImageError(f"{path} has {frames} frames; expected 1: save one file per frame.")
     if "Rows" not in dataset or "Columns" not in dataset:
-        kind = str(getattr(dataset.get("SOPClassUID", None), "name", "unknown"))[:64]
+        kind = str(getattr(dataset.get("SOPClassUID"), "name", "unknown"))[:64]
         raise ImageError(f"{path} holds no image (its kind is {kind!r}). Remove it.")
-    samples = int(dataset.get("SamplesPerPixel", None) or 1)
+    samples = int(dataset.get("SamplesPerPixel") or 1)
     check_samples(int(dataset.Rows), int(dataset.Columns), samples)
 
 
@@ -123,9 +122,11 @@ def _windowed(dataset: Any, pixels: np.ndarray, padding: np.ndarray, path: Path)
     values = modality.apply(pixels)
     if not np.isfinite(values).all():
         raise ImageError(f"{path} holds pixels that are not finite. Remove or replace it.")
-    window = _window(dataset, path)
-    if window is not None:
-        return _apply_window(values, window)
+    if (window := _window(dataset, path)) is not None:
+        from pydicom.pixels import apply_windowing
+
+        with np.errstate(over="ignore"):  # exp of far below a narrow sigmoid: infinite, so 0
+            return apply_windowing(values, window)
     if dataset.get("VOILUTSequence"):
         # the table is indexed by rescaled values; one that rescaling makes fractional is rounded
         found, bits = _look_up(np.rint(values).astype(np.int64), dataset.VOILUTSequence[0])
@@ -175,9 +176,9 @@ class _Modality(NamedTuple):
 def _places(dataset: Any) -> Iterator[Any]:
     """Where a frame's attributes may stand: its own groups, the shared ones, then the top level."""
     for groups in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
-        for group in dataset.get(groups, None) or ():
+        for group in dataset.get(groups) or ():
             for macro in ("FrameVOILUTSequence", "PixelValueTransformationSequence"):
-                yield from group.get(macro, None) or ()
+                yield from group.get(macro) or ()
     yield dataset
 
 
@@ -199,14 +200,10 @@ def _look_up(values: np.ndarray, item: Any) -> tuple[np.ndarray, int]:
     return table[np.clip(values - first, 0, length - 1)], bits
 
 
-class _Window(NamedTuple):
-    centre: float
-    width: float
-    function: str
+def _window(dataset: Any, path: Path) -> Any | None:
+    """The first usable window of the file, as pydicom's apply_windowing takes it; None without."""
+    from pydicom.dataset import Dataset
 
-
-def _window(dataset: Any, path: Path) -> _Window | None:
-    """The first usable window of the file; None where there is none."""
     for place in _places(dataset):
         centres, widths = (_numbers(place.get(key)) for key in ("WindowCenter", "WindowWidth"))
         windows = list(zip(centres, widths, strict=False))
@@ -223,14 +220,19 @@ def _window(dataset: Any, path: Path) -> _Window | None:
                     f"{path} has {len(windows)} windows: that of centre {centre:g} and width "
                     f"{width:g} is shown",
                 )
-            return _Window(centre, width, _window_function(place, width, path))
+            view = Dataset()
+            view.PhotometricInterpretation = "MONOCHROME2"
+            view.BitsStored, view.PixelRepresentation = 1, 0  # the window's ends become 0 and 1
+            view.WindowCenter, view.WindowWidth = centre, width
+            view.VOILUTFunction = _window_function(place, width, path)
+            return view
     return None
 
 
 def _window_function(place: Any, width: float, path: Path) -> str:
     """LINEAR, LINEAR_EXACT or SIGMOID. LINEAR is for widths of at least 1: else LINEAR_EXACT."""
-    stated = str(place.get("VOILUTFunction", None) or "LINEAR").strip().upper().replace(" ", "_")
-    if stated not in WINDOW_FUNCTIONS:
+    stated = str(place.get("VOILUTFunction") or "LINEAR").strip().upper().replace(" ", "_")
+    if stated not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
         notice(
             "DICOM window function unknown",
             f"{path}: VOILUTFunction {stated!r} is unknown: LINEAR is taken",
@@ -243,19 +245,6 @@ def _numbers(value: Any) -> list[float]:
     """The values of an attribute of one or several numbers; none where it is absent or empty."""
     several = [value] if value is None or np.isscalar(value) else value
     return [float(one) for one in several if one not in (None, "")]
-
-
-def _apply_window(values: np.ndarray, window: _Window) -> np.ndarray:
-    """Window functions of DICOM PS3.3 C.11.2.1.2 and .3, scaled to [0, 1]."""
-    from pydicom.dataset import Dataset
-    from pydicom.pixels import apply_windowing
-
-    view = Dataset()
-    view.PhotometricInterpretation = "MONOCHROME2"
-    view.BitsStored, view.PixelRepresentation = 1, 0  # the window's ends become 0 and 1
-    view.WindowCenter, view.WindowWidth, view.VOILUTFunction = window
-    with np.errstate(over="ignore"):  # far below a narrow sigmoid exp is infinite, so the result 0
-        return apply_windowing(values, view)
 
 
 def _ranges(

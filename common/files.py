@@ -107,23 +107,15 @@ def escaped(name: str) -> str:
     such an escape, become \xNN. All other names stay as they are.
     """
     text = ESCAPE.sub(r"\\x5cx\1", name)
-    return "".join(_escaped_character(c) for c in text)
-
-
-def _escaped_character(c: str) -> str:
-    if "\udc80" <= c <= "\udcff":  # how Python shows an undecodable byte of a file's name
-        return f"\\x{ord(c) - 0xDC00:02x}"
-    return f"\\x{ord(c):02x}" if c < " " or c == "\x7f" else c
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return re.sub(r"[\x00-\x1f\x7f]", lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def unescaped(text: str) -> str:
     """The name that `escaped` wrote."""
-
-    def character(match: re.Match[str]) -> str:
-        byte = int(match[1], 16)
-        return chr(byte + 0xDC00 if byte >= 0x80 else byte)
-
-    return ESCAPE.sub(character, text)
+    data = text.encode("utf-8", "surrogateescape")
+    data = re.sub(ESCAPE.pattern.encode(), lambda found: bytes.fromhex(found[1].decode()), data)
+    return data.decode("utf-8", "surrogateescape")
 
 
 def name_limit(folder: Path) -> int:
@@ -146,7 +138,11 @@ def file_stems(images: Iterable[str], longest: int = USUAL_LIMIT) -> dict[str, s
     short = {image: PurePosixPath(name).with_suffix("").name for image, name in whole.items()}
     count = Counter(map(_folded, short.values()))
     stems = {i: short[i] if count[_folded(short[i])] == 1 else whole[i] for i in whole}
-    hashed = {image for image, stem in stems.items() if not _usable(stem, longest)}
+    hashed = {
+        image
+        for image, stem in stems.items()
+        if not (stem.isprintable() and stem[:1] != "." and 0 < len(os.fsencode(stem)) <= longest)
+    }
     while True:
         final = {i: _hashed(i, stems[i], longest) if i in hashed else stems[i] for i in stems}
         count = Counter(map(_folded, final.values()))
@@ -159,10 +155,6 @@ def file_stems(images: Iterable[str], longest: int = USUAL_LIMIT) -> dict[str, s
 def _folded(name: str) -> str:
     """The same for names that some file system takes for one."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
-
-
-def _usable(stem: str, longest: int) -> bool:
-    return stem.isprintable() and stem[:1] != "." and 0 < len(os.fsencode(stem)) <= longest
 
 
 def _hashed(image: str, stem: str, longest: int) -> str:

@@ -3,6 +3,7 @@
 Damaged files are refused: an ImageError names the file, and what to do.
 """
 
+import contextlib
 import io
 import logging
 import os
@@ -109,15 +110,12 @@ def is_lossy(path: Path) -> bool:
     Raises ImageError, naming the file, where it cannot be opened.
     """
     kind = file_format(path)
-    if kind == "tiff":
-        try:
-            with Image.open(path) as image:
-                return "jpeg" in image.info.get("compression", "")
-        except (OSError, ValueError, SyntaxError):
-            return False  # whoever reads it says what is wrong
-    if kind == "webp":
-        with open_regular(path) as file:
+    with open_regular(path) as file:
+        if kind == "webp":
             return b"VP8 " in file.read(HEAD_BYTES)
+        if kind == "tiff":
+            with contextlib.suppress(*READ_ERRORS), Image.open(file) as image:
+                return "jpeg" in image.info.get("compression", "")
     return kind == "jpeg"
 
 
