@@ -5,9 +5,11 @@ N images, C = 3 channels, H W pixels; images are float32 in [0, 1].
 
 import copy
 import hashlib
+import itertools
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,29 +43,25 @@ class Sample(NamedTuple):
     "/" between folders; bytes that are not UTF-8 are written as escapes (caf\\xe9.png)."""
 
 
+@dataclass(eq=False)
 class ImageSet(Dataset[Sample]):
     """Images by number, each a file or an array that is turned into a tensor when asked for."""
 
-    def __init__(
-        self,
-        items: Sequence[Path] | np.ndarray | Tensor,
-        labels: Sequence[int],
-        names: Sequence[str],
-        *,
-        classes: Sequence[str],
-        size: int | None,
-        refuse_grey: bool = False,
-        white_value: int | None = None,
-    ) -> None:
-        """items: files, or (N, H, W[, 3]) uint8, or a tensor (N, 1 or 3, H, W) in [0, 1].
+    items: Sequence[Path] | np.ndarray | Tensor
+    """Files, or (N, H, W[, 3]) uint8, or a tensor (N, 1 or 3, H, W) in [0, 1]."""
+    labels: Sequence[int] | np.ndarray
+    names: Sequence[str]
+    _: KW_ONLY
+    classes: Sequence[str]
+    size: int | None
+    """Side in pixels; None keeps each image's own."""
+    refuse_grey: bool = False
+    white_value: int | None = None
+    """The stored value that means white in files, as read_image takes it."""
 
-        size: side in pixels; None keeps each image's own.
-        white_value: the stored value that means white in files, as read_image takes it.
-        """
-        self.items, self.labels = items, np.asarray(labels)
-        self.names = [_in_utf8(name) for name in names]
-        self.classes, self.size, self.refuse_grey = tuple(classes), size, refuse_grey
-        self.white_value = white_value
+    def __post_init__(self) -> None:
+        self.labels, self.classes = np.asarray(self.labels), tuple(self.classes)
+        self.names = [_in_utf8(name) for name in self.names]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -94,16 +92,12 @@ class ImageSet(Dataset[Sample]):
     def subset(self, indices: Sequence[int] | np.ndarray) -> "ImageSet":
         """The images with these numbers, in this order."""
         indices, items = np.asarray(indices, dtype=np.int64), self.items
-        items = items[indices] if isinstance(items, np.ndarray) else [items[i] for i in indices]
-        return self._with(items, self.labels[indices], [self.names[i] for i in indices])
-
-    def _with(
-        self, items: Sequence[Path] | np.ndarray, labels: np.ndarray, names: list[str]
-    ) -> "ImageSet":
-        """A set of other images that are read as those of this one."""
-        other = copy.copy(self)
-        other.items, other.labels, other.names = items, labels, names
-        return other
+        part = copy.copy(self)
+        part.items = (
+            items[indices] if isinstance(items, np.ndarray) else [items[i] for i in indices]
+        )
+        part.labels, part.names = self.labels[indices], [self.names[i] for i in indices]
+        return part
 
     def without(self, indices: Iterable[int]) -> "ImageSet":
         """The images but for those with these numbers, such as ones that cannot be read."""
@@ -165,7 +159,7 @@ def load_set(
 
 
 def contaminate(normals: ImageSet, anomalies: ImageSet, ratio: float) -> ImageSet:
-    """Normals with anomalies mixed in, so that they are `ratio` of the result; files only.
+    """Normals with anomalies mixed in, so that they are `ratio` of the result.
 
     n = ratio·x / (1 - ratio) of the anomalies are drawn by RandomState(12345), as published.
     """
@@ -183,12 +177,13 @@ def contaminate(normals: ImageSet, anomalies: ImageSet, ratio: float) -> ImageSe
             ratio, len(normals),
         )  # fmt: skip
     drawn = anomalies.subset(np.random.RandomState(12345).permutation(len(anomalies))[:n])
-    arrays = isinstance(normals.items, np.ndarray)
-    items = (
-        np.concatenate([normals.items, drawn.items]) if arrays else [*normals.items, *drawn.items]
+    items, arrays = (normals.items, drawn.items), isinstance(normals.items, np.ndarray)
+    return replace(
+        normals,
+        items=np.concatenate(items) if arrays else [*itertools.chain(*items)],
+        labels=np.concatenate([normals.labels, drawn.labels]),
+        names=[*normals.names, *drawn.names],
     )
-    labels = np.concatenate([normals.labels, drawn.labels])
-    return normals._with(items, labels, normals.names + drawn.names)
 
 
 def _find_files(
