@@ -58,7 +58,7 @@ def main() -> int:
     for part in ("train", "test", "masks", "bodies", "checkpoints", "heatmaps", "logs"):
         shutil.rmtree(output / part, ignore_errors=True)
     counts = dict.fromkeys(DEFAULT_TEST, 1) if arguments.tiny else DEFAULT_TEST
-    n_train = 10 if arguments.tiny else 200
+    n_train = 3 if arguments.tiny else 200
     data = write_phantoms(output, arguments.data_seed, n_train=n_train, n_test=counts)
     say(f"Drew {len(data.train)} normal phantoms and {len(data.test)} with lesions into {output}")
     overrides = [*(TINY if arguments.tiny else ()), *arguments.set]

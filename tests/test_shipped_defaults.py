@@ -75,6 +75,13 @@ DIA_CUTS = {
     "evaluation.ood_samples": "2",
     "evaluation.select_ood_samples": "1",
 }
+
+
+def at_side(side: int) -> dict[str, str]:
+    """The cuts of a file whose diffusion model has a size of its own; not that of the others, 32²."""
+    return {"diffusion.image_size": str(side), "contrastive.diff_resolution": str(side)}
+
+
 CUTS = {
     "default": FULL_SIZE,
     "published": FULL_SIZE,
@@ -88,8 +95,8 @@ CUTS = {
     "gaussian_rotate": DDPM_CUTS | DIA_CUTS,
     "median_perm": DDPM_CUTS | DIA_CUTS,
     "median_rotate": DDPM_CUTS | DIA_CUTS,
-    "resolution_64": DDPM_CUTS | DIA_CUTS,
-    "resolution_128": DDPM_CUTS | DIA_CUTS,
+    "resolution_64": DDPM_CUTS | DIA_CUTS | at_side(40),
+    "resolution_128": DDPM_CUTS | DIA_CUTS | at_side(48),
 }
 """All that is changed of each shipped file, besides paths, names and the colour of the images."""
 PATHS = ("dataset_name", "train_data_path", "test_data_path")
@@ -99,6 +106,7 @@ SIZES = {
     *("train.select_crops", "test.patch_shape", "test.mask_shape", "test.heatmap_M_inpaint"),
     *("netG.ngf", "netD.ndf", "diffusion.dim", "diffusion.ddpm_batch_size"),
     *("diffusion.num_samples", "data.resize_to", "contrastive.batch_size"),
+    *("diffusion.image_size", "contrastive.diff_resolution"),
     *("contrastive.simclr_dim", "evaluation.ood_samples", "evaluation.select_ood_samples"),
 }
 STEPS = {

@@ -167,7 +167,7 @@ def test_demo_trains_both_directions_and_ends_in_tables(tmp_path):
     """The whole of demos/ct.py, with a few steps on made volumes."""
     root = REPOSITORY
     command = [sys.executable, "demos/ct.py", "--tiny", "--output", tmp_path / "out"]
-    command += ["--archive", made_archive(tmp_path, zoom=3)]
+    command += ["--archive", made_archive(tmp_path, zoom=2)]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for direction in ("lung1_to_lung2", "lung2_to_lung1"):
