@@ -63,7 +63,7 @@ PATIENCE = 600
 """Seconds that a test waits for another process: only one that hangs takes so long."""
 PRELOADED = [
     *("inpainter.training", "inpainter.prediction", "inpainter.evaluation_report"),
-    *("dia.training", "dia.evaluate", "diffusion_models.training", "diffusion_models.pictures"),
+    *("dia.training", "dia.evaluation", "diffusion_models.training", "diffusion_models.pictures"),
     *("torch.utils.tensorboard", "pydicom", "tifffile"),
 ]
 """Modules that the server of `forked` has imported."""
