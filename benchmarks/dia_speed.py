@@ -23,8 +23,9 @@ from benchmarks.published_dia import loop_csi_scores, loop_views, with_loop_laye
 from common.checkpoint import save_text_atomic
 from dia.augment import Augmentation, AugmentationSettings, augment, random_augmentation
 from dia.encoders import build_encoder
-from dia.losses import Objective, contrastive_losses
+from dia.losses import contrastive_losses
 from dia.scoring import csi_score, fit_csi
+from dia.settings import ContrastiveConfig
 from dia.shifts import ShiftType
 from dia.views import BetaParameters, NegativeViewConfig, draw_views, make_views, shift_labels
 from diffusion_models.diffusion import GaussianDiffusion
@@ -123,7 +124,8 @@ def train_once(encoder: torch.nn.Module, views: Tensor, augmentation: Augmentati
     encoder.zero_grad()
     heads = encoder(augment(views, augmentation), "simclr", "shift")
     truth = shift_labels(len(views) // 12, 4, 3, views.device)
-    contrastive_losses(heads, truth, Objective()).total.backward()
+    settings = ContrastiveConfig(mode="simclr_DIA", shift_trans_type="diffusion")
+    contrastive_losses(heads, truth, settings).total.backward()
 
 
 def measure_scores(arguments: argparse.Namespace) -> dict[str, float]:

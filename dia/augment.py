@@ -157,17 +157,11 @@ def _column(values: Tensor) -> Tensor:
 def keyed_uniforms(keys: Sequence[int], count: int) -> Tensor:
     """Uniform numbers that depend on each key alone: (len(keys), count) float64 in [0, 1).
 
-    keys: integers, 64 bits of each count. SplitMix64 (Steele et al. 2014) with the key as the seed;
-    so what is drawn for an image does not depend on the images beside it.
+    keys: integers, 64 bits of each count. Philox is a counter-based generator, so what is drawn for
+    an image does not depend on the images beside it.
     """
-    seeds = np.array([key % 2**64 for key in keys], dtype=np.uint64)[:, None]
-    counters = np.arange(1, count + 1, dtype=np.uint64)[None]
-    with np.errstate(over="ignore"):
-        z = seeds + counters * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z = z ^ (z >> np.uint64(31))
-    return torch.from_numpy((z >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+    generators = (np.random.Generator(np.random.Philox(key=key % 2**64)) for key in keys)
+    return torch.from_numpy(np.stack([generator.random(count) for generator in generators]))
 
 
 def random_signs(n: int, generator: torch.Generator) -> Tensor:

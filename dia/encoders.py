@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, get_args
 import torchvision
 from torch import Tensor, nn
 
-from common.checkpoint import CheckpointError
+from common.checkpoint import CheckpointError, load_module
 from dia.settings import EncoderName
 
 ENCODER_NAMES: tuple[str, ...] = get_args(EncoderName)
@@ -54,8 +54,6 @@ class Encoder(nn.Module):
         super().__init__()
         self.width = width
         """Features per image, d."""
-        self.n_classes = n_classes
-        self.n_shifts = n_shifts
         self.small_images = small_images
         self.simsiam = simsiam
         self._stages = tuple(stages)
@@ -172,28 +170,21 @@ def build_encoder(
 def load_weights(
     encoder: Encoder, state: Mapping[str, Any], *, source: str, strict: bool = True
 ) -> None:
-    """Loads a `*.model` state dict, ours or published; CheckpointError for another architecture."""
-    own = encoder.state_dict()
-    problems = [f"{name} is missing" for name in own if name not in state]
-    problems += [f"{name} is not part of this model" for name in state if name not in own]
-    shared = [(name, values, own[name]) for name, values in state.items() if name in own]
-    problems += [
-        f"{name} is {tuple(there.shape)} there, {tuple(here.shape)} here"
-        for name, there, here in shared
-        if there.shape != here.shape
-    ]
-    problems += [
-        f"{name} is {there.dtype} there, {here.dtype} here"
-        for name, there, here in shared
-        if there.is_floating_point() != here.is_floating_point()
-    ]
-    if problems and (strict or any(" there, " in problem for problem in problems)):
+    """Loads a `*.model` state dict, ours or published.
+
+    strict: False leaves weights as they are that the state lacks, and passes over others. Raises
+    CheckpointError for another architecture.
+    """
+    if not strict:
+        own = encoder.state_dict()
+        state = own | {name: values for name, values in state.items() if name in own}
+    try:
+        load_module(encoder, state, source)
+    except CheckpointError as error:
         raise CheckpointError(
-            f"{source} holds another architecture ({len(problems)} differences): "
-            f"{'; '.join(problems[:4])}. Check --model, --shift_trans_type (K) and the number of "
-            "classes of --dataset."
-        )
-    encoder.load_state_dict(dict(state), strict=strict)
+            f"{error} If it is another architecture, check --model, --shift_trans_type (K) and the "
+            "number of classes of --dataset."
+        ) from error
 
 
 def _projector_layer(width: int, *, relu: bool) -> nn.Sequential:

@@ -52,7 +52,7 @@ CROP_FLAGS = {
     "resize_fix": "evaluation.eval_resize_fix",
 }
 """In an evaluation these published flags mean the evaluation's crops, not training's."""
-CACHE_FORMAT = 2
+CACHE_FORMAT = 3
 """Part of the names of cached features; a file of another format is not found."""
 
 

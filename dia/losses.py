@@ -4,7 +4,6 @@ B images, K shifts, V views, P = K·B rows per view, d features; rows are view-m
 `views.make_views` has them: row i of view v is v·P + i.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -13,23 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dia.encoders import Heads
-from dia.settings import LossMode, Mode
+from dia.settings import ContrastiveConfig, LossMode
 from dia.views import views_in
 
 EPSILON = 1e-8
-
-
-@dataclass(frozen=True)
-class Objective:
-    """Which losses are minimised, and their weights."""
-
-    mode: Mode = "simclr_DIA"
-    loss_mode: LossMode = "shifted_removed"
-    temperature: float = 0.5
-    sim_lambda: float = 1.0
-    """Weight of the contrastive loss; the shift loss has weight 1."""
-    simsiam_lambda: float = 1.0
-    """Weight of the SimSiam loss of the *_simsiam models."""
 
 
 class Losses(NamedTuple):
@@ -41,30 +27,30 @@ class Losses(NamedTuple):
     simsiam: Tensor
 
 
-def heads_for(objective: Objective, simsiam: bool) -> tuple[str, ...]:
+def heads_for(settings: ContrastiveConfig, simsiam: bool) -> tuple[str, ...]:
     """The heads that `contrastive_losses` needs from an encoder."""
-    shift = () if objective.mode == "simclr" else ("shift",)
+    shift = () if settings.mode == "simclr" else ("shift",)
     return ("simclr", *shift, *(("projector", "predictor") if simsiam else ()))
 
 
-def contrastive_losses(heads: Heads, shift_labels: Tensor, objective: Objective) -> Losses:
+def contrastive_losses(heads: Heads, shift_labels: Tensor, settings: ContrastiveConfig) -> Losses:
     """Losses of the views of one batch: contrastive, shift classification, SimSiam.
 
     heads: of V·P rows   shift_labels: (V·P,) int64. Under torchrun the similarities are those of
     all processes' rows together, with gradients.
     """
-    n_views = views_in(objective.mode)
+    n_views = views_in(settings.mode)
     similarity = gathered_similarity(heads.simclr, n_views)
     if n_views == 3:
-        sim = nt_xent_with_negatives(similarity, objective.temperature, objective.loss_mode)
+        sim = nt_xent_with_negatives(similarity, settings.temperature, settings.loss_mode)
     else:
-        sim = nt_xent(similarity, objective.temperature)
-    sim = objective.sim_lambda * sim
+        sim = nt_xent(similarity, settings.temperature)
+    sim = settings.sim_lambda * sim
     zero = torch.zeros_like(sim)
     shift = zero if heads.shift is None else F.cross_entropy(heads.shift, shift_labels)
     simsiam = zero
     if heads.predictor is not None:
-        simsiam = objective.simsiam_lambda * simsiam_loss(heads.predictor, heads.projector, n_views)
+        simsiam = settings.simsiam_lambda * simsiam_loss(heads.predictor, heads.projector, n_views)
     return Losses(sim + shift + simsiam, sim, shift, simsiam)
 
 

@@ -29,18 +29,7 @@ class Lars(Optimizer):
         trust: float = 0.001,
         eps: float = 1e-8,
     ) -> None:
-        if lr < 0 or not 0 <= momentum < 1 or weight_decay < 0 or trust <= 0:
-            raise ValueError(
-                "LARS needs lr >= 0, 0 <= momentum < 1, weight_decay >= 0 and trust > 0, got "
-                f"{lr}, {momentum}, {weight_decay}, {trust}"
-            )
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "trust": trust,
-            "eps": eps,
-        }
+        defaults = dict(lr=lr, momentum=momentum, weight_decay=weight_decay, trust=trust, eps=eps)
         super().__init__(params, defaults)
 
     @torch.no_grad()

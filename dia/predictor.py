@@ -41,7 +41,7 @@ from dia.scoring import (
     similarity_to_mean,
 )
 from dia.settings import BANK_SCORES, DiaConfig, OodScore
-from dia.shifts import Base, parse_shift, rotate, shift
+from dia.shifts import Base, ShiftType, parse_shift, rotate, shift
 
 LOG = logging.getLogger(__name__)
 SIMILAR_SAMPLES = 2
@@ -111,16 +111,23 @@ def load_encoder(
     )
     load_weights(network, state, source=str(path), strict=not settings.no_strict)
     network.to(torch_device, memory_format=layout_for(torch_device, settings.width)).eval()
-    views = ViewSettings(
+    views = view_settings(config, kind, config.evaluation.ood_samples, config.eval_crop_scale)
+    return TrainedEncoder(network, config, views, torch_device, path)
+
+
+def view_settings(
+    config: DiaConfig, kind: ShiftType, n_samples: int, crop_scale: tuple[float, float]
+) -> ViewSettings:
+    """How an evaluation looks at images; only the number of samples and the crops differ."""
+    return ViewSettings(
         base=kind.base,
         n_shifts=kind.count,
-        n_samples=config.evaluation.ood_samples,
-        crop_scale=config.eval_crop_scale,
+        n_samples=n_samples,
+        crop_scale=crop_scale,
         seeding=config.evaluation.seeding,
         seed=config.seed,
         batch_size=config.evaluation.test_batch_size,
     )
-    return TrainedEncoder(network, config, views, torch_device, path)
 
 
 def score(

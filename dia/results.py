@@ -68,15 +68,6 @@ def compare(sets: Mapping[str, SetScores], *, n_resamples: int = 0, seed: int = 
     )
 
 
-def as_plain(results: Results) -> dict[str, object]:
-    """Results as plain values for results.json."""
-    return {
-        "auroc": {name: interval._asdict() for name, interval in results.by_set.items()},
-        "one_class_mean": results.one_class_mean,
-        "one_class_pooled": results.pooled._asdict(),
-    }
-
-
 def table(results: Mapping[str, Results], *, selected_by: str) -> str:
     """A printed table: one row per set, then mean and pooled, one column per score."""
     rows = {"AUROC (normal vs.)": list(results)}
@@ -132,5 +123,13 @@ def write_results(
     folder: Path, results: Mapping[str, Results], facts: Mapping[str, object]
 ) -> None:
     """Writes results.json: facts of the evaluation and every score's AUROCs."""
-    plain = {**facts, "scores": {score: as_plain(result) for score, result in results.items()}}
+    scores = {
+        score: {
+            "auroc": {name: interval._asdict() for name, interval in result.by_set.items()},
+            "one_class_mean": result.one_class_mean,
+            "one_class_pooled": result.pooled._asdict(),
+        }
+        for score, result in results.items()
+    }
+    plain = {**facts, "scores": scores}
     save_text_atomic(json.dumps(plain, indent=2) + "\n", folder / "results.json")

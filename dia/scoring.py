@@ -36,11 +36,6 @@ class CsiReference:
     n_shifts: int
     """K of the features; the "simclr" score uses the first shift alone, so its axes are fewer."""
 
-    def to(self, device: torch.device | str) -> "CsiReference":
-        """The same reference on another device."""
-        moved = (values.to(device) for values in (self.axes, self.weight_sim, self.weight_shift))
-        return CsiReference(*moved, n_shifts=self.n_shifts)
-
 
 def mean_over_samples(features: Tensor, n_shifts: int) -> Tensor:
     """Averages the samples of each shift: (N, K·S, d) → (N, K, d).
@@ -164,8 +159,9 @@ def top1_error(logits: Tensor, labels: Tensor) -> float:
     return 100.0 * (logits.argmax(dim=1) != labels).double().mean().item()
 
 
-def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """Expected calibration error in percent (Guo et al. 2017): equal bins of confidence."""
+def calibration_error(logits: Tensor, labels: Tensor) -> float:
+    """Expected calibration error in percent (Guo et al. 2017): 15 equal bins of confidence."""
+    bins = 15
     confidence, predicted = logits.softmax(dim=1).max(dim=1)
     correct = (predicted == labels).double()
     bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1  # bins are open on the left

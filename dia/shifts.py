@@ -16,9 +16,6 @@ from dia.settings import ShiftName
 SHIFT_NAMES: tuple[ShiftName, ...] = get_args(ShiftName)
 Base = Literal["none", "rotation", "cutperm"]
 View = Literal["none", "diffusion", "blurgaussian", "blurmedian", "blurnone"]
-
-ROTATED = {"diffusion", "blurgaussian", "blurmedian", "blurnone"}
-"""Names that mean rotation when they stand alone."""
 # OpenCV's fixed binomial-like tables for a non-positive sigma; larger kernels use a formula.
 OPENCV_KERNELS = {
     1: (1.0,),

@@ -62,12 +62,11 @@ from dia.building import (
 )
 from dia.data import EvaluationSets, evaluation_sets, hold_out, normal_train_set
 from dia.encoders import Encoder
-from dia.features import ViewSettings
-from dia.losses import Objective, contrastive_losses, heads_for, probe_loss
+from dia.losses import contrastive_losses, heads_for, probe_loss
 from dia.optim import learning_rate
-from dia.predictor import TrainedEncoder, bank_scores, take_features
+from dia.predictor import TrainedEncoder, bank_scores, take_features, view_settings
 from dia.results import NORMAL, compare
-from dia.settings import ContrastiveConfig, DiaConfig
+from dia.settings import DiaConfig
 from dia.views import (
     NegativeViewConfig,
     beta_parameters,
@@ -328,20 +327,23 @@ def training_step(state: TrainState, epoch: int, number: int, batch: Batch) -> d
     rows = augmented_views(state, epoch, number, images)  # (V·K·B, C, H, W)
 
     # Losses of the encoder.
-    objective = Objective(
-        mode=settings.mode,
-        loss_mode=settings.loss_mode,
-        temperature=settings.temperature,
-        sim_lambda=settings.sim_lambda,
-        simsiam_lambda=settings.simsiam_lambda,
-    )
-    heads = encoder(rows, *heads_for(objective, encoder.simsiam))
+    heads = encoder(rows, *heads_for(settings, encoder.simsiam))
     truth = shift_labels(len(images), n_shifts, n_views, state.device)
-    losses = contrastive_losses(heads, truth, objective)
+    losses = contrastive_losses(heads, truth, settings)
 
     # Update of the encoder, and the learning rate of its next one.
     optimise(losses.total, state.optimizer, state.processes)
-    set_learning_rate(state.optimizer, settings, epoch, number, state.batches)
+    done = epoch - 1 + number / state.batches  # counts batches that max_batches leaves out, too
+    rate = learning_rate(
+        done,
+        initial=settings.lr_init,
+        warmup=settings.warmup,
+        epochs=settings.epochs,
+        batches=state.batches,
+        schedule=settings.lr_scheduler,
+    )
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
 
     # Update of the linear probe.
     probed = probe_loss(encoder.linear, heads.penultimate, labels, n_shifts)
@@ -381,22 +383,6 @@ def optimise(loss: Tensor, optimizer: Optimizer, processes: Processes) -> None:
     optimizer.step()
 
 
-def set_learning_rate(
-    optimizer: Optimizer, settings: ContrastiveConfig, epoch: int, number: int, batches: int
-) -> None:
-    """The rate of the next step; the schedule counts all batches of a pass, as published."""
-    rate = learning_rate(
-        epoch - 1 + number / batches,
-        initial=settings.lr_init,
-        warmup=settings.warmup,
-        epochs=settings.epochs,
-        batches=batches,
-        schedule=settings.lr_scheduler,
-    )
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
 def select_best(state: TrainState, folder: Path, log: RunLog, train_loss: float = math.inf) -> None:
     """Looks whether this epoch is the best so far, and saves it as best_*.model if so."""
     values = selection_values(state, folder, train_loss)
@@ -421,15 +407,8 @@ def selection_values(state: TrainState, folder: Path, train_loss: float) -> dict
     if sets is None:
         return {"loss": -train_loss}
     shift_type = effective_shift(config.contrastive)
-    views = ViewSettings(
-        base=shift_type.base,
-        n_shifts=shift_type.count,
-        n_samples=config.evaluation.select_ood_samples,
-        crop_scale=SELECTION_CROP,
-        seeding=config.evaluation.seeding,
-        seed=config.seed,
-        batch_size=config.evaluation.test_batch_size,
-    )
+    n_samples = config.evaluation.select_ood_samples
+    views = view_settings(config, shift_type, n_samples, SELECTION_CROP)
     encoder = TrainedEncoder(state.encoder, config, views, state.device, folder / "last.model")
     score = "simclr" if shift_type.count == 1 else "CSI"
     train = take_features(encoder, state.images, state.bad)

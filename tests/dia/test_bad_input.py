@@ -42,7 +42,7 @@ def other_architecture(folder: Path) -> list[str]:
     [
         (missing_class_folder, "lacks the class folder DRUSEN. Expected"),
         (one_image, "1 training image(s) of class 0 in folder: at least 2 are needed"),
-        (other_architecture, "last.model holds another architecture"),
+        (other_architecture, "last.model does not fit the network of the settings"),
     ],
 )
 def test_answer_is_one_line_and_nothing_is_written(prepare, answer: str, tmp_path: Path) -> None:

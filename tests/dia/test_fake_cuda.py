@@ -7,13 +7,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dia.augment import AugmentationSettings, augment, random_augmentation
 from dia.encoders import build_encoder
 from dia.features import ViewSettings, draw_samples, image_features, published_draws
-from dia.losses import Objective, contrastive_losses, heads_for, probe_loss
+from dia.losses import contrastive_losses, heads_for, probe_loss
 from dia.scoring import (
     csi_score,
     fit_csi,
     marginal_logits,
     similarity_to_mean,
 )
+from dia.settings import ContrastiveConfig
 from dia.shifts import SHIFT_NAMES, parse_shift
 from dia.views import Draws, NegativeViewConfig, make_views, shift_labels
 from diffusion_models.diffusion import GaussianDiffusion, gaussian_noise
@@ -65,7 +66,7 @@ def test_encoder_and_losses_follow_their_input(fake_cuda, name: str) -> None:
         encoder = build_encoder(name, n_classes=2, n_shifts=4)
     rows = torch.rand(24, 3, 32, 32, device=CUDA)
     for mode in ("simclr_CSI", "simclr_DIA"):
-        objective = Objective(mode=mode)
+        objective = ContrastiveConfig(mode=mode, shift_trans_type="rotation")
         heads = encoder(rows, *heads_for(objective, encoder.simsiam))
         labels = torch.zeros(24, dtype=torch.int64, device=CUDA)
         assert contrastive_losses(heads, labels, objective).total.device.type == "cuda"

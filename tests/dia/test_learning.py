@@ -8,7 +8,6 @@ import torch
 from common.checkpoint import CheckpointError
 from dia.encoders import ENCODER_NAMES, build_encoder, load_weights
 from dia.losses import (
-    Objective,
     contrastive_losses,
     gathered_similarity,
     heads_for,
@@ -17,6 +16,7 @@ from dia.losses import (
     simsiam_loss,
 )
 from dia.optim import Lars, learning_rate
+from dia.settings import ContrastiveConfig
 
 
 def test_every_published_model_is_built_with_its_heads() -> None:
@@ -49,11 +49,11 @@ def test_unknown_model_and_head_are_refused() -> None:
 
 def test_weights_of_another_architecture_are_refused() -> None:
     two, four = (build_encoder("resnet18", n_classes=2, n_shifts=k, width=8) for k in (1, 4))
-    with pytest.raises(CheckpointError, match=r"shift_cls_layer.weight is \(1, 64\) there"):
+    with pytest.raises(CheckpointError, match=r"shift_cls_layer.weight: \(1, 64\) for \(4, 64\)"):
         load_weights(four, two.state_dict(), source="last.model")
     state = two.state_dict()
     del state["linear.bias"]
-    with pytest.raises(CheckpointError, match=r"linear\.bias is missing"):
+    with pytest.raises(CheckpointError, match=r"1 missing \(linear\.bias\)"):
         load_weights(two, state, source="last.model")
     load_weights(two, state, source="last.model", strict=False)
 
@@ -95,7 +95,7 @@ def test_every_mode_has_a_finite_loss_that_reaches_the_stem(mode: str) -> None:
     torch.manual_seed(0)
     encoder = build_encoder("resnet18", n_classes=2, n_shifts=4, width=8)
     rows = {"simclr": 4, "simclr_CSI": 16, "simclr_DIA": 24}[mode]
-    objective = Objective(mode=mode)
+    objective = ContrastiveConfig(mode=mode, shift_trans_type="rotation")
     heads = encoder(torch.rand(rows, 3, 16, 16), *heads_for(objective, simsiam=False))
     losses = contrastive_losses(heads, torch.arange(rows) % 4, objective)
     losses.total.backward()

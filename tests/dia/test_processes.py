@@ -16,7 +16,7 @@ from common.images import write_image
 from common.runtime import Processes, start_processes, stop_processes
 from dia import training as contrastive
 from dia.encoders import Heads
-from dia.losses import Objective, contrastive_losses
+from dia.losses import contrastive_losses
 from dia.settings import ContrastiveConfig, DiaConfig
 from diffusion_models import training as ddpm
 from diffusion_models.settings import DataConfig, DdpmConfig, DiffusionConfig
@@ -93,7 +93,8 @@ def one_update(rows: Tensor, labels: Tensor, processes: Processes) -> dict[str, 
     torch.manual_seed(0)
     heads = nn.ModuleDict({"simclr": nn.Linear(5, 4), "shift": nn.Linear(5, 4)})
     outputs = {name: head(rows) for name, head in heads.items()}
-    losses = contrastive_losses(Heads(rows, rows, **outputs), labels, Objective())
+    settings = ContrastiveConfig(mode="simclr_DIA", shift_trans_type="rotation")
+    losses = contrastive_losses(Heads(rows, rows, **outputs), labels, settings)
     contrastive.optimise(losses.total, torch.optim.SGD(heads.parameters(), lr=1.0), processes)
     return heads.state_dict()
 

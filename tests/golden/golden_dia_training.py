@@ -10,7 +10,6 @@ import torch
 from common.runtime import Processes
 from dia.encoders import ENCODER_NAMES, Encoder, build_encoder
 from dia.losses import (
-    Objective,
     contrastive_losses,
     gathered_similarity,
     heads_for,
@@ -21,6 +20,7 @@ from dia.losses import (
     probe_loss,
 )
 from dia.optim import Lars, learning_rate
+from dia.settings import ContrastiveConfig
 from dia.shifts import ShiftType
 from dia.training import optimise
 from dia.views import Draws, NegativeViewConfig, make_views, shift_labels
@@ -172,7 +172,12 @@ def check_train_two_steps(folder: Path, entry: Entry, arrays: Arrays) -> None:
     diffusion, ddpm_entry = referenced_diffusion(folder, entry)
     resolution = ddpm_entry["settings"]["size"]
     negatives = NegativeViewConfig(dissolve=Dissolver(diffusion), resolution=resolution)
-    objective = Objective(loss_mode=settings["loss_mode"], temperature=settings["temperature"])
+    objective = ContrastiveConfig(
+        mode="simclr_DIA",
+        shift_trans_type="diffusion",
+        loss_mode=settings["loss_mode"],
+        temperature=settings["temperature"],
+    )
     shift_type = ShiftType(settings["transform"], "diffusion")
     optimizer = Lars(
         encoder.parameters(), settings["lr_init"], weight_decay=settings["weight_decay"]
