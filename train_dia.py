@@ -39,8 +39,7 @@ def main() -> int:
     trained = train(config, command=sys.argv)
     print(f"Checkpoints of epoch {trained.epoch} and before are in {trained.folder}")
     for name, value in trained.best.items():
-        chosen = config.contrastive.select_by
-        print(f"best_{name}.model: {value:.4f} (chosen by: {chosen})")
+        print(f"best_{name}.model: {value:.4f} (chosen by: {config.contrastive.select_by})")
     return trained.exit_status
 
 

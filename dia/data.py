@@ -71,12 +71,12 @@ def warn_of_all_classes(config: DiaConfig, whole: ImageSet) -> None:
     if len(present) < 2:
         return
     normal = dataset_row(config.data.dataset).normal
-    listed = ", ".join(f"{number} ({whole.classes[number]})" for number in present[:SHOWN])
+    classes = ", ".join(f"{number} ({whole.classes[number]})" for number in present[:SHOWN])
     more = f" and {len(present) - SHOWN} more" if len(present) > SHOWN else ""
     LOG.warning(
         "data.one_class_idx is none: the training images are of all %d classes, %s%s, anomalies "
         "among them. For normal images alone pass --one_class_idx %d (%s).",
-        len(present), listed, more, normal, whole.classes[normal],
+        len(present), classes, more, normal, whole.classes[normal],
     )  # fmt: skip
 
 
@@ -133,8 +133,8 @@ def hold_out(config: DiaConfig, images: ImageSet) -> tuple[ImageSet, EvaluationS
             "contrastive.val_fraction, or add images."
         )
     order = torch.randperm(len(images), generator=generator_for(config.seed, "val")).numpy()
-    kept, held = images.subset(order[n:]), images.subset(order[:n])
+    train, held_out = images.subset(order[n:]), images.subset(order[:n])
     whole, index = load_split(config, "train"), config.data.one_class_idx
     if index is None or set(whole.labels.tolist()) <= {index}:
-        return kept, None
-    return kept, EvaluationSets(held, other_classes(whole, index))
+        return train, None
+    return train, EvaluationSets(held_out, other_classes(whole, index))

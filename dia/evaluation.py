@@ -32,11 +32,11 @@ from dia.predictor import (
     bank_scores,
     class_logits_over_shifts,
     evaluation_batches,
+    extract_features,
     finite_scores,
     load_encoder,
     plain_scores,
     run_settings,
-    take_features,
     with_run_settings,
 )
 from dia.results import NORMAL, Results, compare, deciles, table, write_results, write_scores
@@ -107,21 +107,21 @@ def evaluate(config: DiaConfig, mode: EvalMode, command: Sequence[str]) -> str:
 
 def checked_scores(config: DiaConfig, mode: EvalMode) -> tuple[OodScore, ...]:
     """The scores to compute; ConfigError where one is not of this mode."""
-    wanted = config.evaluation.ood_score
-    wrong = [score for score in wanted if (score in BANK_SCORES) != (mode == "ood_pre")]
+    scores = config.evaluation.ood_score
+    wrong = [score for score in scores if (score in BANK_SCORES) != (mode == "ood_pre")]
     if wrong:
         ours = BANK_SCORES if mode == "ood_pre" else "clean_norm, similar, baseline, …marginalized"
         raise ConfigError(
             f"--ood_score: {', '.join(wrong)} is no score of --mode {mode}, which has {ours}",
             key="evaluation.ood_score",
         )
-    if not config.evaluation.ood_layer and {"clean_norm", "similar"} & set(wanted):
+    if not config.evaluation.ood_layer and {"clean_norm", "similar"} & set(scores):
         raise ConfigError(
             "--ood_layer names no layer; clean_norm and similar need one: simclr, shift or "
             "penultimate",
             key="evaluation.ood_layer",
         )
-    return wanted
+    return scores
 
 
 def selected_by(checkpoint: Path) -> str:
@@ -176,8 +176,8 @@ def evaluate_scores(
                 title = config.data.dataset if name == NORMAL else name
                 lines.append(deciles(title, values.scores))
     write_results(folder, results, facts | left_out(bad))
-    shown = table(results, selected_by=facts["selected_by"])
-    return "\n".join([*lines, shown, f"Written to {folder}"])
+    text = table(results, selected_by=facts["selected_by"])
+    return "\n".join([*lines, text, f"Written to {folder}"])
 
 
 def evaluate_accuracy(
@@ -202,8 +202,8 @@ def evaluate_accuracy(
         for batch in batches:
             x = batch.images.to(encoder.device)
             marginal = mode == "test_marginalized_acc"
-            found = class_logits_over_shifts(network, x, base) if marginal else network(x).linear
-            logits.append(found.cpu())
+            outputs = class_logits_over_shifts(network, x, base) if marginal else network(x).linear
+            logits.append(outputs.cpu())
             labels.append(batch.labels)
             names += batch.names
     every, truth = torch.cat(logits), torch.cat(labels)
@@ -221,12 +221,12 @@ def left_out(bad: BadImages) -> dict[str, Any]:
 
 
 def cached_features(encoder: TrainedEncoder, images: ImageSet, bad: BadImages) -> SetFeatures:
-    """As `take_features`, but read from a file beside the checkpoint where one has them.
+    """As `extract_features`, but read from a file beside the checkpoint where one has them.
 
     The file's name is a hash of the checkpoint, the views, and the images' names and contents.
     """
     if not encoder.config.evaluation.cache_features:
-        return take_features(encoder, images, bad)
+        return extract_features(encoder, images, bad)
     views = encoder.views
     if views.seeding != "published":
         views = replace(views, batch_size=0)  # which does not matter then
@@ -242,7 +242,7 @@ def cached_features(encoder: TrainedEncoder, images: ImageSet, bad: BadImages) -
         else:
             bad.note(features.left_out)
             return features
-    features = take_features(encoder, images, bad)
+    features = extract_features(encoder, images, bad)
     save_atomic(features._asdict(), path)
     return features
 

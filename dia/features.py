@@ -110,8 +110,8 @@ def published_draws(
     signs = None
     if n_shifts > 1:
         signs = torch.stack([random_signs(n_images, generator) for _ in range(n_shifts)])
-    drawn = published_augmentation(n_shifts * n_images, size[0], settings, generator, rng)
-    return ViewDraws(signs, drawn)
+    augmentation = published_augmentation(n_shifts * n_images, size[0], settings, generator, rng)
+    return ViewDraws(signs, augmentation)
 
 
 def shifted_rows(images: Tensor, base: Base, n_shifts: int, draws: ViewDraws) -> Tensor:

@@ -89,6 +89,6 @@ def learning_rate(
     if schedule == "cosine":
         return peak * (1 + math.cos(math.pi * age / epochs)) / 2
     if schedule == "step_decay":
-        passed = sum(age >= int(part * epochs) for part in (0.5, 0.75))
-        return peak * 0.1**passed
+        n_decays = sum(age >= int(part * epochs) for part in (0.5, 0.75))
+        return peak * 0.1**n_decays
     raise ValueError(f"lr_scheduler must be cosine or step_decay, got {schedule!r}")

@@ -155,7 +155,7 @@ def score(
             raise ValueError(f"{ood_score} compares with training images; pass train_images")
         train = as_image_set(encoder, train_images, train_names)
         features = {
-            name: take_features(encoder, images, BadImages())
+            name: extract_features(encoder, images, BadImages())
             for name, images in (("train", train), ("test", test))
         }
     return bank_scores(encoder, features.pop("train"), features, ood_score)["test"].scores
@@ -223,27 +223,27 @@ def with_run_settings(
     values["data.resize_to"] = run.data.resize_to or row.size
     if dataset_row(config.data.dataset) == row:
         values["data.one_class_idx"] = run.data.one_class_idx
-    asked = {key: attrgetter(key)(config) for key in values}
-    asked["contrastive.shift_trans_type"] = parse_shift(asked["contrastive.shift_trans_type"]).base
-    if asked["data.resize_to"] is None:
-        asked["data.resize_to"] = dataset_row(config.data.dataset).size
+    current = {key: attrgetter(key)(config) for key in values}
+    current["contrastive.shift_trans_type"] = parse_shift(config.contrastive.shift_trans_type).base
+    if current["data.resize_to"] is None:
+        current["data.resize_to"] = dataset_row(config.data.dataset).size
     for key, value in values.items():
         # The run's own file may name a shift that its mode, simclr, left unused.
-        if key in given and asked[key] not in (value, attrgetter(key)(run)):
+        if key in given and current[key] not in (value, attrgetter(key)(run)):
             raise ConfigError(
-                f"{key}: {asked[key]!r} is asked for, but {checkpoint} was trained with {value!r} "
+                f"{key}: {current[key]!r} is asked for, but {checkpoint} was trained with {value!r} "
                 f"(config.yaml beside it). Give {value!r}, or leave it out, or move the file away "
                 "from its run to have it taken for what you say.",
                 key=key,
             )
-    taken = {key: value for key, value in values.items() if asked[key] != value}
-    if taken:
-        shown = ", ".join(f"{key}: {value}" for key, value in taken.items())
-        LOG.info("as %s was trained: %s", checkpoint, shown)
+    adopted = {key: value for key, value in values.items() if current[key] != value}
+    if adopted:
+        text = ", ".join(f"{key}: {value}" for key, value in adopted.items())
+        LOG.info("as %s was trained: %s", checkpoint, text)
     if kind.count == 1:
-        taken["contrastive.mode"] = "simclr"  # the only mode without shifts
+        adopted["contrastive.mode"] = "simclr"  # the only mode without shifts
     for section in ("contrastive", "data"):
-        changes = {k.partition(".")[2]: v for k, v in taken.items() if k.startswith(section)}
+        changes = {k.partition(".")[2]: v for k, v in adopted.items() if k.startswith(section)}
         config = replace(config, **{section: replace(getattr(config, section), **changes)})
     return config
 
@@ -259,7 +259,7 @@ def evaluation_batches(
         yield batches
 
 
-def take_features(encoder: TrainedEncoder, images: ImageSet, bad: BadImages) -> SetFeatures:
+def extract_features(encoder: TrainedEncoder, images: ImageSet, bad: BadImages) -> SetFeatures:
     """CSI features of a set. bad: what to do with images that cannot be read, and which they are.
 
     Raises ImageError, and DatasetError where no image can be read.
@@ -271,8 +271,8 @@ def take_features(encoder: TrainedEncoder, images: ImageSet, bad: BadImages) -> 
         for batch in batches:
             x = batch.images.to(encoder.device)
             samples = draw_samples(views, batch.names, (x.shape[2], x.shape[3]))
-            taken = image_features(encoder.network, x, views.base, views.n_shifts, samples)
-            parts.append((taken[0].cpu(), taken[1].cpu()))
+            pair = image_features(encoder.network, x, views.base, views.n_shifts, samples)
+            parts.append((pair[0].cpu(), pair[1].cpu()))
             names += batch.names
     simclr, shift_logits = (torch.cat(part) for part in zip(*parts, strict=True))
     left_out = {name: bad.found[name] for name in images.names if name in bad.found}

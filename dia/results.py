@@ -82,8 +82,8 @@ def table(results: Mapping[str, Results], *, selected_by: str) -> str:
 def deciles(name: str, scores: np.ndarray) -> str:
     """Mean, deviation and deciles of scores (N,), as --print_score shows them."""
     quantiles = np.quantile(scores, np.arange(0, 1.1, 0.1))
-    listed = "    ".join(f"q{10 * i}: {value:.4f}" for i, value in enumerate(quantiles))
-    return f"{name:18s} {scores.mean():.4f} +- {scores.std():.4f}    {listed}"
+    text = "    ".join(f"q{10 * i}: {value:.4f}" for i, value in enumerate(quantiles))
+    return f"{name:18s} {scores.mean():.4f} +- {scores.std():.4f}    {text}"
 
 
 def scores_csv(score: str, sets: Mapping[str, SetScores]) -> str:

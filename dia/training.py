@@ -64,7 +64,7 @@ from dia.data import EvaluationSets, evaluation_sets, hold_out, normal_train_set
 from dia.encoders import Encoder
 from dia.losses import contrastive_losses, heads_for, probe_loss
 from dia.optim import learning_rate
-from dia.predictor import TrainedEncoder, bank_scores, take_features, view_settings
+from dia.predictor import TrainedEncoder, bank_scores, extract_features, view_settings
 from dia.results import NORMAL, compare
 from dia.settings import DiaConfig
 from dia.views import (
@@ -289,7 +289,7 @@ def train_epochs(state: TrainState, folder: Path, log: RunLog | None, stop: Stop
 def train_epoch(state: TrainState, stop: StopRequest) -> dict[str, float]:
     """One pass, whole even where a stop is asked for: mean losses, and the rate at its end."""
     sums: dict[str, float] = {}
-    epoch, asked = state.epoch + 1, False
+    epoch, warned = state.epoch + 1, False
     batches = epoch_batches(
         state.images,
         batch_size=state.config.contrastive.batch_size,
@@ -304,9 +304,9 @@ def train_epoch(state: TrainState, stop: StopRequest) -> dict[str, float]:
         for number, batch in zip(range(state.steps_per_epoch), batches, strict=False):
             losses = training_step(state, epoch, number, batch)
             require_finite(state.epoch * state.steps_per_epoch + number + 1, losses, LOWER_RATE)
-            if stop.requested and not asked:
+            if stop.requested and not warned:
                 LOG.warning("Asked to stop: epoch %d is finished first; Ctrl-C ends it now.", epoch)
-                asked = True
+                warned = True
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value
     state.epoch = epoch
@@ -411,9 +411,9 @@ def selection_values(state: TrainState, folder: Path, train_loss: float) -> dict
     views = view_settings(config, shift_type, n_samples, SELECTION_CROP)
     encoder = TrainedEncoder(state.encoder, config, views, state.device, folder / "last.model")
     score = "simclr" if shift_type.count == 1 else "CSI"
-    train = take_features(encoder, state.images, state.bad)
+    train = extract_features(encoder, state.images, state.bad)
     tests = {
-        name: take_features(encoder, images, state.bad)
+        name: extract_features(encoder, images, state.bad)
         for name, images in {NORMAL: sets.normal, **sets.others}.items()
     }
     return {score: compare(bank_scores(encoder, train, tests, score)).one_class_mean}
