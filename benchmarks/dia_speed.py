@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.published_dia import loop_csi_scores, loop_views, with_loop_layers
 from common.checkpoint import save_text_atomic
-from dia.augment import Augmentation, AugmentationSettings, augment, random_augmentation
+from dia.augment import Augmentation, augment, random_augmentation
 from dia.encoders import build_encoder
 from dia.losses import contrastive_losses
 from dia.scoring import csi_score, fit_csi
@@ -32,7 +32,7 @@ from diffusion_models.diffusion import GaussianDiffusion
 from diffusion_models.dissolve import Dissolver
 from diffusion_models.unet import Unet
 
-CROP = AugmentationSettings()
+CROP = (0.08, 1.0)
 SIDES = {"loop_convolutions": "in the loop", "ours_convolutions": "here"}
 CONVOLUTIONS = ("mkldnn_convolution", "slow_conv2d_forward", "convolution_backward")
 

@@ -8,7 +8,6 @@ B images, C channels, H W pixels; RGB in [0, 1].
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -19,25 +18,17 @@ from torch import Tensor
 HUE_UNITS = 255 / 360
 """The published code adds hue offsets in these units of a turn."""
 GREY_WEIGHTS = (0.299, 0.587, 0.114)
+JITTER_PROBABILITY, GREY_PROBABILITY = 0.8, 0.2
+FACTOR_SPREAD = 0.4
+"""Factors of contrast, saturation and value lie within 1 ± this."""
+HUE_SPREAD = 0.1
+CROP_RATIO = (3 / 4, 4 / 3)
+"""Narrowest and widest crop: width over height."""
+CropScale = tuple[float, float]
+"""Smallest and largest cropped area, as a fraction of the image's."""
 CROP_TRIALS = 10
 DRAWS = 9 + 2 * CROP_TRIALS
 """Uniform numbers that one augmented image takes."""
-
-
-@dataclass(frozen=True)
-class AugmentationSettings:
-    """Ranges and probabilities of the augmentation, published values."""
-
-    jitter_probability: float = 0.8
-    contrast: float = 0.4
-    brightness: float = 0.4
-    saturation: float = 0.4
-    hue: float = 0.1
-    grey_probability: float = 0.2
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Smallest and largest cropped area, as a fraction of the image's."""
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Narrowest and widest crop: width over height."""
 
 
 class Jitter(NamedTuple):
@@ -174,7 +165,7 @@ def random_signs(n: int, generator: torch.Generator) -> Tensor:
 def random_augmentation(
     n: int,
     size: tuple[int, int],
-    settings: AugmentationSettings,
+    crop_scale: CropScale,
     generator: torch.Generator,
 ) -> Augmentation:
     """Draws an augmentation of n images of `size` (H, W) pixels, with one order of the jitter."""
@@ -182,11 +173,11 @@ def random_augmentation(
         (n, DRAWS), generator=generator, device=generator.device, dtype=torch.float64
     )
     uniforms[:, 1] = uniforms[:1, 1]  # the published coin is tossed once a batch
-    return augmentation_from_uniforms(uniforms, size, settings)
+    return augmentation_from_uniforms(uniforms, size, crop_scale)
 
 
 def augmentation_from_uniforms(
-    uniforms: Tensor, size: tuple[int, int], settings: AugmentationSettings
+    uniforms: Tensor, size: tuple[int, int], crop_scale: CropScale
 ) -> Augmentation:
     """The augmentation that (B, DRAWS) uniform numbers in [0, 1) stand for.
 
@@ -195,15 +186,15 @@ def augmentation_from_uniforms(
     apply, coin, contrast, hue, saturation, value, grey, *bias = uniforms[:, :9].unbind(1)
     areas, ratios = uniforms[:, 9:].split(CROP_TRIALS, dim=1)
     jitter = Jitter(
-        apply=apply < settings.jitter_probability,
+        apply=apply < JITTER_PROBABILITY,
         contrast_first=coin > 0.5,
-        contrast=_between(contrast, 1, settings.contrast).float(),
-        hue=_between(hue, 0, settings.hue).float(),
-        saturation=_between(saturation, 1, settings.saturation).float(),
-        value=_between(value, 1, settings.brightness).float(),
+        contrast=_between(contrast, 1, FACTOR_SPREAD).float(),
+        hue=_between(hue, 0, HUE_SPREAD).float(),
+        saturation=_between(saturation, 1, FACTOR_SPREAD).float(),
+        value=_between(value, 1, FACTOR_SPREAD).float(),
     )
-    boxes = crop_boxes(areas, ratios, torch.stack(bias, dim=1), size, settings)
-    return Augmentation(jitter, grey < settings.grey_probability, boxes)
+    boxes = crop_boxes(areas, ratios, torch.stack(bias, dim=1), size, crop_scale)
+    return Augmentation(jitter, grey < GREY_PROBABILITY, boxes)
 
 
 def crop_boxes(
@@ -211,7 +202,7 @@ def crop_boxes(
     ratios: Tensor,
     offsets: Tensor,
     size: tuple[int, int],
-    settings: AugmentationSettings,
+    crop_scale: CropScale,
 ) -> Tensor:
     """Crop boxes (B, 4) from uniform numbers: areas and ratios (B, trials), offsets (B, 2).
 
@@ -220,8 +211,8 @@ def crop_boxes(
     that are not square.
     """
     height, width = size
-    low, high = settings.crop_scale
-    log_low, log_high = (math.log(ratio) for ratio in settings.crop_ratio)
+    low, high = crop_scale
+    log_low, log_high = (math.log(ratio) for ratio in CROP_RATIO)
     area = (low + (high - low) * areas) * (height * width)
     ratio = torch.exp(log_low + (log_high - log_low) * ratios)
     w, h = torch.sqrt(area * ratio).round(), torch.sqrt(area / ratio).round()  # (B, trials)
@@ -237,14 +228,14 @@ def crop_boxes(
 
 
 def published_crop_boxes(
-    n: int, side: int, settings: AugmentationSettings, rng: np.random.RandomState
+    n: int, side: int, crop_scale: CropScale, rng: np.random.RandomState
 ) -> Tensor:
     """Crop boxes (n, 4) for square images from NumPy's legacy generator, as published.
 
     All trials of the batch form one queue from which the first n that fit are taken.
     """
-    low, high = (math.log(ratio) for ratio in settings.crop_ratio)
-    area = rng.uniform(*settings.crop_scale, n * CROP_TRIALS) * side**2
+    low, high = (math.log(ratio) for ratio in CROP_RATIO)
+    area = rng.uniform(*crop_scale, n * CROP_TRIALS) * side**2
     ratio = np.exp(rng.uniform(low, high, n * CROP_TRIALS))
     w, h = np.round(np.sqrt(area * ratio)), np.round(np.sqrt(area / ratio))
     fits = (w > 0) & (w <= side) & (h > 0) & (h <= side)
@@ -257,7 +248,7 @@ def published_crop_boxes(
 def published_augmentation(
     n: int,
     side: int,
-    settings: AugmentationSettings,
+    crop_scale: CropScale,
     generator: torch.Generator,
     rng: np.random.RandomState,
 ) -> Augmentation:
@@ -269,18 +260,15 @@ def published_augmentation(
     def uniform(centre: float, spread: float) -> Tensor:
         return torch.empty(n).uniform_(centre - spread, centre + spread, generator=generator)
 
-    apply = bernoulli(settings.jitter_probability)
+    apply = bernoulli(JITTER_PROBABILITY)
     contrast_first = bool(rng.rand() > 0.5)
-    contrast = uniform(1, settings.contrast) if contrast_first else None
-    hue, saturation, value = (
-        uniform(0, settings.hue),
-        uniform(1, settings.saturation),
-        uniform(1, settings.brightness),
-    )
-    contrast = uniform(1, settings.contrast) if contrast is None else contrast
+    contrast = uniform(1, FACTOR_SPREAD) if contrast_first else None
+    hue = uniform(0, HUE_SPREAD)
+    saturation, value = uniform(1, FACTOR_SPREAD), uniform(1, FACTOR_SPREAD)
+    contrast = uniform(1, FACTOR_SPREAD) if contrast is None else contrast
     order = torch.full((n,), contrast_first)
-    grey = bernoulli(settings.grey_probability)
-    boxes = published_crop_boxes(n, side, settings, rng)
+    grey = bernoulli(GREY_PROBABILITY)
+    boxes = published_crop_boxes(n, side, crop_scale, rng)
     return Augmentation(Jitter(apply, order, contrast, hue, saturation, value), grey, boxes)
 
 

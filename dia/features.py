@@ -15,7 +15,7 @@ from common.runtime import seed_from
 from dia.augment import (
     DRAWS,
     Augmentation,
-    AugmentationSettings,
+    CropScale,
     augment,
     augmentation_from_uniforms,
     flip,
@@ -38,7 +38,7 @@ class ViewSettings:
     """K."""
     n_samples: int
     """S."""
-    crop_scale: tuple[float, float]
+    crop_scale: CropScale
     """Range of the crops' areas, as fractions of the image's."""
     seeding: Seeding
     seed: int
@@ -59,14 +59,13 @@ def draw_samples(
     views: ViewSettings, names: Sequence[str], size: tuple[int, int]
 ) -> list[ViewDraws]:
     """The draws of all S samples of a batch; names: (B,)   size: (H, W) pixels of the images."""
-    settings = AugmentationSettings(crop_scale=views.crop_scale)
     if views.seeding == "published":
         return [
-            published_draws(len(names), sample, views.n_shifts, size, settings)
+            published_draws(len(names), sample, views.n_shifts, size, views.crop_scale)
             for sample in range(views.n_samples)
         ]
     return [
-        per_image_draws(names, sample, views.n_shifts, size, settings, views.seed)
+        per_image_draws(names, sample, views.n_shifts, size, views.crop_scale, views.seed)
         for sample in range(views.n_samples)
     ]
 
@@ -76,7 +75,7 @@ def per_image_draws(
     sample: int,
     n_shifts: int,
     size: tuple[int, int],
-    settings: AugmentationSettings,
+    crop_scale: CropScale,
     seed: int,
 ) -> ViewDraws:
     """Draws that depend on the seed, the image's name and the sample alone.
@@ -89,7 +88,7 @@ def per_image_draws(
     rows = by_shift[:, :, 1:].flatten(0, 1)  # (K·B, DRAWS)
     # As published, unshifted features (K = 1) are not flipped.
     signs = torch.where(by_shift[:, :, 0] < 0.5, -1.0, 1.0) if n_shifts > 1 else None
-    return ViewDraws(signs, augmentation_from_uniforms(rows, size, settings))
+    return ViewDraws(signs, augmentation_from_uniforms(rows, size, crop_scale))
 
 
 def published_draws(
@@ -97,7 +96,7 @@ def published_draws(
     sample: int,
     n_shifts: int,
     size: tuple[int, int],
-    settings: AugmentationSettings,
+    crop_scale: CropScale,
 ) -> ViewDraws:
     """The published draws: all generators reset to the sample's number for every batch.
 
@@ -110,7 +109,7 @@ def published_draws(
     signs = None
     if n_shifts > 1:
         signs = torch.stack([random_signs(n_images, generator) for _ in range(n_shifts)])
-    augmentation = published_augmentation(n_shifts * n_images, size[0], settings, generator, rng)
+    augmentation = published_augmentation(n_shifts * n_images, size[0], crop_scale, generator, rng)
     return ViewDraws(signs, augmentation)
 
 

@@ -231,9 +231,9 @@ def with_run_settings(
         # The run's own file may name a shift that its mode, simclr, left unused.
         if key in given and current[key] not in (value, attrgetter(key)(run)):
             raise ConfigError(
-                f"{key}: {current[key]!r} is asked for, but {checkpoint} was trained with {value!r} "
-                f"(config.yaml beside it). Give {value!r}, or leave it out, or move the file away "
-                "from its run to have it taken for what you say.",
+                f"{key}: {current[key]!r} is asked for, but {checkpoint} was trained with "
+                f"{value!r} (config.yaml beside it). Give {value!r}, or leave it out, or move the "
+                "file away from its run to have it taken for what you say.",
                 key=key,
             )
     adopted = {key: value for key, value in values.items() if current[key] != value}

@@ -52,7 +52,7 @@ from common.training import (
     require_finite,
     require_finite_training,
 )
-from dia.augment import AugmentationSettings, augment, random_augmentation
+from dia.augment import augment, random_augmentation
 from dia.building import (
     build_negatives,
     build_optimizer,
@@ -370,8 +370,7 @@ def augmented_views(state: TrainState, epoch: int, number: int, images: Tensor) 
     )
     views = make_views(images, settings.mode, shift_type, draws, state.negatives)
     size = (views.shape[2], views.shape[3])
-    ranges = AugmentationSettings(crop_scale=settings.crop_scale)
-    return augment(views, random_augmentation(len(views), size, ranges, generator))
+    return augment(views, random_augmentation(len(views), size, settings.crop_scale, generator))
 
 
 def optimise(loss: Tensor, optimizer: Optimizer, processes: Processes) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dia.augment import AugmentationSettings, augment, random_augmentation
+from dia.augment import augment, random_augmentation
 from dia.encoders import build_encoder
 from dia.features import ViewSettings, draw_samples, image_features, published_draws
 from dia.losses import contrastive_losses, heads_for, probe_loss
@@ -54,8 +54,7 @@ def test_views_and_augmentation_follow_their_input(fake_cuda, name: str) -> None
     draws = Draws(torch.ones(4), torch.ones(4, 2), torch.full((4,), 50))
     negatives = NegativeViewConfig(dissolve=dissolver(), resolution=16)
     views = make_views(images, "simclr_DIA", kind, draws, negatives)
-    settings = AugmentationSettings()
-    augmented = augment(views, random_augmentation(24, (32, 32), settings, cpu))
+    augmented = augment(views, random_augmentation(24, (32, 32), (0.08, 1.0), cpu))
     assert augmented.shape == (24, 3, 32, 32)
     assert augmented.device.type == "cuda"
 
@@ -96,5 +95,5 @@ def test_scores_follow_their_input(fake_cuda) -> None:
 
 
 def test_published_draws_are_made_on_the_cpu() -> None:
-    drawn = published_draws(2, 0, 4, (16, 16), AugmentationSettings())
+    drawn = published_draws(2, 0, 4, (16, 16), (0.08, 1.0))
     assert drawn.signs.device.type == drawn.augmentation.crop.device.type == "cpu"

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 
 from common.metrics import binary_score
 from dia.augment import (
-    AugmentationSettings,
     Jitter,
     adjust_contrast,
     adjust_hsv,
@@ -90,9 +89,8 @@ def check_crops(entry: Entry, arrays: Arrays) -> None:
     seed, n, side, scale = re.search(
         r"seed\((\d+)\); (\d+) samples .* for (\d+)x\d+, scale (\([^)]*\))", note
     ).groups()
-    settings = AugmentationSettings(crop_scale=ast.literal_eval(scale))
     rng = np.random.RandomState(int(seed))
-    sampled = published_crop_boxes(int(n), int(side), settings, rng)
+    sampled = published_crop_boxes(int(n), int(side), ast.literal_eval(scale), rng)
     check(sampled, arrays["crop_sampled_whbias_seeded"], 0.0, "sampled crops")
 
 
