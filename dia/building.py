@@ -1,29 +1,23 @@
 """From settings to what a training run needs: encoder, optimiser, dissolver."""
 
-from collections.abc import Mapping
-from pathlib import Path
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from common.checkpoint import (
-    CheckpointError,
-    load_tensors,
-    require_finite_weights,
-    require_state_dict,
-)
+from common.checkpoint import CheckpointError
 from common.config import resolve_path
 from common.config_types import require
 from common.datasets import dataset_row
-from dia.encoders import Encoder, build_encoder, load_weights
+from common.runtime import require_memory
+from dia.encoders import Encoder, build_encoder, encoder_weights, load_weights
 from dia.optim import Lars
 from dia.settings import ContrastiveConfig, DiaConfig
-from dia.shifts import ShiftType, parse_shift
-from dia.views import STEP_SCALE, NegativeViewConfig
+from dia.shifts import effective_shift, parse_shift
+from dia.views import STEP_SCALE, NegativeViewConfig, views_in
 from diffusion_models.dissolve import Dissolver, load_dissolver
 
 MOMENTUM = 0.9
 IMAGE_CHANNELS = 3
+FLOAT_BYTES = 4
 
 
 def layout_for(device: torch.device, width: int = 64) -> torch.memory_format:
@@ -34,6 +28,23 @@ def layout_for(device: torch.device, width: int = 64) -> torch.memory_format:
     """
     narrow = width < 64 and device.type == "cpu"
     return torch.channels_last if narrow else torch.contiguous_format
+
+
+def require_training_memory(config: DiaConfig, device: torch.device) -> None:
+    """Raises RuntimeSetupError where encoder or one batch cannot fit, whatever else there is.
+
+    Lower bounds: the last stage of a small-image encoder with gradients and momentum, and the rows
+    of all views of a batch.
+    """
+    settings = config.contrastive
+    last_stage = 3 * 9 * (8 * settings.width) ** 2 * 3
+    what = f"The encoder (--width {settings.width})"
+    require_memory(last_stage * FLOAT_BYTES, what, device, "Lower --width.")
+    side = config.data.resize_to or dataset_row(config.data.dataset).size
+    views = views_in(settings.mode) * effective_shift(settings).count
+    rows = settings.batch_size * views * 3 * side**2
+    what = f"A batch (--batch_size {settings.batch_size}, {views} views of {side}² pixels)"
+    require_memory(rows * FLOAT_BYTES, what, device, "Lower --batch_size or --resize_to.")
 
 
 def build_negatives(config: DiaConfig, device: torch.device) -> NegativeViewConfig:
@@ -100,25 +111,6 @@ def build_optimizer(encoder: nn.Module, settings: ContrastiveConfig) -> torch.op
         momentum=MOMENTUM,
         weight_decay=settings.weight_decay,
     )
-
-
-def effective_shift(settings: ContrastiveConfig) -> ShiftType:
-    """The shift type of a run; mode simclr has none."""
-    name = "none" if settings.mode == "simclr" else settings.shift_trans_type
-    return parse_shift(name)
-
-
-def encoder_weights(path: Path) -> dict[str, Tensor]:
-    """The weights in a *.model file. Raises CheckpointError for anything else, in one line."""
-    state = load_tensors(path)
-    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
-        raise CheckpointError(
-            f"{path} is a file to go on with (state.pt, model-N.pt), not an encoder's weights. "
-            "Pass last.model or best_*.model of a run of train_dia.py."
-        )
-    state = require_state_dict(state, str(path))
-    require_finite_weights(state, str(path))
-    return state
 
 
 def initial_encoder(settings: ContrastiveConfig, n_classes: int) -> Encoder:

@@ -4,12 +4,19 @@ B images, C channels, H W pixels, d width of the penultimate features, K shifts.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import torchvision
 from torch import Tensor, nn
 
-from common.checkpoint import CheckpointError, load_module
+from common.checkpoint import (
+    CheckpointError,
+    load_module,
+    load_tensors,
+    require_finite_weights,
+    require_state_dict,
+)
 from dia.settings import EncoderName
 
 ENCODER_NAMES: tuple[str, ...] = get_args(EncoderName)
@@ -165,6 +172,19 @@ def build_encoder(
         small_images=not kind,
         simsiam=kind.endswith("simsiam"),
     )
+
+
+def encoder_weights(path: Path) -> dict[str, Tensor]:
+    """The weights in a *.model file. Raises CheckpointError for anything else, in one line."""
+    state = load_tensors(path)
+    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
+        raise CheckpointError(
+            f"{path} is a file to go on with (state.pt, model-N.pt), not an encoder's weights. "
+            "Pass last.model or best_*.model of a run of train_dia.py."
+        )
+    state = require_state_dict(state, str(path))
+    require_finite_weights(state, str(path))
+    return state
 
 
 def load_weights(

@@ -26,8 +26,8 @@ from common.image_batches import BadImages, Batch, ordered_batches, reading
 from common.image_sets import ImageSet
 from common.runtime import eval_mode, resolve_device, tf32_products
 from dia.augment import augment
-from dia.building import effective_shift, encoder_weights, layout_for
-from dia.encoders import Encoder, build_encoder, load_weights
+from dia.building import layout_for
+from dia.encoders import Encoder, build_encoder, encoder_weights, load_weights
 from dia.features import ViewSettings, draw_samples, image_features
 from dia.results import SetScores
 from dia.scoring import (
@@ -41,7 +41,7 @@ from dia.scoring import (
     similarity_to_mean,
 )
 from dia.settings import BANK_SCORES, DiaConfig, OodScore
-from dia.shifts import Base, ShiftType, parse_shift, rotate, shift
+from dia.shifts import Base, ShiftType, effective_shift, parse_shift, rotate, shift
 
 LOG = logging.getLogger(__name__)
 SIMILAR_SAMPLES = 2

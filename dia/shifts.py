@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dia.settings import ShiftName
+from dia.settings import ContrastiveConfig, ShiftName
 
 SHIFT_NAMES: tuple[ShiftName, ...] = get_args(ShiftName)
 Base = Literal["none", "rotation", "cutperm"]
@@ -50,6 +50,12 @@ def parse_shift(name: ShiftName) -> ShiftType:
         return ShiftType(name, "none")
     view, _, base = name.partition("_")
     return ShiftType(base or "rotation", view)
+
+
+def effective_shift(settings: ContrastiveConfig) -> ShiftType:
+    """The shift type of a run; mode simclr has none."""
+    name = "none" if settings.mode == "simclr" else settings.shift_trans_type
+    return parse_shift(name)
 
 
 def rotate(images: Tensor, k: int) -> Tensor:

@@ -28,7 +28,6 @@ from common.checkpoint import (
     save_atomic,
 )
 from common.config import REPOSITORY, config_to_dict, resolve_path
-from common.datasets import dataset_row
 from common.image_batches import BadImages, Batch, batches_per_epoch, epoch_batches, reading
 from common.image_sets import ImageSet, set_identity
 from common.run_log import RunLog
@@ -39,7 +38,6 @@ from common.runtime import (
     average_gradients,
     generator_for,
     joined_processes,
-    require_memory,
     resolve_device,
     seed_everything,
     tf32_products,
@@ -56,9 +54,9 @@ from dia.augment import augment, random_augmentation
 from dia.building import (
     build_negatives,
     build_optimizer,
-    effective_shift,
     initial_encoder,
     layout_for,
+    require_training_memory,
 )
 from dia.data import EvaluationSets, evaluation_sets, hold_out, normal_train_set
 from dia.encoders import Encoder
@@ -67,6 +65,7 @@ from dia.optim import learning_rate
 from dia.predictor import TrainedEncoder, bank_scores, extract_features, view_settings
 from dia.results import NORMAL, compare
 from dia.settings import DiaConfig
+from dia.shifts import effective_shift
 from dia.views import (
     NegativeViewConfig,
     beta_parameters,
@@ -81,7 +80,6 @@ STATE_NAME = "state.pt"
 PROBE_RATE = 1.0e-3
 SELECTION_CROP = (0.54, 1.0)
 """Crop areas of the evaluations during training, as published."""
-FLOAT_BYTES = 4
 LOWER_RATE = "Start a new run with a lower --lr_init, or with the other --optimizer."
 MAY_CHANGE = (
     # Where things lie, and what the first epoch began with; images and diffusion model are known
@@ -200,23 +198,6 @@ def run_folder(config: DiaConfig) -> Path:
     if settings.suffix:
         parts.append(settings.suffix)
     return REPOSITORY / "logs" / "_".join(parts)
-
-
-def require_training_memory(config: DiaConfig, device: torch.device) -> None:
-    """Raises RuntimeSetupError where encoder or one batch cannot fit, whatever else there is.
-
-    Lower bounds: the last stage of a small-image encoder with gradients and momentum, and the rows
-    of all views of a batch.
-    """
-    settings = config.contrastive
-    last_stage = 3 * 9 * (8 * settings.width) ** 2 * 3
-    what = f"The encoder (--width {settings.width})"
-    require_memory(last_stage * FLOAT_BYTES, what, device, "Lower --width.")
-    side = config.data.resize_to or dataset_row(config.data.dataset).size
-    views = views_in(settings.mode) * effective_shift(settings).count
-    rows = settings.batch_size * views * 3 * side**2
-    what = f"A batch (--batch_size {settings.batch_size}, {views} views of {side}² pixels)"
-    require_memory(rows * FLOAT_BYTES, what, device, "Lower --batch_size or --resize_to.")
 
 
 def set_up(config: DiaConfig, device: torch.device, processes: Processes) -> TrainState:
