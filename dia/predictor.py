@@ -45,7 +45,7 @@ from dia.shifts import Base, ShiftType, effective_shift, parse_shift, rotate, sh
 
 LOG = logging.getLogger(__name__)
 SIMILAR_SAMPLES = 2
-Images = ImageSet | Tensor | Sequence[Path | str]
+Images = ImageSet | Tensor | np.ndarray | Sequence[Path | str]
 
 
 @dataclass(frozen=True)
@@ -138,11 +138,11 @@ def score(
     *,
     train_names: Sequence[str] | None = None,
     test_names: Sequence[str] | None = None,
-) -> np.ndarray:
-    """Scores of the test images, larger = more normal: (N,) float32.
+) -> Tensor:
+    """Scores of the test images, larger = more normal: (N,) float32 on the CPU.
 
-    Images are (N, C, H, W) in [0, 1] with 1 or 3 channels, or paths of image files, or an ImageSet;
-    other sizes are resized to the run's. train_images: the normal ones that CSI and simclr compare
+    Images are floats (N, C, H, W) in [0, 1] with 1 or 3 channels, or paths of image files, or an
+    ImageSet; other sizes are resized to the run's. train_images: the normal ones that CSI and simclr compare
     with; None for the other scores. Augmentation is drawn by an image's name: its number or path,
     or what `train_names` and `test_names` say; eval.py has the path below the dataset's folder.
     Raises ImageError, DatasetError and ScoreError.
@@ -150,7 +150,7 @@ def score(
     test = as_image_set(encoder, test_images, test_names)
     with tf32_products(encoder.config.precision == "tf32"):
         if ood_score not in BANK_SCORES:
-            return plain_scores(encoder, test, ood_score, BadImages()).scores
+            return torch.from_numpy(plain_scores(encoder, test, ood_score, BadImages()).scores)
         if train_images is None:
             raise ValueError(f"{ood_score} compares with training images; pass train_images")
         train = as_image_set(encoder, train_images, train_names)
@@ -158,14 +158,19 @@ def score(
             name: extract_features(encoder, images, BadImages())
             for name, images in (("train", train), ("test", test))
         }
-    return bank_scores(encoder, features.pop("train"), features, ood_score)["test"].scores
+    scored = bank_scores(encoder, features.pop("train"), features, ood_score)
+    return torch.from_numpy(scored["test"].scores)
 
 
 def as_image_set(encoder: TrainedEncoder, images: Images, names: Sequence[str] | None) -> ImageSet:
     """Tensors or files as a set of the encoder's image size; ValueError for any other input."""
     if isinstance(images, ImageSet):
         return images
+    if isinstance(images, np.ndarray):
+        images = torch.from_numpy(np.ascontiguousarray(images))
     if isinstance(images, Tensor):
+        if not images.is_floating_point():
+            raise ValueError(f"expected floats in [0, 1], got {images.dtype}")
         if images.ndim != 4 or images.shape[1] not in (1, 3):
             raise ValueError(f"expected images (N, 1 or 3, H, W), got {tuple(images.shape)}")
         if images.numel() and not (images.min() >= 0 and images.max() <= 1):  # NaN, too

@@ -65,7 +65,7 @@ def test_scores_of_tensors_are_those_of_eval(root, encoder, ood_score: str) -> N
     found = score(
         encoder, train, test, ood_score=ood_score, train_names=train_names, test_names=test_names
     )
-    assert found.dtype == np.float32
+    assert (found.shape, found.dtype) == ((4,), torch.float32)
     expected = scores_of_eval(root, ood_score)
     assert dict(zip(test_names, found.tolist(), strict=True)) == pytest.approx(expected, rel=1e-6)
 
@@ -88,6 +88,8 @@ def test_input_that_cannot_be_scored_is_refused(root, encoder) -> None:
         score(encoder, images, images[0])
     with pytest.raises(ValueError, match=r"in \[0, 1\], got values from"):
         score(encoder, images, images * 255)
+    with pytest.raises(ValueError, match=r"expected floats in \[0, 1\], got torch.uint8"):
+        score(encoder, images, np.zeros((2, 3, SIDE, SIDE), dtype=np.uint8))
     with pytest.raises(ValueError, match="pass train_images"):
         score(encoder, None, images)
     with pytest.raises(ValueError, match="'csi' is unknown; choose from CSI"):
@@ -108,4 +110,4 @@ def test_checkpoint_that_is_not_there_is_named(root, tmp_path: Path) -> None:
     assert run.config.evaluation.ood_samples == 2
     own = load_encoder(lone, config=run.config, device="cpu")
     images = torch.rand(2, 1, SIDE, SIDE)
-    assert score(own, None, images, "baseline").shape == (2,)
+    assert score(own, None, images.numpy(), "baseline").shape == (2,)
