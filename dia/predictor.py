@@ -142,10 +142,10 @@ def score(
     """Scores of the test images, larger = more normal: (N,) float32 on the CPU.
 
     Images are floats (N, C, H, W) in [0, 1] with 1 or 3 channels, or paths of image files, or an
-    ImageSet; other sizes are resized to the run's. train_images: the normal ones that CSI and simclr compare
-    with; None for the other scores. Augmentation is drawn by an image's name: its number or path,
-    or what `train_names` and `test_names` say; eval.py has the path below the dataset's folder.
-    Raises ImageError, DatasetError and ScoreError.
+    ImageSet; other sizes are resized to the run's. train_images: the normal ones that CSI and
+    simclr compare with; None for the other scores. Augmentation is drawn by an image's name: its
+    number or path, or what `train_names` and `test_names` say; eval.py has the path below the
+    dataset's folder. Raises ImageError, DatasetError and ScoreError, ValueError for other input.
     """
     test = as_image_set(encoder, test_images, test_names)
     with tf32_products(encoder.config.precision == "tf32"):
@@ -179,13 +179,15 @@ def as_image_set(encoder: TrainedEncoder, images: Images, names: Sequence[str] |
         items: Tensor | list[Path] = images.detach().cpu().float()
         own_names = [str(number) for number in range(len(items))]
     else:
-        items = [Path(path) for path in images]
+        items = [Path(path) for path in ([images] if isinstance(images, str | Path) else images)]
         own_names = [path.as_posix() for path in items]
+    if names is not None and len(names) != len(items):
+        raise ValueError(f"expected a name for each of {len(items)} images, got {len(names)}")
     data = encoder.config.data
     return ImageSet(
         items,
         [0] * len(items),
-        own_names if names is None else list(names),
+        own_names if names is None else names,
         classes=("unknown",),
         size=data.resize_to or dataset_row(data.dataset).size,
         white_value=data.white_value,
