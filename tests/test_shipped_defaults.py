@@ -78,7 +78,7 @@ DIA_CUTS = {
 
 
 def at_side(side: int) -> dict[str, str]:
-    """The cuts of a file whose diffusion model has a size of its own; not that of the others, 32²."""
+    """The cuts of a file whose diffusion model has a size of its own; the others have 32²."""
     return {"diffusion.image_size": str(side), "contrastive.diff_resolution": str(side)}
 
 
