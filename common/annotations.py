@@ -13,7 +13,7 @@ import logging
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,8 +98,8 @@ class BoxAnnotations:
     """Boxes read from one CSV file."""
 
     path: Path
-    of_image: dict[str, list[Box]] = field(default_factory=dict)
-    skipped: tuple[str, ...] = ()
+    of_image: dict[str, list[Box]]
+    skipped: tuple[str, ...]
     """Names in the file that no image has, where those are skipped."""
 
     def labels(self, image: str, size: tuple[int, int]) -> np.ndarray:
@@ -134,8 +134,8 @@ class MaskAnnotations:
     """Mask images in a folder, one per annotated image; see common.images.read_mask."""
 
     path: Path
-    of_image: dict[str, Path] = field(default_factory=dict)
-    skipped: tuple[str, ...] = ()
+    of_image: dict[str, Path]
+    skipped: tuple[str, ...]
     """Files that belong to no image, where those are skipped."""
 
     def labels(self, image: str, size: tuple[int, int]) -> np.ndarray:
@@ -174,7 +174,7 @@ def read_annotations(
     """Reads boxes from a CSV file or finds the masks in a folder.
 
     images: names of all images, relative to their folder. on_unknown: what to do with an annotation
-    of an image that is not among them: an error, or said and put into `skipped`.
+    of an image that is not among them: an error, or logged and put into `skipped`.
     remedy: what else than correcting the name the user can do then, for the error. Raises
     AnnotationError.
     """

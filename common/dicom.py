@@ -242,7 +242,7 @@ def _window_function(place: Any, width: float, path: Path) -> str:
 
 
 def _numbers(value: Any) -> list[float]:
-    """The values of an attribute of one or several numbers; none where it is absent or empty."""
+    """The values of an attribute of one or several numbers; [] where it is absent or empty."""
     several = [value] if value is None or np.isscalar(value) else value
     return [float(one) for one in several if one not in (None, "")]
 

@@ -44,7 +44,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def free_space(path: Path) -> int | None:
-    """Bytes that are free where the path lies, or would lie; none where that is not known."""
+    """Bytes that are free where the path lies, or would lie; None where that is not known."""
     for folder in (path, *path.parents):
         try:
             return shutil.disk_usage(folder).free

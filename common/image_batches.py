@@ -48,7 +48,7 @@ class ReaderError(UserError):
 
 
 class Batch(NamedTuple):
-    """Images with what is known of them."""
+    """Images with their labels and names."""
 
     images: Tensor
     """(B, C, H, W) in [0, 1]."""
@@ -66,7 +66,7 @@ class BadImages:
         """Message by the image's name in its set."""
 
     def note(self, messages: Mapping[str, str]) -> None:
-        """Takes down what could not be read. Raises ImageError unless such images are skipped."""
+        """Records what could not be read. Raises ImageError unless such images are skipped."""
         for name, message in messages.items():
             if self.on_bad_image == "error":
                 raise ImageError(f"{message} To go on without it, set data.on_bad_image: skip.")

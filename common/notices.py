@@ -1,7 +1,7 @@
-"""What reading had to guess or to change: said once per kind, then only counted.
+"""What reading had to guess or to change: logged once per kind, then only counted.
 
 The counts are shared with processes that are forked later, such as those that read training images,
-so that each kind is said once for all of them. (Processes that are spawned say it once each.)
+so that each kind is logged once for all of them. (Processes that are spawned log it once each.)
 """
 
 import ctypes
@@ -57,6 +57,6 @@ def is_largest(bits: int, value: int) -> bool:
 
 
 def forget() -> None:
-    """Starts anew, so that each kind is said again; for a program's start."""
+    """Starts anew, so that each kind is logged again; for a program's start."""
     for shared in (_COUNTS, _LARGEST):
         ctypes.memset(shared, 0, ctypes.sizeof(shared))

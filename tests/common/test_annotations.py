@@ -202,6 +202,7 @@ def test_damaged_quotes_are_an_error_and_never_fewer_boxes(
         (b" \n\n", r"is empty"),
         ((HEADER + "a.png,0,0,1,1,\n").encode("utf-16"), r"text in UTF-16"),
         ((HEADER + "a.png,0,0,1,1,\n").encode("utf-16-le"), r"line 1: NUL bytes; .* UTF-16"),
+        ((HEADER + "M\u00fcller.png,0,0,1,1,\n").encode("utf-16-le"), r"line 1: NUL bytes"),
         ((HEADER + "M\u00fcller.png,0,0,1,1,\n").encode("latin-1"), r"line 2: byte 0xfc .*Latin-1"),
         (b"PK\x03\x04....", r"a workbook|workbook \(\.xlsx"),
         (b'{"a.png": [0, 0, 1, 1]}', r"is JSON or XML, not CSV\. Save it as CSV in UTF-8"),
