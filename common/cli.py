@@ -31,7 +31,7 @@ from common.config import (
     load_config,
 )
 from common.config_types import describe_type, is_nothing, kinds_of, leaf_types, may_be_none
-from common.config_yaml import Word, unquoted
+from common.config_yaml import unquoted
 from common.errors import UserError
 from common.files import NO_ROOM, free_space
 from common.runtime import exit_on_sigterm
@@ -136,7 +136,7 @@ def add_common_arguments(
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("--config", type=Path, default=default, metavar="FILE", help=f"YAML settings file{shown}")
-    set_help = "set one key, for instance train.lr=1.0e-4; repeatable, wins over the file"
+    set_help = "set one key, for instance seed=3; repeatable, wins over the file"
     add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help=set_help)
     flags = [name for name in COMMON_FLAGS if name in leaf_types(cls)]
     for name in flags:
@@ -217,17 +217,13 @@ def given_settings(
         value = getattr(args, name, None)
         if isinstance(value, str):
             given |= given_by_word(cls, key, value, f"--{name}")
-        elif value is not None:
-            given[key] = (from_words(value, leaf_types(cls)[key]), f"--{name}")
+        elif isinstance(value, list):
+            words = [unquoted(word) for word in value]
+            nothing = may_be_none(leaf_types(cls)[key]) and [is_nothing(w) for w in words] == [True]
+            given[key] = (None if nothing else words, f"--{name}")
+        elif value is not None:  # a switch
+            given[key] = (value, f"--{name}")
     return given
-
-
-def from_words(value: bool | list[str], annotation: Any) -> Any:
-    """What a switch or the words behind a flag give."""
-    if isinstance(value, list):
-        nothing = may_be_none(annotation) and len(value) == 1 and is_nothing(Word(value[0]))
-        return None if nothing else [unquoted(word) for word in value]
-    return value
 
 
 def describe_settings(cls: type, shipped: Any = None, shipped_name: str = "") -> str:

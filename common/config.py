@@ -23,11 +23,10 @@ from common.config_types import (
     may_be_none,
     section_types,
 )
-from common.config_yaml import format_value, shorten, unquoted
+from common.config_yaml import MOST_BYTES, format_value, shorten, unquoted
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 """Root of the repository, which paths in settings files are relative to."""
-MOST_BYTES = 128 * 1024
 Settings = TypeVar("Settings")
 Given = dict[str, tuple[Any, str]]
 """Settings as they were written: dotted key -> (value, the file or flag that it comes from)."""
@@ -134,7 +133,7 @@ def given_by_set(cls: type, text: str) -> Given:
     source = f"--set {shorten(text)}"
     key, equals, written = (part.strip() for part in text.partition("="))
     if not equals:
-        raise ConfigError(f"{source}: expected KEY=VALUE, for instance train.lr=1.0e-4.")
+        raise ConfigError(f"{source}: expected KEY=VALUE, for instance seed=3.")
     if key in section_types(cls):
         raise ConfigError(f"{source}: {key} is a section; set a key in it, {key}.NAME=VALUE.")
     annotation = known_type(cls, key, source)

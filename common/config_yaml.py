@@ -25,7 +25,7 @@ SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, 
 """What is read where true or false is wanted, and only there."""
 LONGEST_SHOWN = 100
 ITEMS_SHOWN = 12
-MOST_CHARACTERS = 128 * 1024
+MOST_BYTES = 128 * 1024
 MOST_VALUES = 2000
 MOST_LEVELS = 20
 DEEP = re.compile(r"([\[{]\s*){40}")
@@ -184,8 +184,8 @@ def parse(text: str) -> Any:
 
     Raises YAMLError, also for a key that is given twice or is no single value.
     """
-    if len(text) > MOST_CHARACTERS:
-        raise yaml.YAMLError(f"{len(text)} characters; settings have at most {MOST_CHARACTERS}")
+    if len(text) > MOST_BYTES:
+        raise yaml.YAMLError(f"{len(text)} characters; settings have at most {MOST_BYTES}")
     if DEEP.search(text):
         raise yaml.YAMLError(f"values are nested more than {MOST_LEVELS} deep")
     loader = SettingsLoader(text)

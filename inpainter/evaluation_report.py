@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from sklearn.metrics import roc_curve
 
 from common.checkpoint import save_text_atomic
-from common.config_yaml import DEEP
+from common.config import ConfigError, read_yaml
 from common.errors import UserError
 from common.figures import (
     SheetRow,
@@ -34,11 +33,8 @@ from inpainter.heatmap_folder import read_heatmap
 LOG = logging.getLogger(__name__)
 SHEET_ROWS = 6
 Points = tuple[np.ndarray, np.ndarray]
-RECORD_ERRORS = (
-    *(OSError, ValueError, yaml.YAMLError, RecursionError),
-    *(KeyError, IndexError, AttributeError, OverflowError, TypeError),
-)
-"""What reading a damaged record raises; the second line by PyYAML's constructors."""
+RECORD_ERRORS = (OSError, ValueError, RecursionError, ConfigError)
+"""What reading a damaged record raises; RecursionError by the JSON reader."""
 LARGEST_RECORD = 200_000  # bytes
 LEVELS = {
     "per_image": "mean over images with a lesion",
@@ -98,11 +94,7 @@ def read_record(path: Path) -> Any:
         return text.strip()
     if path.suffix == ".json":
         return json.loads(text)
-    if DEEP.search(text):
-        raise ValueError("values nested deeper than our records are")
-    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-        raise ValueError("YAML aliases, which our records have none of and which may multiply")
-    return yaml.safe_load(text)
+    return read_yaml(path)
 
 
 def plain(value: Any) -> Any:
