@@ -23,42 +23,19 @@ from inpainter.snapshots import run_folder
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    add = parser.add_argument
-    add(
-        "--checkpoint_dir",
-        type=Path,
-        metavar="DIR",
-        help=(
-            "folder with gen_%%08d.pt and dis_%%08d.pt (default: the run folder of the settings)"
-        ),
+    add, folder = parser.add_argument, {"type": Path, "metavar": "DIR"}
+    checkpoints = "folder with gen_%%08d.pt and dis_%%08d.pt (default: the settings' run folder)"
+    steps = "a step, latest, or best = lowest completion error on training crops (default: latest)"
+    output = (
+        "where to write (default: <heatmaps_dir>/<dataset_name>/dropout/<time>; a run with the "
+        "same settings and checkpoint goes on where it stopped)"
     )
-    add(
-        "--checkpoint_iter",
-        default="latest",
-        metavar="N",
-        help=(
-            "step of the checkpoint, latest, or best = lowest completion error on training crops "
-            "(default: latest)"
-        ),
-    )
-    add("--image_dir", type=Path, metavar="DIR", help="images to score (default: test_data_path)")
-    add(
-        "--output_dir",
-        type=Path,
-        metavar="DIR",
-        help=(
-            "where to write (default: <heatmaps_dir>/<dataset_name>/dropout/<time>; a run with the "
-            "same settings and checkpoint goes on where it stopped)"
-        ),
-    )
-    add(
-        "--annotations",
-        type=Path,
-        metavar="FILE|DIR",
-        help=(
-            "boxes (CSV: image,top,left,height,width) or a folder of masks, drawn into the plots"
-        ),
-    )
+    boxes = "boxes (CSV: image,top,left,height,width) or a folder of masks, drawn into the plots"
+    add("--checkpoint_dir", **folder, help=checkpoints)
+    add("--checkpoint_iter", default="latest", metavar="N", help=steps)
+    add("--image_dir", **folder, help="images to score (default: test_data_path)")
+    add("--output_dir", **folder, help=output)
+    add("--annotations", type=Path, metavar="FILE|DIR", help=boxes)
     add("--overwrite", action="store_true", help="redo images that are finished")
     add_common_arguments(parser, PicardConfig, default_config="configs/default.yaml")
     return parser.parse_args()

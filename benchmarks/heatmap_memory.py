@@ -50,7 +50,7 @@ def _score_here(
     image = torch.zeros(test.patch_shape[2], *image_hw)
     top, left = (side // 2 for side in image_hw)
     image[:, top : top + TISSUE, left : left + TISSUE] = 0.5
-    result = score_image(image, scorer, test, dropout, device)
+    *_, result = score_image(image, scorer, test, dropout, device)
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device) / 2**30
     else:

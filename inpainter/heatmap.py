@@ -57,18 +57,6 @@ def score_image(
     test: TestConfig,
     dropout: ImageDropout | None,
     device: torch.device,
-) -> Heatmaps:
-    """Heatmaps of one image by every metric of the scorer; arguments as of score_in_batches."""
-    *_, last = score_in_batches(image, scorer, test, dropout, device)
-    return last
-
-
-def score_in_batches(
-    image: Tensor,
-    scorer: WindowScorer | FastScorer,
-    test: TestConfig,
-    dropout: ImageDropout | None,
-    device: torch.device,
 ) -> Iterator[Heatmaps]:
     """Scores one image; yields what is known after each batch of windows, and at last the whole.
 
@@ -79,28 +67,28 @@ def score_in_batches(
     image_hw = (image.shape[1], image.shape[2])
     grid = window_grid(image_hw, test.patch_shape[:2], test.patch_stride, test.heatmap_alignment)
     padded = pad_image(image, grid)
-    wanted = windows_to_score(padded, grid, test)
+    to_score = windows_to_score(padded, grid, test)
     scores = torch.zeros(len(scorer.metrics), len(grid))
     by_metric = dict(zip(scorer.metrics, scores.unflatten(1, grid.grid_hw), strict=True))
-    known = Heatmaps(grid, test, by_metric)
-    scored: list[int] = []
+    heatmaps = Heatmaps(grid, test, by_metric)
+    completed: list[int] = []
     K = 1 if test.refine == "off" else min(test.refine, max(grid.grid_hw))
-    for numbers in batches_to_score(grid, wanted, K, scores, batch_size(test, device)):
+    for numbers in batches_to_score(grid, to_score, K, scores, batch_size(test, device)):
         windows = cut_windows(padded, grid, numbers)
         if device.type == "cuda":
             windows = windows.pin_memory().to(device, non_blocking=True)
         masks = None if dropout is None else dropout.masks(numbers)
         with tf32_products(test.precision == "tf32"):
-            found = scorer(to_signed(windows), masks)
-        scores[:, numbers] = torch.stack([found[name].float() for name in scorer.metrics]).cpu()
-        scored += numbers
-        known = replace(known, n_scored=len(scored))
-        yield known
+            values = scorer(to_signed(windows), masks)
+        scores[:, numbers] = torch.stack([values[name].float() for name in scorer.metrics]).cpu()
+        completed += numbers
+        heatmaps = replace(heatmaps, n_scored=len(completed))
+        yield heatmaps
     if K > 1:
-        skipped = set(range(len(grid))).difference(wanted)
-        scores.copy_(filled_in(scores, grid, K, [*scored, *skipped]))
+        skipped = set(range(len(grid))).difference(to_score)
+        scores.copy_(filled_in(scores, grid, K, [*completed, *skipped]))
     require_finite(by_metric)
-    yield replace(known)
+    yield replace(heatmaps)  # a new one: a picture of the last may have been drawn before
 
 
 def require_finite(grids: Mapping[Metric, Tensor]) -> None:
@@ -115,18 +103,18 @@ def require_finite(grids: Mapping[Metric, Tensor]) -> None:
 
 
 def batches_to_score(
-    grid: WindowGrid, wanted: Sequence[int], K: int, scores: Tensor, size: int
+    grid: WindowGrid, to_score: Sequence[int], K: int, scores: Tensor, size: int
 ) -> Iterator[list[int]]:
-    """Yields batches of window numbers: every K-th of the wanted, then those near high ones.
+    """Yields batches of window numbers: every K-th of `to_score`, then those near high ones.
 
-    scores: (metrics, windows), which has the first pass's when the second begins. K = 1: all of the
-    wanted at once.
+    scores: (metrics, windows), which has the first pass's when the second begins. With K = 1
+    there is one pass, of all.
     """
-    first = sorted(set(wanted).intersection(first_pass(grid, K)))
+    first = sorted(set(to_score).intersection(first_pass(grid, K)))
     yield from batched(first, size)
     if K > 1:
         second = second_pass(scores, grid, K, first)
-        yield from batched(sorted(set(wanted).intersection(second)), size)
+        yield from batched(sorted(set(to_score).intersection(second)), size)
 
 
 def windows_to_score(padded: Tensor, grid: WindowGrid, test: TestConfig) -> list[int]:

@@ -46,6 +46,8 @@ PLOT_ERRORS = (ValueError, RuntimeError, MemoryError)
 METRIC_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 """Metrics are parts of file names; those of other programs are welcome."""
 Row = Mapping[str, object]
+Boxes = Sequence[Sequence[float]]
+Kind = Literal["plots", "progress"]
 SCORE_ANEW = "Pass another --output_dir, or --overwrite to score all images anew."
 REPAIR = "Run predict_heatmap.py again, or save the table as CSV in UTF-8."
 
@@ -67,11 +69,11 @@ def read_heatmap(path: Path) -> np.ndarray:
     """Heatmap (H, W) float32 of a data/*.pt file. Raises EvaluationError or CheckpointError."""
     tensor = load_tensors(path)
     if not isinstance(tensor, Tensor) or tensor.ndim != 2 or not tensor.is_floating_point():
-        found = f"a tensor {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor)
-        raise EvaluationError(f"{path}: expected a tensor (H, W) of floats, found {found}")
+        what = f"a tensor {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor)
+        raise EvaluationError(f"{path}: expected a tensor (H, W) of floats, found {what}")
     if tensor.layout != torch.strided or tensor.device.type != "cpu":
-        found = f"layout {tensor.layout}, device {tensor.device}"
-        raise EvaluationError(f"{path}: expected an ordinary tensor with its values, found {found}")
+        what = f"layout {tensor.layout}, device {tensor.device}"
+        raise EvaluationError(f"{path}: expected an ordinary tensor with its values, found {what}")
     if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
         raise EvaluationError(
             f"{path}: a tensor {tuple(tensor.shape)} of fewer values than pixels, repeated; "
@@ -85,7 +87,7 @@ def list_heatmaps(folder: Path) -> dict[str, list[HeatmapEntry]]:
     path = folder / HEATMAP_LIST
     if not path.is_file():
         state = f"{folder} has no {HEATMAP_LIST}" if folder.is_dir() else f"No folder {folder}"
-        below = sorted(str(found.parent) for found in folder.glob(f"**/{HEATMAP_LIST}"))
+        below = sorted(str(table.parent) for table in folder.glob(f"**/{HEATMAP_LIST}"))
         remedy = "Pass --heatmap_dir the folder that predict_heatmap.py wrote"
         raise EvaluationError(f"{state}. {remedy}{': ' if below else '.'}{', '.join(below[-5:])}")
     by_metric: dict[str, list[HeatmapEntry]] = {}
@@ -257,8 +259,8 @@ class HeatmapFolder:
     def sort_out(self) -> PastWork:
         """Compares the tables with the images and drops the rows of all that is not finished."""
         past = PastWork()
-        known = self.tables[CONTENTS].of_image | self.tables[SCORES].of_image
-        past.vanished += [image for image in known if image not in self.images]
+        listed = self.tables[CONTENTS].of_image | self.tables[SCORES].of_image
+        past.vanished += [image for image in listed if image not in self.images]
         for image, path in self.images.items():
             if not self.is_complete(image):
                 continue
@@ -299,67 +301,54 @@ class HeatmapFolder:
         """The tensor of a finished heatmap, below the folder."""
         return f"data/{self.stems[image]}{self.ending(metric)}.pt"
 
-    def path(self, kind: Literal["plots", "progress"], image: str, metric: Metric) -> Path:
+    def path(self, kind: Kind, image: str, metric: Metric) -> Path:
         """The picture of a finished heatmap, or of one that is being computed."""
         return self.folder / kind / f"{self.stems[image]}{self.ending(metric)}.png"
 
     def write(
-        self,
-        image: str,
-        pixels: Tensor,
-        content: Content,
-        scored: Heatmaps,
-        boxes: Sequence[Sequence[float]] = (),
+        self, image: str, pixels: Tensor, content: Content, heatmaps: Heatmaps, boxes: Boxes = ()
     ) -> None:
         """Writes an image's files and then its rows. pixels: (C, H, W) in [0, 1].
 
         A picture that cannot be drawn is noted in `not_drawn`; the heatmap is kept.
         """
-        for metric, heatmap in scored.heatmaps.items():
+        for metric, heatmap in heatmaps.heatmaps.items():
             if self.test.save_heatmap_data:
                 save_atomic(heatmap.clone(), self.folder / self.data_name(image, metric))
             if self.test.save_heatmap_plots:
-                self.draw(self.path("plots", image, metric), image, pixels, metric, heatmap, boxes)
+                self.draw("plots", image, pixels, metric, heatmap, boxes)
             self.path("progress", image, metric).unlink(missing_ok=True)
-        windows = {"windows": scored.n_windows, "completed_windows": scored.n_scored}
+        windows = {"windows": heatmaps.n_windows, "completed_windows": heatmaps.n_scored}
         self.tables[CONTENTS].add(image, [content._asdict() | windows])
-        self.tables[SCORES].add(image, [score_row(m, heat) for m, heat in scored.heatmaps.items()])
+        rows = [score_row(metric, heat) for metric, heat in heatmaps.heatmaps.items()]
+        self.tables[SCORES].add(image, rows)
         if self.test.save_heatmap_data:
-            rows = [{"metric": m, "file": self.data_name(image, m)} for m in scored.heatmaps]
+            rows = [{"metric": m, "file": self.data_name(image, m)} for m in heatmaps.heatmaps]
             self.tables[HEATMAP_LIST].add(image, rows)
 
     def draw(
-        self,
-        path: Path,
-        image: str,
-        pixels: Tensor,
-        metric: Metric,
-        heatmap: Tensor,
-        boxes: Sequence[Sequence[float]] = (),
+        self, kind: Kind, image: str, pixels: Tensor, metric: Metric, heat: Tensor, boxes: Boxes
     ) -> None:
-        """Draws a heatmap (H, W) over its image, (C, H, W) in [0, 1], with boxes where given."""
+        """Draws a heatmap (H, W) over its image, (C, H, W) in [0, 1], with the boxes."""
+        path = self.path(kind, image, metric)
+        title = escaped(image)
         try:
             heatmap_panel(
-                pixels.numpy(),
-                heatmap.numpy(),
-                path,
-                title=escaped(image),
-                boxes=boxes,
-                score_name=metric,
+                pixels.numpy(), heat.numpy(), path, title=title, boxes=boxes, score_name=metric
             )
         except PLOT_ERRORS as error:
             path.unlink(missing_ok=True)  # one of an earlier run
             self.not_drawn[image] = f"{type(error).__name__}: {error}"
-            LOG.warning("No plot of %s, %s: %s", escaped(image), metric, error)
+            LOG.warning("No plot of %s, %s: %s", title, metric, error)
 
-    def draw_progress(self, image: str, pixels: Tensor, known: Heatmaps) -> None:
+    def draw_progress(self, image: str, pixels: Tensor, heatmaps: Heatmaps) -> None:
         """Draws the heatmaps as far as they are computed."""
-        for metric, heatmap in known.heatmaps.items():
-            self.draw(self.path("progress", image, metric), image, pixels, metric, heatmap)
+        for metric, heatmap in heatmaps.heatmaps.items():
+            self.draw("progress", image, pixels, metric, heatmap, ())
 
-    def write_time(self, image: str, seconds: float, scored: Heatmaps) -> None:
+    def write_time(self, image: str, seconds: float, heatmaps: Heatmaps) -> None:
         """Adds a line to compute_times.csv."""
-        windows, completed = scored.n_windows, scored.n_scored
+        windows, completed = heatmaps.n_windows, heatmaps.n_scored
         values = (f"{seconds:.3f}", windows, completed, f"{seconds / max(completed, 1):.5f}")
         self.tables[TIMES].add(image, [dict(zip(TABLES[TIMES][1:], values, strict=True))])
 

@@ -184,14 +184,14 @@ class FolderRun:
             try:
                 pixels, content = read()
                 started = time.monotonic()
-                scored = self.score(name, pixels)
+                heatmaps = self.score(name, pixels)
                 seconds = time.monotonic() - started
             except (UserError, MemoryError, RuntimeError) as error:
                 if not isinstance(error, UserError) and not is_lack_of_memory(error):
                     raise
                 self.leave_out(name, error)
             else:
-                self.write(name, pixels, content, scored, seconds)
+                self.write(name, pixels, content, heatmaps, seconds)
 
     def read(self, name: str) -> tuple[Tensor, Content]:
         """An image, (C, H, W) in [0, 1], and what its file held. Raises ImageError.
@@ -212,26 +212,26 @@ class FolderRun:
         draws = self.predictor.config.test.save_progressive_heatmap
         due = time.monotonic()  # the first picture at once
         with tqdm(unit="window", desc=escaped(name), leave=False, disable=self.silent) as bar:
-            for known in self.predictor.score_in_batches(pixels, name):
-                bar.total = known.n_windows
-                bar.update(known.n_scored - bar.n)
+            for heatmaps in self.predictor.score_image(pixels, name):
+                bar.total = heatmaps.n_windows
+                bar.update(heatmaps.n_scored - bar.n)
                 if draws and time.monotonic() >= due:
-                    self.output.draw_progress(name, pixels, known)
+                    self.output.draw_progress(name, pixels, heatmaps)
                     due = time.monotonic() + SECONDS_BETWEEN_PICTURES
-        return known
+        return heatmaps
 
     def write(
-        self, name: str, pixels: Tensor, content: Content, scored: Heatmaps, seconds: float
+        self, name: str, pixels: Tensor, content: Content, heatmaps: Heatmaps, seconds: float
     ) -> None:
         """Writes what was computed and says so."""
         image_hw = (pixels.shape[1], pixels.shape[2])
-        self.output.write(name, pixels, content, scored, self.boxes(name, image_hw))
+        self.output.write(name, pixels, content, heatmaps, self.boxes(name, image_hw))
         test = self.predictor.config.test
         if test.log_compute_times:
-            self.output.write_time(name, seconds, scored)
-        counts = (scored.n_scored, scored.n_windows)
+            self.output.write_time(name, seconds, heatmaps)
+        counts = (heatmaps.n_scored, heatmaps.n_windows)
         LOG.info("%s: %d of %d windows in %.1f s", escaped(name), *counts, seconds)
-        if scored.n_scored == 0:
+        if heatmaps.n_scored == 0:
             self.notes[WITHOUT_TISSUE].append(name)
         if leaves_border(test, image_hw):
             self.notes[UNCOVERED].append(name)
@@ -287,16 +287,16 @@ def run_identity(predictor: Predictor, image_dir: Path) -> Identity:
 
 def influential_settings(section: Any, prefix: str = "") -> Identity:
     """The settings that may change a heatmap, by dotted key."""
-    found: Identity = {}
+    settings: Identity = {}
     for setting in dataclasses.fields(section):
         key, value = prefix + setting.name, getattr(section, setting.name)
         if key in NO_INFLUENCE:
             continue
         if dataclasses.is_dataclass(value):
-            found |= influential_settings(value, f"{key}.")
+            settings |= influential_settings(value, f"{key}.")
         else:
-            found[key] = repr(value)
-    return found
+            settings[key] = repr(value)
+    return settings
 
 
 def read_identity(folder: Path) -> Identity | None:

@@ -25,7 +25,7 @@ from common.images import read_image
 from common.runtime import resolve_device
 from inpainter.completion import WindowScorer, dropout_of, spaces_of
 from inpainter.fast.scorer import FastScorer
-from inpainter.heatmap import Heatmaps, score_in_batches
+from inpainter.heatmap import Heatmaps, score_image
 from inpainter.networks.loading import load_generator, load_local_critic
 from inpainter.settings import Metric, PicardConfig
 from inpainter.snapshots import resolve_step
@@ -59,18 +59,18 @@ class Predictor:
         """
         if name is None:
             name = Path(image).name if isinstance(image, str | Path) else ""
-        *_, last = self.score_in_batches(self.pixels_of(image), name)
+        *_, last = self.score_image(self.pixels_of(image), name)
         return last.heatmaps
 
-    def score_in_batches(self, pixels: Tensor, name: str) -> Iterator[Heatmaps]:
+    def score_image(self, pixels: Tensor, name: str) -> Iterator[Heatmaps]:
         """Yields what is known after each batch of windows, and at last the whole.
 
-        pixels: (C, H, W) in [0, 1]. See `inpainter.heatmap.score_in_batches`.
+        pixels: (C, H, W) in [0, 1]. See `inpainter.heatmap.score_image`.
         """
         config, test = self.config, self.config.test
         # Random numbers depend on the name, which need not be UTF-8.
         dropout = dropout_of(self.scorer.generator, config.netG, test, config.seed, escaped(name))
-        return score_in_batches(pixels, self.scorer, test, dropout, self.device)
+        return score_image(pixels, self.scorer, test, dropout, self.device)
 
     def pixels_of(self, image: str | Path | np.ndarray | Tensor) -> Tensor:
         """An image as the networks take it: (C, H, W) float32 in [0, 1] on the CPU."""

@@ -222,26 +222,27 @@ def second_pass(scores: Tensor, grid: WindowGrid, K: int, scored: Sequence[int])
     pass's are read; scored: numbers of the first pass's windows that have a score.
     """
     done = torch.tensor(first_pass(grid, K))
-    known = torch.tensor(sorted(scored), dtype=torch.long)
+    tissue = torch.tensor(sorted(scored), dtype=torch.long)
     draws = torch.zeros(len(grid), dtype=torch.bool)
     draws[done] = True
-    draws[known] = False
-    for seen in scores[:, known] if len(known) else ():
-        draws[known] |= seen > seen.quantile(QUANTILE)
+    draws[tissue] = False
+    for values in scores[:, tissue] if len(tissue) else ():
+        draws[tissue] |= values > values.quantile(QUANTILE)
     near = F.max_pool2d(draws.view(1, 1, *grid.grid_hw).float(), 2 * K - 1, 1, K - 1).flatten() > 0
     near[done] = False
     return near.nonzero().flatten().tolist()
 
 
-def filled_in(scores: Tensor, grid: WindowGrid, K: int, known: list[int]) -> Tensor:
+def filled_in(scores: Tensor, grid: WindowGrid, K: int, final: list[int]) -> Tensor:
     """Scores of all windows, (metrics, gh * gw): those that were not computed are interpolated.
 
-    Between windows of the first pass linearly along rows and columns; known: numbers that stay.
+    Between windows of the first pass linearly along rows and columns; final: numbers of those that
+    keep their scores.
     """
     rows, cols = (_every(side, K) for side in grid.grid_hw)
     coarse = scores.unflatten(1, grid.grid_hw)[:, rows][:, :, cols]
     full = _stretched(_stretched(coarse, rows, 1), cols, 2).flatten(1)
-    full[:, known] = scores[:, known]
+    full[:, final] = scores[:, final]
     return full
 
 
@@ -252,9 +253,9 @@ def _every(side: int, K: int) -> list[int]:
 def _stretched(values: Tensor, places: list[int], dim: int) -> Tensor:
     """Linear interpolation of slices that lie at `places` along a dimension to all in between."""
     at = torch.tensor(places)
-    wanted = torch.arange(places[-1] + 1)
-    right = torch.searchsorted(at, wanted).clamp(min=min(1, len(places) - 1))
+    target = torch.arange(places[-1] + 1)
+    right = torch.searchsorted(at, target).clamp(min=min(1, len(places) - 1))
     left = (right - 1).clamp(min=0)
-    share = (wanted - at[left]) / (at[right] - at[left]).clamp(min=1)
+    share = (target - at[left]) / (at[right] - at[left]).clamp(min=1)
     share = share.to(values.dtype).view(-1, *[1] * (values.ndim - dim - 1))
     return torch.lerp(values.index_select(dim, left), values.index_select(dim, right), share)

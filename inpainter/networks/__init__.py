@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from common.runtime import memory_of, require_memory
 from inpainter.networks.critic import Critic
-from inpainter.networks.generator import Generator
+from inpainter.networks.generator import Generator, he_init
 from inpainter.settings import PicardConfig
 
 BYTES = 4
@@ -32,9 +32,10 @@ class Networks(NamedTuple):
 
 
 def build_networks(config: PicardConfig, device: torch.device) -> Networks:
-    """Fresh generator and critics on the device, initialised as train.init says."""
+    """Fresh generator and critics on the device; train.init: default is torch's initialisation."""
     generator = Generator(config.netG)
-    generator.initialise(config.train.init)
+    if config.train.init == "he":
+        he_init(generator)
     channels, d = config.netD.input_dim, config.netD.ndf
     local = Critic(channels, d, config.train.mask_shape)
     networks = Networks(generator, local, Critic(channels, d, config.train.image_shape[:2]))

@@ -204,8 +204,8 @@ class Stage(nn.Module):
 
     def layers(self, prefix: str, first: int, last: int) -> list[tuple[str, nn.Module]]:
         """(name, block) of the layers `<prefix>conv<first>` … `<prefix>conv<last>`."""
-        wanted = {f"{prefix}conv{number}" for number in range(first, last + 1)}
-        return [(k, block) for k, block in self.named_children() if k.split("_")[0] in wanted]
+        names = {f"{prefix}conv{number}" for number in range(first, last + 1)}
+        return [(k, block) for k, block in self.named_children() if k.split("_")[0] in names]
 
 
 class CoarseGenerator(Stage):
@@ -261,7 +261,7 @@ class Generator(nn.Module):
         """Both stages' completions of a batch.
 
         image: (N, C, H, W) in [-1, 1], zero in the hole; mask: (N, 1, H, W), 1 = hole. H and W are
-        multiples of 16. drop: what is dropped after each layer's activation; none = nothing.
+        multiples of 16. drop: what is dropped after each layer's activation.
         """
         coarse = clamp_output(self.coarse_generator(image, mask, drop), self.output_clamp)
         if self.fine_generator is None:
@@ -270,11 +270,6 @@ class Generator(nn.Module):
         attention_mask = mask[:1] if self.attention_mask == "first" else mask
         fine = self.fine_generator(filled, mask, attention_mask, drop)
         return Completion(coarse, clamp_output(fine, self.output_clamp))
-
-    def initialise(self, scheme: str) -> None:
-        """`he` re-draws every weight; `default` keeps torch's own initialisation."""
-        if scheme == "he":
-            he_init(self)
 
     def droppable_layers(self) -> dict[str, int]:
         """Name -> output channels of the layers that can drop, in the order they run."""

@@ -1,7 +1,8 @@
 """Loading networks from published or own checkpoints, checked against the settings."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -20,35 +21,27 @@ from inpainter.networks.generator import Generator
 from inpainter.settings import GeneratorConfig, PicardConfig
 
 
-class Architecture(NamedTuple):
-    """What the shapes of a generator's weights tell about its settings (`netG.<field>`)."""
-
-    input_dim: int
-    ngf: int
-    conv_type: str
-    stages: str
-
-
-def architecture_of(state: dict[str, Tensor], source: Path) -> Architecture:
+def architecture_of(state: dict[str, Tensor], source: Path) -> dict[str, int | str]:
     """Reads the generator's settings off its weights; published files hold nothing else."""
-    shapes = {}
+    shapes = []
     for layer in ("conv1", "conv17"):
         name = f"coarse_generator.{layer}.conv.weight"
-        shapes[layer] = tuple(state[name].shape) if name in state else None
-        if name not in state or len(state[name].shape) != 4:
+        shape = tuple(state[name].shape) if name in state else None
+        if shape is None or len(shape) != 4:
             raise CheckpointError(
-                f"{source}: the weight {name} has shape {shapes[layer]}, expected (out, in, h, w): "
-                "this is not a PICARD generator (gen_%08d.pt). Pass another checkpoint folder."
+                f"{source}: the weight {name} has shape {shape}, expected (out, in, h, w): this is "
+                "not a PICARD generator (gen_%08d.pt). Pass another checkpoint folder."
             )
-    first, last = shapes["conv1"], shapes["conv17"]
+        shapes.append(shape)
+    first, last = shapes
     ngf = 2 * last[1]
     has_fine = any(key.startswith("fine_generator.") for key in state)
-    return Architecture(
-        input_dim=last[0],
-        ngf=ngf,
-        conv_type="gated" if first[0] == 2 * ngf else "plain",
-        stages="coarse_fine" if has_fine else "coarse",
-    )
+    return {
+        "input_dim": last[0],
+        "ngf": ngf,
+        "conv_type": "gated" if first[0] == 2 * ngf else "plain",
+        "stages": "coarse_fine" if has_fine else "coarse",
+    }
 
 
 def load_generator(folder: Path, step: int, config: GeneratorConfig) -> Generator:
@@ -60,11 +53,8 @@ def load_generator(folder: Path, step: int, config: GeneratorConfig) -> Generato
     """
     path = checkpoint_path(folder, "gen", step)
     state = require_state_dict(load_tensors(path), str(path))
-    found = architecture_of(state, path)._asdict() | _saved_settings(folder)
-    differing = {k: v for k, v in found.items() if getattr(config, k) != v}
-    if differing:
-        given = {f"netG.{k}": (v, getattr(config, k)) for k, v in differing.items()}
-        raise CheckpointError(mismatch_message(path, given))
+    saved = architecture_of(state, path) | _saved_settings(folder)
+    _require_equal(path, {f"netG.{k}": (value, getattr(config, k)) for k, value in saved.items()})
     generator = Generator(config)
     load_module(generator, state, str(path))
     return generator.eval()
@@ -111,24 +101,28 @@ def load_local_critic(folder: Path, step: int, config: PicardConfig) -> Critic:
         ndf, input_dim = state[first].shape[:2]
         positions = state[linear].shape[1] // (4 * ndf)
         h, w = config.test.mask_shape
-        found = {
+        settings = {
             "netD.input_dim": (input_dim, config.netD.input_dim),
             "netD.ndf": (ndf, config.netD.ndf),
             "test.mask_shape, pixels / 256": (positions, h * w // 256),
         }
-        differing = {k: v for k, v in found.items() if v[0] != v[1]}
-        if differing:
-            raise CheckpointError(mismatch_message(path, differing))
+        _require_equal(path, settings)
     load_module(critic, state, source)
     return critic.eval()
 
 
-def mismatch_message(path: Path, differing: dict[str, tuple]) -> str:
-    """Message for a checkpoint of other settings; differing: key -> (checkpoint's, given)."""
-    lines = [
-        f"{k}: checkpoint {found!r}, settings {given!r}" for k, (found, given) in differing.items()
+def _require_equal(path: Path, settings: Mapping[str, tuple[Any, Any]]) -> None:
+    """Raises CheckpointError, with both values, where a checkpoint was made with other settings.
+
+    settings: key -> (the checkpoint's value, the value asked for).
+    """
+    differing = [
+        f"{key}: checkpoint {saved!r}, settings {asked!r}"
+        for key, (saved, asked) in settings.items()
+        if saved != asked
     ]
-    return (
-        f"{path} was made with other settings than the given ones: {'; '.join(lines)}. "
-        "Give the settings it was made with, or another checkpoint."
-    )
+    if differing:
+        raise CheckpointError(
+            f"{path} was made with other settings than the given ones: {'; '.join(differing)}. "
+            "Give the settings it was made with, or another checkpoint."
+        )

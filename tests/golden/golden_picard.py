@@ -312,7 +312,7 @@ def check_heatmap_by(engine: type, folder: Path, entry: Entry, arrays: Arrays) -
     scorer = engine(generator, critic, test.heatmap_metrics, test.mask_shape)
     keep = {k: v.unflatten(0, (-1, settings["M"])) for k, v in keep_masks(arrays).items()}
     dropout = RecordedDropout(keep, float(arrays["p"]))
-    result = score_image(image, scorer, test, dropout, torch.device("cpu"))
+    *_, result = score_image(image, scorer, test, dropout, torch.device("cpu"))
     for metric, recorded in grids.items():
         assert_close(result.grids[metric], recorded, tolerance["grid"], f"grid {metric}")
     for metric, recorded in group(arrays, "heatmap").items():

@@ -148,11 +148,11 @@ def test_image_is_scored_on_the_gpu_and_its_heatmaps_lie_on_the_cpu(
     )
     config = dataclasses.replace(CONFIG, test=test)
     predictor = Predictor(config, scorer, CUDA, "fresh networks", {})
-    known = next(predictor.score_in_batches(torch.rand(1, 48, 40), "image.png"))
-    assert known.n_scored == known.n_windows == 1
-    shapes = {metric: tuple(heat.shape) for metric, heat in known.heatmaps.items()}
+    heatmaps = next(predictor.score_image(torch.rand(1, 48, 40), "image.png"))
+    assert heatmaps.n_scored == heatmaps.n_windows == 1
+    shapes = {metric: tuple(heat.shape) for metric, heat in heatmaps.heatmaps.items()}
     assert shapes == dict.fromkeys(test.heatmap_metrics, (48, 40))
-    assert {heat.device.type for heat in known.heatmaps.values()} == {"cpu"}
+    assert {heat.device.type for heat in heatmaps.heatmaps.values()} == {"cpu"}
 
 
 class Transfers(TorchDispatchMode):

@@ -3,7 +3,7 @@
 import torch
 
 from inpainter.networks.critic import Critic
-from inpainter.networks.generator import Generator
+from inpainter.networks.generator import Generator, he_init
 from inpainter.settings import GeneratorConfig
 
 SMALL = GeneratorConfig(ngf=4)
@@ -13,7 +13,7 @@ def lively_generator(config: GeneratorConfig = SMALL, seed: int = 0) -> Generato
     """A generator whose output varies: torch's default weights lose the signal on the way."""
     torch.manual_seed(seed)
     generator = Generator(config)
-    generator.initialise("he")
+    he_init(generator)
     for parameter in generator.parameters():
         parameter.data *= 1.3
     return generator.eval()
