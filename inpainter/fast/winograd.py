@@ -12,6 +12,7 @@ A dilated convolution is one with the pixels of every d-th row and column as an 
 
 import functools
 import math
+import threading
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import NamedTuple, TypeVar
@@ -23,8 +24,8 @@ Plan = TypeVar("Plan")
 MOST_PLANS = 1024
 
 
-class Workspace:
-    """Named scratch memory that grows to the largest request; not to be shared by threads."""
+class Workspace(threading.local):
+    """Named scratch memory that grows to the largest request; every thread has its own."""
 
     def __init__(self) -> None:
         self.blocks: dict[tuple, Tensor] = {}

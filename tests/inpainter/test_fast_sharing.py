@@ -1,6 +1,5 @@
-"""What the fast engine computes once for several windows, and torch.compile."""
+"""What the fast engine computes once, nothing that it remembers, and torch.compile."""
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -11,20 +10,6 @@ from tests.inpainter.fast_tools import METRICS, Case, worst_error
 
 ONE = Case((64, 64), (32, 32), N=1)
 LIMIT = 1e-5
-
-
-@pytest.fixture
-def encoded(monkeypatch) -> list[Tensor]:
-    """The masked windows whose surroundings were encoded so far."""
-    seen = []
-    encode = FastCoarse.prefix
-
-    def prefix(self, known, live):
-        seen.append(known.clone())
-        return encode(self, known, live)
-
-    monkeypatch.setattr(FastCoarse, "prefix", prefix)
-    return seen
 
 
 def windows_around(values: list[float]) -> Tensor:
@@ -40,25 +25,29 @@ def new_scorer(**options) -> FastScorer:
     return FastScorer(*ONE.networks(), METRICS[:4], ONE.hole, **options)
 
 
-def test_equal_surroundings_in_a_row_are_encoded_once_with_the_same_scores(encoded) -> None:
+def test_windows_scored_before_change_nothing() -> None:
+    """Whether their surroundings are the same, or differ by a single pixel."""
     windows = windows_around([-1.0, -1.0, -1.0, 0.5, 0.5, -1.0])
+    windows[4, 0, 63, 63] += 1e-6
     masks = ONE.masks(ONE.networks()[0])
     together = new_scorer(thin=True)
     found = [together(windows[i : i + 1], masks) for i in range(len(windows))]
-    assert [float(known[0, 0, 0, 0]) for known in encoded] == [-1.0, 0.5, -1.0]
     for i, scores in enumerate(found):
         alone = new_scorer(thin=True)(windows[i : i + 1], masks)
         assert all(torch.equal(scores[metric], alone[metric]) for metric in alone)
     assert len({float(scores["MCD_image"]) for scores in found}) == len(windows)
 
 
-def test_a_single_pixel_makes_surroundings_differ(encoded) -> None:
-    windows = windows_around([0.25, 0.25])
-    windows[1, 0, 63, 63] += 1e-6
-    scorer, masks = new_scorer(), ONE.masks(ONE.networks()[0])
-    for i in range(2):
-        scorer(windows[i : i + 1], masks)
-    assert len(encoded) == 2
+def test_coarse_layers_run_once_for_all_completions_where_only_fine_layers_drop(
+    monkeypatch,
+) -> None:
+    calls = []
+    complete = FastCoarse.complete
+    monkeypatch.setattr(FastCoarse, "complete", lambda *a: calls.append(1) or complete(*a))
+    case = Case((64, 64), (32, 32), N=1, M=3, settings=(("dropout_which", "FINE"),))
+    networks = case.networks()
+    FastScorer(*networks, METRICS[:4], case.hole)(case.windows(), case.masks(networks[0]))
+    assert len(calls) == 1
 
 
 def test_compiled_attention_gives_the_same_scores(monkeypatch) -> None:
