@@ -6,6 +6,7 @@ dropped, as published.
 
 from torch import Tensor
 
+from inpainter.fast.attention import PATCH_MARGIN, FastAttention
 from inpainter.fast.geometry import Region
 from inpainter.fast.layers import FastLayer
 from inpainter.fast.scorer import FastScorer
@@ -28,7 +29,7 @@ def completion_macs(scorer: FastScorer, windows: Tensor) -> float:
         pairs = zip(changed.chain.layers, changed.changed, strict=True)
         total += sum(layer_macs(layer, region) for layer, region in pairs)
     total += chain_macs(fine.matched) + chain_macs(fine.decoder)
-    return total + fine.attend.macs()
+    return total + attention_macs(fine.attend)
 
 
 def prepared_macs(scorer: FastScorer, windows: Tensor) -> float:
@@ -53,6 +54,15 @@ def chain_macs(chain: Chain) -> float:
 def layer_macs(layer: FastLayer, region: Region) -> float:
     """Of a layer's output region; an upsampling layer's four phases have 2x2 kernels."""
     return layer.weight.numel() / layer.phases * region.area
+
+
+def attention_macs(attend: FastAttention) -> float:
+    """Of its matrix products, for one window."""
+    margin = PATCH_MARGIN if attend.inside else 0
+    queries = [side + 2 * margin for side in attend.queries.hw]
+    cells = [side - 2 * (margin > 0) for side in attend.queries.hw]
+    keys = attend.grid[0] * attend.grid[1] * attend.channels
+    return float(keys * (queries[0] * queries[1] + 4 * cells[0] * cells[1]))
 
 
 def critic_macs(scorer: FastScorer) -> float:

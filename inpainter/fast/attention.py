@@ -6,6 +6,8 @@ is one matrix product for each parity of the output's rows and columns. N sample
 lie on a grid h x w of half the features' resolution, queries on a part of it.
 """
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -47,16 +49,8 @@ class FastAttention:
         """Features (N, C, H, W), channels_last -> (N, C, *wanted), channels_last."""
         pixels = features.permute(0, 2, 3, 1)[:, ::2, ::2]
         scores = self.patch_scores(pixels)
-        weights = self.weights(fuse_columns(fuse_rows(scores, self.inside), self.grid, self.inside))
-        return self.paste(weights, features)
-
-    def macs(self) -> float:
-        """Multiply-adds of its matrix products, for one sample."""
-        margin = PATCH_MARGIN if self.inside else 0
-        queries = [side + 2 * margin for side in self.queries.hw]
-        cells = [side - 2 * (margin > 0) for side in self.queries.hw]
-        keys = self.grid[0] * self.grid[1] * self.channels
-        return float(keys * (queries[0] * queries[1] + 4 * cells[0] * cells[1]))
+        scores = fuse_columns(fuse_rows(scores, self.inside), self.grid[1], self.inside)
+        return self.paste(self.weights(scores), features)
 
     def patch_scores(self, pixels: Tensor) -> Tensor:
         """Correlation of query and key patches, keys normalised, times the softmax's scale.
@@ -76,22 +70,15 @@ class FastAttention:
         gram = upcast_to_fp32(gram).view(n, qh, qw, -1)  # (N, qh, qw, (h+2)*(w+2))
         width = w + 2
         length = h * width - 2
-        start = width + 1  # of key (0, 0)
-        columns = sum_of_three(
-            *(gram[:, :, 1 + d : qw - 1 + d, 1 + d : gram.shape[3] - 1 + d] for d in (-1, 0, 1))
-        )  # key f is at f - 1
+        n_keys = gram.shape[3]
+        columns = sum_of_three(gram[:, :, d : qw - 2 + d, d : n_keys - 2 + d] for d in (0, 1, 2))
         patches = sum_of_three(
-            *(
-                columns[:, 1 + d : qh - 1 + d, :, start - 1 + d * width :][..., :length]
-                for d in (-1, 0, 1)
-            )
+            columns[:, d : qh - 2 + d, :, d * width : d * width + length] for d in (0, 1, 2)
         )  # (N, qh - 2, qw - 2, length)
         energy = upcast_to_fp32(keys).square().sum(3)[:, None]
         norm = F.avg_pool2d(energy, 3, stride=1, divisor_override=1) + self.epsilon
         factor = norm.rsqrt_().mul_(SOFTMAX_SCALE)  # (N, 1, h, w)
-        grid = patches.as_strided(
-            (n, qh - 2, qw - 2, h, w), (*patches.stride()[:3], width, 1), patches.storage_offset()
-        )
+        grid = patches.unfold(3, w, width)  # (N, qh - 2, qw - 2, h, w)
         return (grid * factor[:, None]).flatten(3)
 
     def weights(self, logits: Tensor) -> Tensor:
@@ -152,8 +139,9 @@ def keys_over(hole: Span, side: int) -> Span:
     return Span(max(hole.lo // 8 - 1, 0), min(-(-hole.hi // 8) + 1, side))
 
 
-def sum_of_three(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    return torch.add(a, b).add_(c)
+def sum_of_three(tensors: Iterable[Tensor]) -> Tensor:
+    first, second, third = tensors
+    return torch.add(first, second).add_(third)
 
 
 def products(a: Tensor, b: Tensor) -> Tensor:
@@ -170,63 +158,30 @@ def fuse_rows(scores: Tensor, inside: bool) -> Tensor:
 
     (N, qh, qw, K) -> (N, qh, qw - 2, K) inside, else the same shape.
     """
-    if inside:
-        return _shifted_by_one(scores[:, :, :-2], scores[:, :, 1:-1], scores[:, :, 2:])
-    flat = scores.flatten(1, 2)
-    return _ends_kept(flat, _add_previous_key, _add_next_key).view(scores.shape)
+    if not inside:
+        flat = scores.flatten(1, 2)
+        return fuse_rows(F.pad(flat, (0, 0, 1, 1))[:, None], True).view(scores.shape)
+    fused = plus_shifted(scores[:, :, 1:-1], scores[:, :, :-2], 1)
+    fused[..., :-1] += scores[:, :, 2:, 1:]
+    return fused
 
 
-def fuse_columns(scores: Tensor, grid: tuple[int, int], inside: bool) -> Tensor:
+def fuse_columns(scores: Tensor, width: int, inside: bool) -> Tensor:
     """Adds both neighbours on the diagonal, positions counted column by column.
 
-    (N, qh, qw, K) -> (N, qh - 2, qw, K) inside, else the same shape. grid: of the keys.
+    (N, qh, qw, K) -> (N, qh - 2, qw, K) inside, else the same shape. width: of the grid of keys.
     """
-    w = grid[1]
-
-    def add_previous(out: Tensor, x: Tensor) -> None:
-        out[..., w:] += x[..., :-w]
-        out[..., 1:w] += x[..., -w:-1]  # above the first row is the end of the column before
-
-    def add_next(out: Tensor, x: Tensor) -> None:
-        out[..., :-w] += x[..., w:]
-        out[..., -w:-1] += x[..., 1:w]
-
-    if inside:
-        before, here, after = scores[:, :-2], scores[:, 1:-1], scores[:, 2:]
-        out = torch.empty_like(here, memory_format=torch.contiguous_format)
-        torch.add(here[..., w:], before[..., :-w], out=out[..., w:])
-        out[..., :w] = here[..., :w]
-        out[..., 1:w] += before[..., -w:-1]
-        add_next(out, after)
-        return out
-    n, qh, qw, _ = scores.shape
-    flat = scores.transpose(1, 2).flatten(1, 2)
-    return _ends_kept(flat, add_previous, add_next).view(n, qw, qh, -1).transpose(1, 2)
-
-
-def _shifted_by_one(before: Tensor, here: Tensor, after: Tensor) -> Tensor:
-    """here[k] + before[k - 1] + after[k + 1], zero outside the keys."""
-    out = torch.empty_like(here, memory_format=torch.contiguous_format)
-    torch.add(here[..., 1:], before[..., :-1], out=out[..., 1:])
-    out[..., 0] = here[..., 0]
-    out[..., :-1] += after[..., 1:]
-    return out
-
-
-def _ends_kept(x: Tensor, add_previous, add_next) -> Tensor:
-    """Adds to every query what the one before and the one after it give, (N, Q, K)."""
-    out = x.clone()
-    add_previous(out[:, 1:], x[:, :-1])
-    add_next(out[:, :-1], x[:, 1:])
-    return out
-
-
-def _add_previous_key(out: Tensor, x: Tensor) -> None:
-    out[..., 1:] += x[..., :-1]
-
-
-def _add_next_key(out: Tensor, x: Tensor) -> None:
-    out[..., :-1] += x[..., 1:]
+    if not inside:
+        n, qh, qw, _ = scores.shape
+        flat = F.pad(scores.transpose(1, 2).flatten(1, 2), (0, 0, 1, 1))
+        return fuse_columns(flat[:, :, None], width, True).view(n, qw, qh, -1).transpose(1, 2)
+    before, after = scores[:, :-2], scores[:, 2:]
+    fused = plus_shifted(scores[:, 1:-1], before, width)
+    # Above the first row is the end of the column before.
+    fused[..., 1:width] += before[..., -width:-1]
+    fused[..., :-width] += after[..., width:]
+    fused[..., -width:-1] += after[..., 1:width]
+    return fused
 
 
 def along_rows(weights: Tensor, parity: int, width: int) -> Tensor:
@@ -235,14 +190,9 @@ def along_rows(weights: Tensor, parity: int, width: int) -> Tensor:
     (N, qh, qw, K) -> (N, qh - 2, qw, K), K = h * width.
     """
     here = weights[:, 1:-1]
-    out = torch.empty_like(here, memory_format=torch.contiguous_format)
     if parity == 0:
-        torch.add(here[..., width:], weights[:, :-2, :, :-width], out=out[..., width:])
-        out[..., :width] = here[..., :width]
-    else:
-        torch.add(here[..., :-width], weights[:, 2:, :, width:], out=out[..., :-width])
-        out[..., -width:] = here[..., -width:]
-    return out
+        return plus_shifted(here, weights[:, :-2], width)
+    return plus_shifted(here, weights[:, 2:], -width)
 
 
 def along_columns(weights: Tensor, parity: int) -> Tensor:
@@ -251,11 +201,18 @@ def along_columns(weights: Tensor, parity: int) -> Tensor:
     The last column of keys must be zero, so that nothing passes from one row to the next.
     """
     here = weights[:, :, 1:-1]
-    out = torch.empty_like(here, memory_format=torch.contiguous_format)
     if parity == 0:
-        torch.add(here[..., 1:], weights[:, :, :-2, :-1], out=out[..., 1:])
-        out[..., 0] = here[..., 0]
-    else:
-        torch.add(here[..., :-1], weights[:, :, 2:, 1:], out=out[..., :-1])
-        out[..., -1] = here[..., -1]
+        return plus_shifted(here, weights[:, :, :-2], 1)
+    return plus_shifted(here, weights[:, :, 2:], -1)
+
+
+def plus_shifted(here: Tensor, other: Tensor, shift: int) -> Tensor:
+    """here[..., k] + other[..., k - shift], zero beyond the K keys; a new contiguous tensor."""
+    out = torch.empty_like(here, memory_format=torch.contiguous_format)
+    K = here.shape[-1]
+    to = slice(max(shift, 0), K + min(shift, 0))
+    source = slice(max(-shift, 0), K - max(shift, 0))
+    torch.add(here[..., to], other[..., source], out=out[..., to])
+    rest = slice(0, shift) if shift > 0 else slice(K + shift, K)
+    out[..., rest] = here[..., rest]
     return out

@@ -74,6 +74,10 @@ class ConvInput(NamedTuple):
     before: int
     after: int
 
+    def upsampled(self) -> Span:
+        """The outputs that the 2x2 phases of an upsampling layer give of what is read."""
+        return Span(2 * (self.span.lo - self.before) + 1, 2 * (self.span.hi + self.after) - 1)
+
 
 class ConvGeometry(NamedTuple):
     """The geometry of a layer: same-padded convolution, after a nearest ×2 upsampling if `up`."""
@@ -96,8 +100,7 @@ class ConvGeometry(NamedTuple):
     def taps(self, out: Span, size: int) -> ConvInput:
         """What the outputs [lo, hi) read of an input of `size` pixels.
 
-        For an upsampling layer in pixels before the upsampling; its 2x2 phases of the taps [a, b)
-        give the outputs [2a + 1, 2b - 1).
+        For an upsampling layer in pixels before the upsampling.
         """
         if self.up:
             lo, hi = (out.lo - 1) // 2, (out.hi + 2) // 2

@@ -37,7 +37,7 @@ def finish(
     """Activates a convolution's result, gates it, and puts its phases in their places.
 
     y: (N, P*G*C, h, w) channels_last, overwritten; out: (N, C, h, w) or (N, C, 2h, 2w) where P = 4,
-    the place of the result, none = a new tensor, or y if `in_place`. Returns the result,
+    the place of the result, None = a new tensor, or y if `in_place`. Returns the result,
     channels_last.
     """
     n, c, h, w = y.shape
@@ -144,7 +144,7 @@ class Kernel:
         self.forms: dict[tuple[int, int], Tensor] = {}
 
     def form(self, tiling: Tiling) -> Tensor:
-        """The kernel transformed for a tile's size, kept for the next call."""
+        """The kernel transformed for a tile's size, remembered for the next call."""
         key = (tiling.rows, tiling.cols)
         if key not in self.forms:
             self.forms[key] = transformed_kernel(self.weight, tiling)
@@ -168,37 +168,18 @@ class FastLayer:
         phases = phase_kernels(weight) if up else weight[None]
         self.weight = phases.unflatten(1, (self.gates, -1))  # (P, G, O, I, k, k)
         self.bias = conv.bias.detach().unflatten(0, (self.gates, -1))  # (G, O)
-        self.kernel = self.kernel_for(self.weight, self.bias)
-
-    def kernel_for(self, weight: Tensor, bias: Tensor) -> Kernel:
-        """weight (P, G, O, I, k, k) and bias (G, O) in the layout and type of the arithmetic."""
-        flat = weight.flatten(0, 2).to(self.arithmetic.dtype)  # (P*G*O, I, k, k)
-        bias = bias.flatten().repeat(self.phases).to(self.arithmetic.dtype)
-        return Kernel(flat.contiguous(memory_format=torch.channels_last), bias, weight.shape[2])
-
-    def tiling(self, kernel: Kernel, out_hw: tuple[int, int], x: Tensor) -> Tiling | None:
-        """How to tile the output for minimal filtering; none = convolve directly."""
-        suits = (
-            self.arithmetic.minimal_filtering
-            and x.dtype == torch.float32
-            and x.device.type == "cpu"
-        )
-        if not suits or self.geometry.stride > 1:
-            return None
-        out_channels, in_channels, size, _ = kernel.weight.shape
-        return tiling_for(out_hw, self.geometry.dilation, size, in_channels, out_channels)
+        self.kernel = self.thinned(None, None)
 
     def thinned(self, inputs: Selection | None, outputs: Selection | None) -> Kernel:
-        """The kernel with some input and output channels only; none = all of them."""
-        weight, bias = self.weight, self.bias
+        """The kernel with some input and output channels only; None = all of them."""
+        weight, bias, dtype = self.weight, self.bias, self.arithmetic.dtype
         if outputs is not None:
-            weight, bias = (
-                weight.index_select(2, outputs.index),
-                bias.index_select(1, outputs.index),
-            )
+            weight = weight.index_select(2, outputs.index)
+            bias = bias.index_select(1, outputs.index)
         if inputs is not None:
             weight = weight.index_select(3, inputs.index) * inputs.gain[:, None, None]
-        return self.kernel_for(weight, bias)
+        flat = weight.flatten(0, 2).to(dtype).contiguous(memory_format=torch.channels_last)
+        return Kernel(flat, bias.flatten().repeat(self.phases).to(dtype), weight.shape[2])
 
     def __call__(
         self,
@@ -209,86 +190,71 @@ class FastLayer:
     ) -> Patch:
         """Runs the layer on a patch.
 
-        wanted: what is needed of the output, none = all that the patch allows; the result may be a
+        wanted: what is needed of the output, None = all that the patch allows; the result may be a
         little more. out: where to write exactly the wanted region.
         """
         kernel = self.kernel if kernel is None else kernel
         region = self.geometry.valid_outputs(x.region, x.hw)
         if wanted is not None and (out is not None or region.area > SLACK * wanted.area):
             region = wanted
-        workspace = self.arithmetic.workspace
         y, covered, in_workspace = self.convolve(x, region, kernel)
         out_hw = self.geometry.out_hw(x.hw)
-        finishing = (y, self.activation, self.gates, self.phases, workspace)
-        if covered != region:
-            result = finish(*finishing, in_place=not in_workspace)
-            values = Patch(result, covered, out_hw).part(region)
-            return Patch(values if out is None else out.copy_(values), region, out_hw)
-        result = finish(*finishing, out, in_place=not in_workspace)
+        exact = covered == region
+        result = finish(
+            y,
+            self.activation,
+            self.gates,
+            self.phases,
+            self.arithmetic.workspace,
+            out if exact else None,
+            in_place=not in_workspace,
+        )
+        if not exact:
+            result = Patch(result, covered, out_hw).part(region)
+            result = result if out is None else out.copy_(result)
         return Patch(result, region, out_hw)
 
     def convolve(self, x: Patch, region: Region, kernel: Kernel) -> tuple[Tensor, Region, bool]:
         """Returns (pre-activations, region, whether they live in the shared workspace).
 
-        What lives there has to be used before the next convolution.
+        What lives there has to be used before the next convolution. The region may be larger by a
+        pixel where the layer upsamples.
         """
+        stride, dilation, size = (
+            self.geometry.stride,
+            self.geometry.dilation,
+            kernel.weight.shape[2],
+        )
         rows = self.geometry.taps(region.rows, x.hw[0])
         cols = self.geometry.taps(region.cols, x.hw[1])
         values = x.part(Region(rows.span, cols.span))
-        pads = (rows.before, rows.after, cols.before, cols.after)
         covered, conv_hw = region, region.hw
         if self.geometry.up:
-            conv_hw = tuple(t.before + len(t.span) + t.after - 1 for t in (rows, cols))
-            covered = Region(*(Span(2 * (t.span.lo - t.before) + 1, 2 * (t.span.hi + t.after) - 1)
-                            for t in (rows, cols)))  # fmt: skip
+            covered = Region(rows.upsampled(), cols.upsampled())
+            conv_hw = (covered.hw[0] // 2, covered.hw[1] // 2)
         tiling = self.tiling(kernel, conv_hw, values)
-        if tiling is None:
-            return convolution(values, kernel, pads, conv_hw, self.geometry), covered, False
-        y = winograd(
-            values,
-            kernel.form(tiling),
-            kernel.bias,
-            kernel.weight.shape[2],
-            (rows.before, cols.before),
-            conv_hw,
-            self.geometry.dilation,
-            tiling,
-            self.arithmetic.workspace,
+        if tiling is not None:
+            form, before = kernel.form(tiling), (rows.before, cols.before)
+            geometry = (size, before, conv_hw, dilation, tiling)
+            y = winograd(values, form, kernel.bias, *geometry, self.arithmetic.workspace)
+            return y, covered, True
+        pads = (rows.before, cols.before)
+        symmetric = tuple(
+            (side + 2 * pad - dilation * (size - 1) - 1) // stride + 1
+            for side, pad in zip(values.shape[2:], pads, strict=True)
         )
-        return y, covered, True
+        if symmetric != conv_hw:  # conv2d pads opposite sides alike
+            values = F.pad(values, (cols.before, cols.after, rows.before, rows.after))
+            pads = (0, 0)
+        return F.conv2d(values, kernel.weight, kernel.bias, stride, pads, dilation), covered, False
 
-
-def convolution(
-    x: Tensor,
-    kernel: Kernel,
-    pads: tuple[int, int, int, int],
-    out_hw: tuple[int, int],
-    geometry: ConvGeometry,
-) -> Tensor:
-    """conv2d of x (N, I, h, w) with zeros at the top, bottom, left and right as `pads` says.
-
-    Returns (N, P*G*O, *out_hw).
-    """
-    stride, dilation = geometry.stride, geometry.dilation
-    size = kernel.weight.shape[2]
-    top, _, left, _ = pads
-    expected = tuple(
-        (side + 2 * before - dilation * (size - 1) - 1) // stride + 1
-        for side, before in zip(x.shape[2:], (top, left), strict=True)
-    )
-    if expected != out_hw:
-        x = zero_padded(x, pads)
-        top = left = 0
-    return F.conv2d(x, kernel.weight, kernel.bias, stride, (top, left), dilation)
-
-
-def zero_padded(x: Tensor, pads: tuple[int, int, int, int]) -> Tensor:
-    """x with zeros at the top, bottom, left and right, channels_last."""
-    top, bottom, left, right = pads
-    n, c, h, w = x.shape
-    padded = x.new_zeros(n, h + top + bottom, w + left + right, c).permute(0, 3, 1, 2)
-    padded[:, :, top : top + h, left : left + w] = x
-    return padded
+    def tiling(self, kernel: Kernel, out_hw: tuple[int, int], x: Tensor) -> Tiling | None:
+        """How to tile the output for minimal filtering; None = convolve directly."""
+        on_cpu = x.dtype == torch.float32 and x.device.type == "cpu"
+        if not (on_cpu and self.arithmetic.minimal_filtering and self.geometry.stride == 1):
+            return None
+        out_channels, in_channels, size, _ = kernel.weight.shape
+        return tiling_for(out_hw, self.geometry.dilation, size, in_channels, out_channels)
 
 
 def phase_kernels(weight: Tensor) -> Tensor:
@@ -297,16 +263,13 @@ def phase_kernels(weight: Tensor) -> Tensor:
     Phase (a, b) of the window at low-resolution pixels (j, j + 1) is the output at 2j + 1 + a: its
     three taps fall on two pixels only.
     """
-    exact = weight.double()
 
     def halves(w: Tensor, dim: int) -> list[Tensor]:
         first, second, third = w.unbind(dim)
-        return [
-            torch.stack([first + second, third], dim),
-            torch.stack([first, second + third], dim),
-        ]
+        pairs = [(first + second, third), (first, second + third)]
+        return [torch.stack(pair, dim) for pair in pairs]
 
-    phases = [phase for rows in halves(exact, 2) for phase in halves(rows, 3)]
+    phases = [phase for rows in halves(weight.double(), 2) for phase in halves(rows, 3)]
     return torch.stack(phases).to(weight.dtype)
 
 
@@ -327,7 +290,6 @@ class FirstLayer:
         self.blocks = list(blocks)
         self.arithmetic = arithmetic
         self.geometry = ConvGeometry(blocks[0].conv.kernel_size[0])
-        self.hw = window_hw
         weight = torch.cat([block.conv.weight.detach() for block in blocks])
         bias = torch.cat([block.conv.bias.detach() for block in blocks])
         mask = centre_mask(window_hw, hole_hw, weight.device).to(weight.dtype)
@@ -363,11 +325,9 @@ class FirstLayer:
         """One branch's activations of `sums`, (N, C, h, w) channels_last; overwrites them."""
         start = sum(self.widths[:branch])
         y = sums[..., start : start + self.widths[branch]].permute(0, 3, 1, 2)
-        block = self.blocks[branch]
+        block, gates = self.blocks[branch], 2 if self.blocks[branch].gated else 1
         y = y.to(self.arithmetic.dtype)
-        return finish(
-            y, block.activation, 2 if block.gated else 1, 1, self.arithmetic.workspace, out
-        )
+        return finish(y, block.activation, gates, 1, self.arithmetic.workspace, out)
 
 
 @dataclass(frozen=True)
@@ -417,18 +377,14 @@ def drop_plan(drop: ChannelDropout, like: Tensor, *, thin: bool, multiple: int) 
     masks of all windows must then be equal. multiple: selections are filled up to a multiple of it
     with dead channels, which convolutions prefer.
     """
-    if thin:
-        return DropPlan(
-            selections={
-                name: selection_of(keep[0], drop.scale, like, multiple)
-                for name, keep in drop.keep.items()
-            }
-        )
-    factors = {
-        name: (to_device_of(keep, like).to(like.dtype) * drop.scale)[:, :, None, None]
-        for name, keep in drop.keep.items()
-    }
-    return DropPlan(factors=factors)
+    selections, factors = {}, {}
+    for name, keep in drop.keep.items():
+        if thin:
+            selections[name] = selection_of(keep[0], drop.scale, like, multiple)
+        else:
+            keep = to_device_of(keep, like).to(like.dtype)
+            factors[name] = (keep * drop.scale)[:, :, None, None]
+    return DropPlan(selections, factors)
 
 
 def selection_of(keep: Tensor, scale: float, like: Tensor, multiple: int) -> Selection:

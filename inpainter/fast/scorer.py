@@ -105,16 +105,16 @@ class FastScorer:
             return
         coarse, fine = self.stages_for((windows.shape[2], windows.shape[3]))
         # What all completions share.
-        live = frozenset() if masks is None else frozenset(masks.keep)
+        active = frozenset() if masks is None else frozenset(masks.keep)
         known = windows.clone()
         centre_crop(known, self.mask_hw).zero_()
-        prefix = coarse.prefix(known, live)
-        around = fine.surroundings(known, live) if fine is not None else None
+        prefix = coarse.prefix(known, active)
+        around = fine.surroundings(known, active) if fine is not None else None
         # The completions, all from one coarse result where only fine layers drop.
         holes = None
         for m in range(1 if masks is None else masks.M):
             plan = self.drop_plan(masks, m, windows)
-            if holes is None or not live.isdisjoint(coarse.chain.names):
+            if holes is None or not active.isdisjoint(coarse.chain.names):
                 holes = coarse.complete(prefix, plan)
             yield upcast_to_fp32(holes if fine is None else fine.complete(around, holes, plan))
 

@@ -1,11 +1,12 @@
 """Both stages of the generator on the fast path: only what the hole's completion depends on.
 
-N windows, C image channels, H x W window, h x w hole. A chain's plan is a region for every layer's
+N windows, C image channels, H x W window, h x w hole. A chain has a region for every layer's
 output, worked out backwards from the region that is wanted of the last. What the hole cannot alter
 is computed once for each window.
 """
 
 from collections.abc import Collection, Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,15 @@ from torch import Tensor
 from common.runtime import upcast_to_fp32
 from inpainter.fast.attention import FastAttention
 from inpainter.fast.geometry import Region, centre, whole
-from inpainter.fast.layers import Arithmetic, DropPlan, FastLayer, FirstLayer, Patch, Selection
+from inpainter.fast.layers import (
+    NO_DROPOUT,
+    Arithmetic,
+    DropPlan,
+    FastLayer,
+    FirstLayer,
+    Patch,
+    Selection,
+)
 from inpainter.networks.generator import CoarseGenerator, FineGenerator, Stage
 
 
@@ -35,39 +44,38 @@ class Chain:
             self.hws.append(layer.geometry.out_hw(self.hws[-1]))
         self.needed = [wanted]
         for i in reversed(range(len(layers))):
-            self.needed.append(self.layers[i].geometry.needed(self.needed[-1], self.hws[i]))
+            self.needed.append(self.input_of(i, self.needed[-1]))
         self.input_needed = self.needed.pop()
         self.needed.reverse()
 
-    def first_live(self, live: Collection[str]) -> int:
-        """How many layers are the same for all completions: to the first that drops."""
-        for i, name in enumerate(self.names):
-            if name in live:
-                return i + 1
-        return len(self.names)
+    def input_of(self, i: int, region: Region) -> Region:
+        """The part of layer i's input that a region of its output is made of."""
+        return self.layers[i].geometry.needed(region, self.hws[i])
+
+    def shared_layers(self, active: Collection[str]) -> int:
+        """How many layers are the same for all completions: to the first of those that drop."""
+        return next((i + 1 for i, name in enumerate(self.names) if name in active), len(self.names))
 
     def run(
         self,
         x: Patch,
-        dropping: DropPlan,
+        plan: DropPlan,
         incoming: Selection | None = None,
         start: int = 0,
         stop: int | None = None,
     ) -> tuple[Patch, Selection | None]:
         """Runs layers start … stop - 1 and drops what each of them drops.
 
-        incoming: which channels x holds, none = all. Returns the last layer's activations and which
+        incoming: which channels x holds, None = all. Returns the last layer's activations and which
         channels they are.
         """
-        for i in range(start, len(self.layers) if stop is None else stop):
-            name, layer = self.names[i], self.layers[i]
-            outgoing = dropping.selections.get(name)
-            kernel = None
-            if incoming is not None or outgoing is not None:
-                kernel = layer.thinned(incoming, outgoing)
-            x = layer(x, self.needed[i], kernel)
-            if name in dropping.factors:
-                x = x._replace(values=x.values * dropping.factors[name])
+        layers = list(zip(self.names, self.layers, self.needed, strict=True))
+        for name, layer, region in layers[start:stop]:
+            outgoing = plan.selections.get(name)
+            all_channels = incoming is None and outgoing is None
+            x = layer(x, region, None if all_channels else layer.thinned(incoming, outgoing))
+            if name in plan.factors:
+                x = x._replace(values=x.values * plan.factors[name])
             incoming = outgoing
         return x, incoming
 
@@ -88,26 +96,19 @@ class IncrementalChain:
         for i in range(1, count):
             affected.append(chain.layers[i].geometry.affected_outputs(affected[-1], chain.hws[i]))
         self.changed = [a.common(b) for a, b in zip(affected, wanted, strict=True)]
-        self.buffered = [
-            chain.layers[i + 1].geometry.needed(self.changed[i + 1], chain.hws[i + 1])
-            if i + 1 < count
-            else wanted[i]
-            for i in range(count)
-        ]
+        self.buffered = [chain.input_of(i, self.changed[i]) for i in range(1, count)]
+        self.buffered.append(wanted[-1])
         self.static = self._static_regions()
 
     def _static_regions(self) -> list[Region | None]:
         """Region of each layer's output that depends only on the surroundings; None if unused."""
-        static: list[Region | None] = [None] * self.count
+        static: list[Region | None] = []
         for i in reversed(range(self.count)):
-            if not self.changed[i].covers(self.buffered[i]):
-                static[i] = self.buffered[i]
-            if i + 1 < self.count and static[i + 1] is not None:
-                needed = self.chain.layers[i + 1].geometry.needed(
-                    static[i + 1], self.chain.hws[i + 1]
-                )
-                static[i] = needed if static[i] is None else static[i].hull(needed)
-        return static
+            regions = [] if self.changed[i].covers(self.buffered[i]) else [self.buffered[i]]
+            if static and static[-1] is not None:
+                regions.append(self.chain.input_of(i + 1, static[-1]))
+            static.append(reduce(Region.hull, regions) if regions else None)
+        return static[::-1]
 
     def surroundings(self, first: Patch) -> list[Tensor]:
         """Buffers of `buffered` regions, one for each layer, with the surroundings in their places.
@@ -115,16 +116,14 @@ class IncrementalChain:
         first: the first layer's output around a hole of any content, static[0] or more.
         """
         buffers, x = [], first
-        for i in range(self.count):
+        for i, (layer, region) in enumerate(zip(self.chain.layers, self.buffered, strict=False)):
             if i > 0 and self.static[i] is not None:
-                x = self.chain.layers[i](x, self.static[i])
-            region = self.buffered[i]
-            if self.changed[i].covers(region):
-                n, channels = len(first.values), self.chain.layers[i].kernel.channels
-                empty = first.values.new_empty(n, *region.hw, channels)
-                buffers.append(empty.permute(0, 3, 1, 2))
-            else:
-                buffers.append(x.part(region).permute(0, 2, 3, 1).clone().permute(0, 3, 1, 2))
+                x = layer(x, self.static[i])
+            shape = (len(first.values), *region.hw, layer.kernel.channels)
+            buffer = first.values.new_empty(shape).permute(0, 3, 1, 2)
+            if not self.changed[i].covers(region):
+                buffer.copy_(x.part(region))
+            buffers.append(buffer)
         return buffers
 
     def place(self, buffers: list[Tensor], i: int) -> Tensor:
@@ -162,7 +161,7 @@ class FastCoarse:
         self.first = FirstLayer([stage.conv1], window_hw, hole_hw, arithmetic)
         self.chain = Chain(named_layers(stage, "", 2, 17, arithmetic), window_hw, self.hole)
 
-    def prefix(self, known: Tensor, live: Collection[str]) -> CoarsePrefix:
+    def prefix(self, known: Tensor, active: Collection[str]) -> CoarsePrefix:
         """Runs the layers up to the first that drops, with all their channels.
 
         known: windows with the hole zeroed, (N, C, H, W).
@@ -171,14 +170,13 @@ class FastCoarse:
         hw = (known.shape[2], known.shape[3])
         sums = self.first.sums(known, whole(hw), region, self.first.constants(region))
         x = Patch(self.first.activate(sums, 0), region, hw)
-        count = self.chain.first_live(live)
-        from_nothing = DropPlan()
-        return CoarsePrefix(self.chain.run(x, from_nothing, stop=count)[0], count)
+        count = self.chain.shared_layers(active)
+        return CoarsePrefix(self.chain.run(x, NO_DROPOUT, stop=count)[0], count)
 
-    def complete(self, prefix: CoarsePrefix, dropping: DropPlan) -> Tensor:
+    def complete(self, prefix: CoarsePrefix, plan: DropPlan) -> Tensor:
         """One completion of the hole: (N, C, h, w), clamped to [-1, 1]."""
-        x, channels = dropping.apply(self.chain.names[prefix.count - 1], prefix.patch)
-        x, _ = self.chain.run(x, dropping, channels, start=prefix.count)
+        x, channels = plan.apply(self.chain.names[prefix.count - 1], prefix.patch)
+        x, _ = self.chain.run(x, plan, channels, start=prefix.count)
         return x.part(self.hole).clamp(-1, 1)
 
 
@@ -200,10 +198,15 @@ class Branch(NamedTuple):
 
 
 class Surroundings(NamedTuple):
-    """What the completions of a batch share: the convolution branch and the attention branch."""
+    """What the completions of a batch share.
+
+    sums: pre-activations of both first layers over `changed`, all that a hole can alter; branches:
+    the convolution branch and the attention branch.
+    """
 
     sums: Tensor
-    branches: tuple[Branch, Branch]
+    changed: Region
+    branches: list[Branch]
 
 
 class FastFine:
@@ -231,78 +234,68 @@ class FastFine:
             Chain(named_layers(stage, "pm", 1, 6, arithmetic), window_hw, whole(self.quarter_hw)),
         )
         channels = stage.pmconv6.out_channels
-        wanted = self.matched.input_needed
-        self.attend = FastAttention(self.quarter_hw, wanted, self.hole, channels)
-        self.attended = wanted
+        self.attended = self.matched.input_needed
+        self.attend = FastAttention(self.quarter_hw, self.attended, self.hole, channels)
         self.width = stage.conv5.out_channels
-        self.incremental_chains: dict[
-            tuple[int, int], tuple[IncrementalChain, IncrementalChain]
-        ] = {}
+        self.incremental_chains: dict[tuple[int, ...], list[IncrementalChain]] = {}
 
-    def shared_chains(self, live: Collection[str]) -> tuple[IncrementalChain, IncrementalChain]:
+    def shared_chains(self, active: Collection[str]) -> list[IncrementalChain]:
         """The branches' layers up to the first that drops, planned once for each set of these."""
-        counts = tuple(chain.first_live(live) for chain in self.chains)
+        counts = tuple(chain.shared_layers(active) for chain in self.chains)
         if counts not in self.incremental_chains:
             changed = self.first.geometry.affected_outputs(self.hole, self.hw)
-            self.incremental_chains[counts] = tuple(
-                IncrementalChain(chain, count, changed)
-                for chain, count in zip(self.chains, counts, strict=True)
-            )
+            self.incremental_chains[counts] = [
+                IncrementalChain(*pair, changed) for pair in zip(self.chains, counts, strict=True)
+            ]
         return self.incremental_chains[counts]
 
-    def surroundings(self, known: Tensor, live: Collection[str]) -> Surroundings:
+    def surroundings(self, known: Tensor, active: Collection[str]) -> Surroundings:
         """Runs the shared layers over what lies around the hole.
 
         known: windows with the hole zeroed, (N, C, H, W).
         """
-        shared = self.shared_chains(live)
-        regions = [chain.changed[0] for chain in shared]
-        regions += [chain.static[0] for chain in shared if chain.static[0] is not None]
-        region = regions[0]
-        for other in regions[1:]:
-            region = region.hull(other)
+        chains = self.shared_chains(active)
+        changed = chains[0].changed[0].hull(chains[1].changed[0])
+        static = [chain.static[0] for chain in chains if chain.static[0] is not None]
+        region = reduce(Region.hull, static, changed)
         all_sums = self.first.sums(known, whole(self.hw), region, self.first.constants(region))
-        changed = regions[0].hull(regions[1])
         rows, cols = changed.within(region)
         sums = all_sums[:, rows, cols].clone()
         branches = []
-        for i, chain in enumerate(shared):
+        for i, chain in enumerate(chains):
             first = Patch(self.first.activate(all_sums, i), region, self.hw)
             branches.append(Branch(chain, chain.surroundings(first)))
-        return Surroundings(sums, tuple(branches))
+        return Surroundings(sums, changed, branches)
 
-    def complete(self, around: Surroundings, hole: Tensor, dropping: DropPlan) -> Tensor:
+    def complete(self, around: Surroundings, hole: Tensor, plan: DropPlan) -> Tensor:
         """One completion from the coarse one: (N, C, h, w) -> (N, C, h, w), clamped to [-1, 1]."""
-        changed = around.branches[0].chain.changed[0].hull(around.branches[1].chain.changed[0])
-        sums = self.first.sums(upcast_to_fp32(hole), self.hole, changed, around.sums)
-        (kept, kept_channels), (matching, matching_channels) = (
-            self.branch(i, sums, changed, around.branches[i], dropping) for i in (0, 1)
-        )
+        sums = self.first.sums(upcast_to_fp32(hole), self.hole, around.changed, around.sums)
+        around = around._replace(sums=sums)
+        convolved, convolved_channels = self.branch(0, around, plan)
+        matching, matching_channels = self.branch(1, around, plan)
         features = matching.part(whole(self.quarter_hw))
         if matching_channels is not None:
-            features = features * matching_channels.gain.to(features.dtype)[:, None, None]
-            matching_channels = matching_channels._replace(
-                gain=torch.ones_like(matching_channels.gain)
-            )
+            index, gain = matching_channels
+            features = features * gain.to(features.dtype)[:, None, None]
+            matching_channels = Selection(index, torch.ones_like(gain))
         attended = Patch(self.attend(features), self.attended, self.quarter_hw)
-        attended, attended_channels = self.matched.run(attended, dropping, matching_channels)
+        attended, attended_channels = self.matched.run(attended, plan, matching_channels)
         region = self.decoder.input_needed
-        both = torch.cat([kept.part(region), attended.part(region)], dim=1)
-        channels = joint_selection(kept_channels, attended_channels, self.width, both)
-        x, _ = self.decoder.run(Patch(both, region, self.quarter_hw), dropping, channels)
+        both = torch.cat([convolved.part(region), attended.part(region)], dim=1)
+        channels = joint_selection(convolved_channels, attended_channels, self.width, both)
+        x, _ = self.decoder.run(Patch(both, region, self.quarter_hw), plan, channels)
         return x.part(self.hole).clamp(-1, 1)
 
     def branch(
-        self, i: int, sums: Tensor, region: Region, shared: Branch, dropping: DropPlan
+        self, i: int, around: Surroundings, plan: DropPlan
     ) -> tuple[Patch, Selection | None]:
         """Runs one branch to its end over the changed hole."""
-        changed = shared.chain
-        rows, cols = changed.changed[0].within(region)
-        self.first.activate(sums[:, rows, cols], i, changed.place(shared.buffers, 0))
-        patch, channels = dropping.apply(
-            self.chains[i].names[changed.count - 1], changed.run(shared.buffers)
-        )
-        return self.chains[i].run(patch, dropping, channels, start=changed.count)
+        shared, buffers = around.branches[i]
+        rows, cols = shared.changed[0].within(around.changed)
+        self.first.activate(around.sums[:, rows, cols], i, shared.place(buffers, 0))
+        last = self.chains[i].names[shared.count - 1]
+        patch, channels = plan.apply(last, shared.run(buffers))
+        return self.chains[i].run(patch, plan, channels, start=shared.count)
 
 
 def joint_selection(
@@ -311,10 +304,8 @@ def joint_selection(
     """Which channels the concatenation of two branches, `width` channels each, holds."""
     if first is None and second is None:
         return None
-    every = Selection(
-        torch.arange(width, device=like.device), torch.ones(width, device=like.device)
-    )
+    index = torch.arange(width, device=like.device)
+    every = Selection(index, torch.ones(width, device=like.device))
     first, second = first or every, second or every
-    return Selection(
-        torch.cat([first.index, width + second.index]), torch.cat([first.gain, second.gain])
-    )
+    index = torch.cat([first.index, width + second.index])
+    return Selection(index, torch.cat([first.gain, second.gain]))
