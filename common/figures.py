@@ -16,7 +16,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
 from common.files import write_atomic
@@ -32,7 +31,6 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 # Okabe and Ito's, told apart by colour-blind readers; after the last they repeat, dashed
 
 Curves = Mapping[str, tuple[np.ndarray, np.ndarray]]  # x and y (n,) by name
-Limits = tuple[float, float] | None
 
 
 class SheetRow(NamedTuple):
@@ -53,14 +51,12 @@ def heatmap_panel(
     title: str = "",
     *,
     boxes: Sequence[Sequence[float]] = (),
-    limits: Limits = None,
     score_name: str = "anomaly score",
 ) -> None:
     """Saves the image beside the heatmap overlaid on it, with colour bar and boxes.
 
     heatmap: (H, W); where it is NaN (not computed yet) there is no colour. boxes: (top, left,
-    height, width, …) in pixels. limits: scores at the colour bar's ends, the heatmap's smallest and
-    largest if None. Raises ValueError where the sizes differ.
+    height, width, …) in pixels. Raises ValueError where the sizes differ.
     """
     picture = as_picture(image)
     heat = as_map(heatmap, picture, title or str(path))
@@ -68,11 +64,11 @@ def heatmap_panel(
     figure = Figure(figsize=(10.2, panel_height + 0.6), layout="constrained")
     plain, overlaid = figure.subplots(1, 2)
     show_image(plain, picture)
-    drawn = show_overlay(overlaid, picture, heat, limits)
+    norm = show_overlay(overlaid, picture, heat)
     for axes in (plain, overlaid):
         draw_boxes(axes, boxes)
     beside = overlaid.inset_axes((1.02, 0, 0.04, 1))
-    bar = figure.colorbar(ScalarMappable(drawn.norm, HEAT), cax=beside)
+    bar = figure.colorbar(ScalarMappable(norm, HEAT), cax=beside)
     bar.set_label(score_name, fontsize=9)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
@@ -81,18 +77,13 @@ def heatmap_panel(
 
 
 def contact_sheet(
-    rows: Sequence[SheetRow],
-    path: Path,
-    *,
-    columns: Sequence[str],
-    title: str = "",
-    limits: Sequence[Limits] | None = None,
+    rows: Sequence[SheetRow], path: Path, *, columns: Sequence[str], title: str = ""
 ) -> None:
     """Saves a table of pictures: image | truth | a heatmap per column.
 
-    columns: one title per heatmap. limits: per column the scores at the colours' ends; None scales
-    each heatmap by itself (1st to 99.8th percentile), which does not compare images.
-    Raises ValueError where a row's sizes or number of heatmaps differ.
+    columns: one title per heatmap. Each heatmap's colours are scaled by itself (1st to 99.8th
+    percentile), so they do not compare images. Raises ValueError where a row's sizes or number of
+    heatmaps differ.
     """
     if not rows:
         raise ValueError("a contact sheet needs at least one row")
@@ -105,14 +96,14 @@ def contact_sheet(
     for cells, row in zip(grid, rows, strict=True):
         if len(row.heatmaps) != len(columns):
             raise ValueError(f"{row.name}: {len(row.heatmaps)} heatmaps, {len(columns)} columns")
-        draw_row(cells, row, limits or [None] * len(columns))
+        draw_row(cells, row)
     for axes, name in zip(grid[0], ["image", "truth", *columns], strict=True):
         axes.set_title(name, fontsize=9)
     figure.suptitle(title, fontsize=11)
     save(figure, path)
 
 
-def draw_row(cells: Sequence[Axes], row: SheetRow, limits: Sequence[Limits]) -> None:
+def draw_row(cells: Sequence[Axes], row: SheetRow) -> None:
     """Draws one image of a contact sheet into its row of axes."""
     picture = as_picture(row.image)
     show_image(cells[0], picture)
@@ -122,11 +113,11 @@ def draw_row(cells: Sequence[Axes], row: SheetRow, limits: Sequence[Limits]) -> 
     if truth.any():
         cells[1].contourf(truth, levels=[0.5, 1.5], colors=[BOX_COLOUR], alpha=0.2)
         cells[1].contour(truth, levels=[0.5], colors=[BOX_COLOUR], linewidths=1.0)
-    for axes, heatmap, limit in zip(cells[2:], row.heatmaps, limits, strict=True):
+    for axes, heatmap in zip(cells[2:], row.heatmaps, strict=True):
         hide_frame(axes)
         if heatmap is not None:
             heat = as_map(heatmap, picture, row.name)
-            low, high = limit or spread(np.nanpercentile(heat, [1, 99.8]))
+            low, high = spread(np.nanpercentile(heat, [1, 99.8]))
             axes.imshow(heat, cmap=HEAT, vmin=low, vmax=high)
 
 
@@ -170,16 +161,14 @@ def score_histogram(
             density, edges, color=colour, linewidth=1.5, label=f"{name} (n = {np.sum(values):,})"
         )
     axes.set(xlim=(edges[0], edges[-1]), ylim=(0, None))
-    axes.legend(fontsize=8, loc="best", frameon=False)
-    save(figure, path)
+    save_plot(figure, axes, path)
 
 
 def plot_axes(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(5.0, 4.4), layout="constrained")
     axes = figure.subplots()
     axes.set_title(title, fontsize=11)
-    axes.set_xlabel(x_label, fontsize=10)
-    axes.set_ylabel(y_label, fontsize=10)
+    axes.set(xlabel=x_label, ylabel=y_label)
     axes.tick_params(labelsize=8)
     axes.grid(color="0.9", linewidth=0.7)
     axes.set_axisbelow(True)
@@ -194,6 +183,10 @@ def draw_curves(figure: Figure, axes: Axes, curves: Curves, path: Path) -> None:
         colour = COLOURS[number % len(COLOURS)]
         axes.plot(x, y, style, color=colour, linewidth=1.8, label=name)
     axes.set(xlim=(0, 1), ylim=(0, 1.01))
+    save_plot(figure, axes, path)
+
+
+def save_plot(figure: Figure, axes: Axes, path: Path) -> None:
     axes.legend(fontsize=8, loc="best", frameon=False)
     save(figure, path)
 
@@ -203,14 +196,18 @@ def show_image(axes: Axes, picture: np.ndarray) -> None:
     hide_frame(axes)
 
 
-def show_overlay(axes: Axes, picture: np.ndarray, heat: np.ndarray, limits: Limits) -> AxesImage:
-    """Draws heat over the image, the more opaque the hotter; NaN is transparent."""
+def show_overlay(axes: Axes, picture: np.ndarray, heat: np.ndarray) -> Normalize:
+    """Draws heat over the image, the more opaque the hotter; NaN is transparent.
+
+    Returns the scale of its colours, from the smallest to the largest score.
+    """
     show_image(axes, picture)
     known = np.isfinite(heat)
     extremes = (heat[known].min(), heat[known].max()) if known.any() else (0.0, 1.0)
-    norm = Normalize(*(limits or spread(extremes)), clip=True)
+    norm = Normalize(*spread(extremes), clip=True)
     strength = np.asarray(norm(np.nan_to_num(heat)), dtype=float)
-    return axes.imshow(heat, cmap=HEAT, norm=norm, alpha=np.where(known, 0.1 + 0.6 * strength, 0))
+    axes.imshow(heat, cmap=HEAT, norm=norm, alpha=np.where(known, 0.1 + 0.6 * strength, 0))
+    return norm
 
 
 def draw_boxes(axes: Axes, boxes: Sequence[Sequence[float]]) -> None:

@@ -44,7 +44,7 @@ MOST_RESAMPLES = 100_000
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """What is compared, and how."""
+    """What is compared, and how; paths may also be given as text."""
 
     heatmap_dir: Path
     """Folder that predict_heatmap.py wrote, with heatmaps.csv."""

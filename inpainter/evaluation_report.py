@@ -27,7 +27,7 @@ from common.files import escaped
 from common.images import read_image
 from common.metrics import Interval, format_interval
 from common.pooled_metrics import curves
-from inpainter.evaluation import Evaluation, EvaluationSettings, ImageRow, MetricResult, first_names
+from inpainter.evaluation import Evaluation, ImageRow, MetricResult, first_names
 from inpainter.heatmap_folder import read_heatmap
 
 LOG = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def write_report(evaluation: Evaluation, folder: Path, *, record: Mapping[str, A
     settings, sources = evaluation.settings, evaluation.sources
     content = {
         **record,
-        "settings": plain_settings(settings),
+        "settings": dataclasses.asdict(settings),
         "skipped_annotations": list(sources.annotations.skipped),
         "annotated_images_without_heatmap": evaluation.unscored,
         "heatmaps_made_by": made_by(settings.heatmap_dir),
@@ -60,13 +60,10 @@ def write_report(evaluation: Evaluation, folder: Path, *, record: Mapping[str, A
         "metrics": {result.metric: plain_result(result) for result in evaluation.results},
     }
     text = json.dumps(plain(content), indent=2, allow_nan=False, ensure_ascii=False)
-    save_text_atomic(as_utf8(text) + "\n", folder / "results.json")
+    # Names that are no UTF-8 are written as \udcNN, which JSON readers know.
+    text = text.encode("utf-8", "backslashreplace").decode()
+    save_text_atomic(text + "\n", folder / "results.json")
     save_text_atomic(per_image_csv(evaluation.results), folder / "per_image.csv")
-
-
-def plain_settings(settings: EvaluationSettings) -> dict[str, Any]:
-    values = dataclasses.asdict(settings)
-    return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
 
 
 def made_by(heatmap_dir: Path) -> dict[str, Any]:
@@ -108,11 +105,6 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int) else str(value)
 
 
-def as_utf8(text: str) -> str:
-    r"""JSON in which names that are no UTF-8 are written as \udcNN, which JSON readers know."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
 def plain_result(result: MetricResult) -> dict[str, Any]:
     """One metric's numbers as JSON holds them."""
     n_lesion, n_background, n_regions = result.pixels.totals
@@ -132,9 +124,7 @@ def plain_result(result: MetricResult) -> dict[str, Any]:
 
 
 def plain_intervals(intervals: Mapping[str, Interval] | None) -> dict[str, Any] | None:
-    if intervals is None:
-        return None
-    return {name: interval._asdict() for name, interval in intervals.items()}
+    return intervals and {name: interval._asdict() for name, interval in intervals.items()}
 
 
 def per_image_csv(results: Sequence[MetricResult]) -> str:
@@ -144,8 +134,7 @@ def per_image_csv(results: Sequence[MetricResult]) -> str:
     writer.writerow([*ImageRow._fields, "excluded"])
     for result in results:
         for row in result.rows:
-            numbers = ["" if value is None else value for value in row[1:]]
-            writer.writerow([escaped(row.image), *numbers, ""])
+            writer.writerow([escaped(row.image), *row[1:], ""])
         for image, reason in result.excluded.items():
             empty = [""] * (len(ImageRow._fields) - 2)
             writer.writerow([escaped(image), result.metric, *empty, escaped(reason)])

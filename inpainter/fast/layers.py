@@ -6,7 +6,6 @@ G gates (2 where the layer is gated, else 1), O and I output and input channels.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from common.runtime import upcast_to_fp32
 from inpainter.fast.geometry import ConvGeometry, Region, Span
 from inpainter.fast.winograd import Tiling, Workspace, tiling_for, transformed_kernel, winograd
-from inpainter.networks.dropout import ChannelDropout
+from inpainter.networks.dropout import ChannelMasks
 from inpainter.networks.generator import Activation, ConvBlock
 from inpainter.windows import centre_mask
 
@@ -92,6 +91,8 @@ def _activate(
         torch.mul(features, gate.sigmoid_(), out=out)
 
 
+CHANNEL_MULTIPLE = 8
+"""Convolutions prefer channels in multiples of this: dead ones fill the last one up."""
 SLACK = 1.1
 """A layer computes all it can where that is at most this much more than what is wanted: cheaper
 than copying the wanted part out."""
@@ -330,15 +331,14 @@ class FirstLayer:
         return finish(y, block.activation, gates, 1, self.arithmetic.workspace, out)
 
 
-@dataclass(frozen=True)
-class DropPlan:
+class DropPlan(NamedTuple):
     """By layer name: `selections` where the windows share their masks, else `factors` (N, C, 1, 1).
 
     The default drops nothing.
     """
 
-    selections: Mapping[str, Selection] = field(default_factory=dict)
-    factors: Mapping[str, Tensor] = field(default_factory=dict)
+    selections: Mapping[str, Selection] = {}
+    factors: Mapping[str, Tensor] = {}
 
     def apply(self, layer: str, x: Patch) -> tuple[Patch, Selection | None]:
         """Drops channels of a layer's activations.
@@ -370,27 +370,29 @@ def select_channels(x: Tensor, selection: Selection) -> Tensor:
     return torch.mm(rows, matrix).view(n, h, w, -1).permute(0, 3, 1, 2)
 
 
-def drop_plan(drop: ChannelDropout, like: Tensor, *, thin: bool, multiple: int) -> DropPlan:
-    """The masks of a completion in the form that its layers take.
+def drop_plan(masks: ChannelMasks | None, m: int, like: Tensor) -> DropPlan:
+    """What the m-th completion drops, in the form that the layers take.
 
-    like: a tensor of the device and type of the arithmetic. thin: leave dead channels out; the
-    masks of all windows must then be equal. multiple: selections are filled up to a multiple of it
-    with dead channels, which convolutions prefer.
+    masks: None = nothing; where all windows have the same (`masks.same`), dropped channels are left
+    out, else they are multiplied by 0. like: a tensor of the device and type of the arithmetic.
     """
+    if masks is None:
+        return NO_DROPOUT
+    drop = masks.completion(m)
     selections, factors = {}, {}
     for name, keep in drop.keep.items():
-        if thin:
-            selections[name] = selection_of(keep[0], drop.scale, like, multiple)
+        if masks.same:
+            selections[name] = selection_of(keep[0], drop.scale, like)
         else:
             keep = to_device_of(keep, like).to(like.dtype)
             factors[name] = (keep * drop.scale)[:, :, None, None]
     return DropPlan(selections, factors)
 
 
-def selection_of(keep: Tensor, scale: float, like: Tensor, multiple: int) -> Selection:
+def selection_of(keep: Tensor, scale: float, like: Tensor) -> Selection:
     """The live channels of a mask (C,) bool, and as many dead ones as fill the last multiple."""
     count = max(int(keep.sum()), 1)
-    count = min(-(-count // multiple) * multiple, len(keep))
+    count = min(-(-count // CHANNEL_MULTIPLE) * CHANNEL_MULTIPLE, len(keep))
     index = torch.argsort(~keep, stable=True)[:count].sort().values
     gain = upcast_to_fp32(keep[index].to(like.dtype)) * scale
     return Selection(to_device_of(index, like), to_device_of(gain, like))

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from common.runtime import upcast_to_fp32
 from inpainter.completion import WindowScorer, score_windows
-from inpainter.fast.layers import NO_DROPOUT, Arithmetic, DropPlan, drop_plan
+from inpainter.fast.layers import Arithmetic, drop_plan
 from inpainter.fast.stages import FastCoarse, FastFine
 from inpainter.fast.winograd import Workspace
 from inpainter.networks.critic import Critic, to_channels
-from inpainter.networks.dropout import ChannelMasks, ElementMasks, WindowMasks
+from inpainter.networks.dropout import ElementMasks, WindowMasks
 from inpainter.networks.generator import Generator
 from inpainter.settings import Metric
 from inpainter.windows import centre_crop
@@ -111,19 +111,12 @@ class FastScorer:
         prefix = coarse.prefix(known, active)
         around = fine.surroundings(known, active) if fine is not None else None
         # The completions, all from one coarse result where only fine layers drop.
-        holes = None
+        holes, like = None, windows.new_empty(0, dtype=self.arithmetic.dtype)
         for m in range(1 if masks is None else masks.M):
-            plan = self.drop_plan(masks, m, windows)
+            plan = drop_plan(masks, m, like)
             if holes is None or not active.isdisjoint(coarse.chain.names):
                 holes = coarse.complete(prefix, plan)
             yield upcast_to_fp32(holes if fine is None else fine.complete(around, holes, plan))
-
-    def drop_plan(self, masks: ChannelMasks | None, m: int, windows: Tensor) -> DropPlan:
-        """What the m-th completion drops, in the form that the layers take."""
-        if masks is None:
-            return NO_DROPOUT
-        like = windows.new_empty(0, dtype=self.arithmetic.dtype)
-        return drop_plan(masks.completion(m), like, thin=masks.same, multiple=8)
 
     def stages_for(self, window_hw: tuple[int, int]) -> tuple[FastCoarse, FastFine | None]:
         """Both stages for a size of window, planned at its first use."""

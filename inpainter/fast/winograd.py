@@ -160,7 +160,7 @@ class Tiling(NamedTuple):
 def tiling_for(
     out_hw: tuple[int, int], dilation: int, kernel: int, in_channels: int, out_channels: int
 ) -> Tiling | None:
-    """The cheapest tiling of a convolution, none where the direct way is as good."""
+    """The cheapest tiling of a convolution, None where the direct way is as good."""
     if min(in_channels, out_channels) < LEAST_CHANNELS:
         return None
     direct = math.prod(out_hw) * kernel**2 * in_channels * out_channels * DIRECT_MAC
@@ -288,12 +288,9 @@ def _place(padded: Tensor, x: Tensor, pads: tuple[int, int]) -> None:
     top, left = pads
     h, w = x.shape[1:3]
     bottom, right = min(top + h, padded.shape[1]), min(left + w, padded.shape[2])
-    if top:
-        padded[:, :top] = 0
-    if bottom < padded.shape[1]:
-        padded[:, bottom:] = 0
-    if left:
-        padded[:, top:bottom, :left] = 0
-    if right < padded.shape[2]:
-        padded[:, top:bottom, right:] = 0
+    edges = (padded[:, :top], padded[:, bottom:])
+    edges += (padded[:, top:bottom, :left], padded[:, top:bottom, right:])
+    for edge in edges:
+        if edge.numel() > 0:
+            edge.zero_()
     padded[:, top:bottom, left:right] = x[:, : bottom - top, : right - left]

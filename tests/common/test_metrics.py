@@ -8,11 +8,13 @@ from scipy import ndimage
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from common.metrics import (
+    Interval,
     MetricError,
     PixelCase,
     binary_intervals,
     binary_score,
     bootstrap_intervals,
+    format_interval,
     mean_intervals,
     pixel_scores,
     score_heatmap,
@@ -222,6 +224,13 @@ def test_interval_of_an_image_auroc_is_that_of_scikit_learn_on_the_same_draws() 
     ours = binary_intervals(labels, scores, **settings)
     for name in ("auroc", "ap"):
         assert ours[name] == pytest.approx(expected[name], abs=1e-12)
+
+
+def test_interval_is_written_with_what_there_is_of_it() -> None:
+    assert format_interval(Interval(0.9123, 0.88, 0.9345)) == "0.912 [0.880, 0.934]"
+    assert format_interval(Interval(0.9123, None, None), 4) == "0.9123"
+    assert format_interval(Interval(0.9123, None, None), deviation=0.01) == "0.912 ± 0.010"
+    assert format_interval(None) == "-"
 
 
 def test_pooled_interval_contains_the_value() -> None:

@@ -167,6 +167,11 @@ def test_malformed_list_of_heatmaps_is_refused(
         evaluate_heatmaps(settings)
 
 
+def test_paths_may_be_given_as_text(settings: EvaluationSettings) -> None:
+    paths = (str(settings.heatmap_dir), str(settings.annotations))
+    assert EvaluationSettings(*paths, n_resamples=settings.n_resamples) == settings
+
+
 def test_settings_that_make_no_sense_are_refused(settings: EvaluationSettings) -> None:
     with pytest.raises(EvaluationError, match="inside_tissue needs the images"):
         replace(settings, inside_tissue=0.1)

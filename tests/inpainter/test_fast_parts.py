@@ -10,7 +10,7 @@ from inpainter.fast.winograd import Tiling, Workspace, tiles_for, transformed_ke
 from inpainter.networks.attention import contextual_attention
 from inpainter.windows import centre_mask
 
-REACHES = [
+GEOMETRIES = [
     ConvGeometry(3),
     ConvGeometry(5),
     ConvGeometry(3, stride=2),
@@ -19,32 +19,34 @@ REACHES = [
 ]
 
 
-@pytest.mark.parametrize("reach", REACHES, ids=str)
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 @pytest.mark.parametrize("span", [(0, 24), (0, 5), (6, 11), (7, 18), (20, 24)])
 def test_intervals_are_those_that_a_convolution_shows(
-    reach: ConvGeometry, span: tuple[int, int]
+    geometry: ConvGeometry, span: tuple[int, int]
 ) -> None:
-    """A change of the input shows where `reached` says; outputs read what `taps` says."""
+    """A change of the input shows where `affected_outputs` says; outputs read what `taps` says."""
     size, changed = 24, Span(*span)
 
     def run(x):
-        x = x.repeat_interleave(2) if reach.up else x
-        kernel = torch.ones(1, 1, reach.kernel)
-        return F.conv1d(x[None], kernel, None, reach.stride, reach.padding, reach.dilation)[0]
+        x = x.repeat_interleave(2) if geometry.up else x
+        kernel = torch.ones(1, 1, geometry.kernel)
+        return F.conv1d(
+            x[None], kernel, None, geometry.stride, geometry.padding, geometry.dilation
+        )[0]
 
     x = torch.zeros(size)
     x[span[0] : span[1]] = 1
-    assert reach.out_size(size) == len(run(x))
+    assert geometry.out_size(size) == len(run(x))
     touched = run(x).nonzero().flatten()
-    reached = reach.affected_outputs(Region(changed, changed), (size, size)).rows
-    assert (reached.lo, reached.hi) == (int(touched[0]), int(touched[-1]) + 1)
-    taps = reach.taps(reached, size)
+    affected = geometry.affected_outputs(Region(changed, changed), (size, size)).rows
+    assert (affected.lo, affected.hi) == (int(touched[0]), int(touched[-1]) + 1)
+    taps = geometry.taps(affected, size)
     assert (taps.span.lo <= changed.lo, taps.span.hi >= changed.hi) == (True, True)
-    computable = reach.valid_outputs(Region(taps.span, taps.span), (size, size)).rows
-    assert (computable.lo <= reached.lo, computable.hi >= reached.hi) == (True, True)
+    valid = geometry.valid_outputs(Region(taps.span, taps.span), (size, size)).rows
+    assert (valid.lo <= affected.lo, valid.hi >= affected.hi) == (True, True)
     outside = 1 - x
     clean = (run(outside) == 0).nonzero().flatten() if span != (0, size) else touched
-    known = reach.valid_outputs(Region(changed, changed), (size, size)).rows
+    known = geometry.valid_outputs(Region(changed, changed), (size, size)).rows
     assert list(range(*known)) == clean.tolist()
 
 
