@@ -33,7 +33,7 @@ OPTIONAL = {
     *("foreach", "maximize", "capturable", "differentiable", "fused", "decoupled_weight_decay"),
     *("amsgrad", "nesterov"),
 }
-"""Options of torch's optimisers that came or went between versions; no kind is told by them."""
+"""Options of torch's optimisers that came or went between versions."""
 OF_ADAM = {"step", "exp_avg", "exp_avg_sq"}
 OF_MOMENTUM = {"momentum_buffer"}
 """What optimisers keep of each parameter: Adam's, and those of SGD and LARS."""
@@ -66,7 +66,7 @@ def load_tensors(path: Path) -> Any:
 
     Raises CheckpointError where the file is missing (listing the steps that are there), truncated,
     corrupt, or holds Python objects of other kinds. A file in torch's older format, which is no
-    zip, has no checksums: what a flipped bit made of a weight cannot be told from the weight.
+    zip, has no checksums: what a flipped bit made of a weight looks like a weight.
     """
     path = Path(path)
     if not path.is_file():
@@ -174,10 +174,10 @@ def require_state_dict(value: Any, source: str) -> dict[str, Tensor]:
 
 def require_finite_weights(state: Mapping[str, Tensor], source: str) -> None:
     """Raises CheckpointError where a weight is NaN or infinite, naming the first few."""
-    found = non_finite(state)
-    if found:
+    names = non_finite(state)
+    if names:
         raise CheckpointError(
-            f"{source}: weights that are not finite (NaN or infinite): {found}. The training that "
+            f"{source}: weights that are not finite (NaN or infinite): {names}. The training that "
             "made them had failed, or the file was changed; use another step."
         )
 
@@ -202,22 +202,22 @@ def load_module(module: nn.Module, state: Mapping[str, Tensor], source: str) -> 
 
     Raises CheckpointError, in one line with the first few differences.
     """
-    wanted = module.state_dict()
+    expected = module.state_dict()
     kinds = {
-        "missing": [name for name in wanted if name not in state],
-        "unknown": [name for name in state if name not in wanted],
+        "missing": [name for name in expected if name not in state],
+        "unknown": [name for name in state if name not in expected],
         "of another shape": [
             f"{name}: {tuple(state[name].shape)} for {tuple(tensor.shape)}"
-            for name, tensor in wanted.items()
+            for name, tensor in expected.items()
             if name in state and state[name].shape != tensor.shape
         ],
         "of another type": [
             f"{name}: {state[name].dtype} for {tensor.dtype}"
-            for name, tensor in wanted.items()
+            for name, tensor in expected.items()
             if name in state and state[name].is_floating_point() != tensor.is_floating_point()
         ],
     }
-    differences = [f"{len(found)} {kind} ({_few(found)})" for kind, found in kinds.items() if found]
+    differences = [f"{len(names)} {kind} ({_few(names)})" for kind, names in kinds.items() if names]
     if differences:
         raise CheckpointError(
             f"{source} does not fit the network of the settings; weights {'; '.join(differences)}. "
@@ -240,24 +240,24 @@ def load_optimiser(
     another kind of optimiser.
     """
     value = require_mapping(value, source, ("state", "param_groups"))
-    found = f"{source}: not the state of this optimiser ({type(optimiser).__name__})"
+    problem = f"{source}: not the state of this optimiser ({type(optimiser).__name__})"
     remedy = "Give the settings the run was started with, or go on from another step."
-    groups, wanted = value["param_groups"], optimiser.state_dict()["param_groups"]
-    same = isinstance(groups, list) and len(groups) == len(wanted)
-    for group, ours in zip(groups, wanted, strict=True) if same else ():
+    groups, expected = value["param_groups"], optimiser.state_dict()["param_groups"]
+    same = isinstance(groups, list) and len(groups) == len(expected)
+    for group, ours in zip(groups, expected, strict=True) if same else ():
         same &= isinstance(group, Mapping) and group.get("params") == ours["params"]
         same = same and set(group) - OPTIONAL == set(ours) - OPTIONAL
     if not same:
-        raise CheckpointError(f"{found}: its groups of parameters differ. {remedy}")
+        raise CheckpointError(f"{problem}: its groups of parameters differ. {remedy}")
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    kept = require_mapping(value["state"], source)
+    states = require_mapping(value["state"], source)
     entries = OF_ADAM if isinstance(optimiser, torch.optim.Adam) else OF_MOMENTUM
-    if has_stepped and not kept:
-        raise CheckpointError(f"{found}: it keeps nothing, as before the first step. {remedy}")
-    for number, record in kept.items():
+    if has_stepped and not states:
+        raise CheckpointError(f"{problem}: it keeps nothing, as before the first step. {remedy}")
+    for number, record in states.items():
         known = isinstance(number, int) and 0 <= number < len(parameters)
         if not (known and isinstance(record, Mapping) and set(record) == entries):
-            raise CheckpointError(f"{found}: it keeps other numbers of a parameter. {remedy}")
+            raise CheckpointError(f"{problem}: it keeps other numbers of a parameter. {remedy}")
         shape = parameters[number].shape
         for name, entry in record.items():
             fits = entry is None or (isinstance(entry, int | float) and math.isfinite(entry))
@@ -265,7 +265,7 @@ def load_optimiser(
                 fits = _is_plain(entry) and entry.shape in (shape, ()) and _is_finite(entry)
             if not fits:
                 raise CheckpointError(
-                    f"{found}: {name} of parameter {number} is {_found(entry)}, expected finite "
+                    f"{problem}: {name} of parameter {number} is {_found(entry)}, expected finite "
                     f"numbers of shape {tuple(shape)}. {remedy}"
                 )
     optimiser.load_state_dict(value)

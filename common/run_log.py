@@ -181,8 +181,8 @@ def drop_later_lines(path: Path, last_step: int) -> None:
     """
     if not path.is_file():
         return
-    kept = [line + "\n" for record, line in read_log(path) if 0 < record["step"] <= last_step]
-    save_text_atomic("".join(kept), path)
+    lines = [line + "\n" for record, line in read_log(path) if 0 < record["step"] <= last_step]
+    save_text_atomic("".join(lines), path)
 
 
 def write_run_record(

@@ -113,8 +113,8 @@ def supports_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):  # torch 2.10
-        found = torch.cpu.get_capabilities()
-        return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
+        features = torch.cpu.get_capabilities()
+        return bool(features.get("amx_bf16") or features.get("avx512_bf16"))
     return False
 
 
@@ -174,15 +174,13 @@ def seed_from(*parts: int | str) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def generator_for(*parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A random generator that depends on the parts alone: counter-based randomness.
+def generator_for(*parts: int | str) -> torch.Generator:
+    """A random generator that depends on the parts alone (1 and "1" are different parts).
 
     What is drawn for ("crop", step 7) is the same in whatever order steps are taken, in whichever
-    process, and after a resume. The integer 1 and the string "1" are different parts.
+    process, and after a resume.
     """
-    generator = torch.Generator(device)
-    generator.manual_seed(seed_from(*parts))
-    return generator
+    return torch.Generator().manual_seed(seed_from(*parts))
 
 
 def random_state() -> dict[str, Any]:
@@ -226,8 +224,6 @@ class Processes:
     """Number of this process, from 0."""
     world_size: int = 1
     """How many there are."""
-    local_rank: int = 0
-    """Number of this process on its machine."""
 
     @property
     def is_main(self) -> bool:
@@ -255,7 +251,7 @@ def start_processes(device: torch.device) -> Processes:
         )
     if device.type not in ("cpu", "cuda"):
         raise RuntimeSetupError(f"Several processes need device cpu or cuda, got '{device}'.")
-    rank, world_size, local_rank = (_whole(name, os.environ[name]) for name in variables)
+    rank, world_size, _ = (_whole(name, os.environ[name]) for name in variables)
     _whole("MASTER_PORT", os.environ["MASTER_PORT"])
     if not rank < world_size:
         raise RuntimeSetupError(
@@ -269,7 +265,7 @@ def start_processes(device: torch.device) -> Processes:
         torch.distributed.init_process_group(
             backend, rank=rank, world_size=world_size, timeout=PROCESS_GROUP_TIMEOUT
         )
-    return Processes(rank, world_size, local_rank)
+    return Processes(rank, world_size)
 
 
 def _whole(name: str, text: str) -> int:

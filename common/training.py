@@ -127,10 +127,10 @@ def require_finite_training(
     of the generator").
     """
     for what, state in states.items():
-        found = non_finite(state)
-        if found:
+        names = non_finite(state)
+        if names:
             raise TrainingError(
-                f"The {what} are not finite {reached}: {found}. Nothing of it is saved. {remedy}"
+                f"The {what} are not finite {reached}: {names}. Nothing of it is saved. {remedy}"
             )
 
 

@@ -210,8 +210,8 @@ class NormalCrops(Dataset):
     def _no_crop(self) -> str:
         """Reason for passing over an image that has tissue, but not in the crops drawn."""
         share = self.rule.min_tissue_fraction
-        wanted = f"tissue on {share:.0%} of its pixels" if share > 0 else "anything but background"
-        return f"no crop of {TRIES} shows {wanted}; train.min_tissue_fraction is {share:g}"
+        missing = f"tissue on {share:.0%} of its pixels" if share > 0 else "anything but background"
+        return f"no crop of {TRIES} shows {missing}; train.min_tissue_fraction is {share:g}"
 
     def _skip(self, index: int, reason: str) -> None:
         """Lists an image as passed over, or raises."""

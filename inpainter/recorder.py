@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from common.images import to_unit
@@ -97,7 +97,7 @@ class Recorder:
         self.bar.update()
         if step % train.print_iter == 0 or step == 1:
             self.log_line(step, result)
-        if step % train.viz_iter == 0 or step == self.state.n_steps:
+        if train.viz_max_out and (step % train.viz_iter == 0 or step == self.state.n_steps):
             generator = self.state.networks.generator
             picture = completion_grid(generator, result.inputs, train.viz_max_out)
             self.log.image(step, "train/completions", picture)
@@ -150,13 +150,5 @@ def completion_grid(generator: Generator, inputs: StepInputs, max_rows: int) -> 
         coarse, fine = (stage * mask + known for stage in generator(known, mask))
     holes = (mask * 2 - 1).expand_as(real)
     rows = torch.stack([known, holes, coarse, fine, real], dim=1)  # (N, 5, C, H, W)
-    return framed_grid(to_unit(rows.float().cpu()))
-
-
-def framed_grid(pictures: Tensor, frame: int = 2) -> Tensor:
-    """(rows, columns, 1 or 3, H, W) in [0, 1] -> one picture (3, …, …), white between them."""
-    rows, columns, channels, height, width = pictures.shape
-    framed = F.pad(pictures, (0, frame, 0, frame), value=1.0)
-    grid = framed.permute(2, 0, 3, 1, 4)  # (C, rows, H + frame, columns, W + frame)
-    grid = grid.reshape(channels, rows * (height + frame), columns * (width + frame))
-    return F.pad(grid, (frame, 0, frame, 0), value=1.0).expand(3, -1, -1)
+    pictures = to_unit(rows.float().cpu()).flatten(0, 1)
+    return make_grid(pictures, nrow=5, pad_value=1.0)

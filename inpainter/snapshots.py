@@ -50,7 +50,7 @@ WHERE = (
     *("dataset_name", "expname", "checkpoints_dir", "logs_dir", "heatmaps_dir", "train.resume"),
     *("train_data_path", "test_data_path", "data_with_subfolder"),
 )
-"""Where things lie; that the images are the same is found by their contents."""
+"""Where things lie; that the images are the same is seen from their contents."""
 MACHINE = ("cuda", "gpu_ids", "device", "num_workers", "train.channels_last", "train.cache_mb")
 """What computes, and how fast."""
 HOW_LONG = ("train.n_steps", "train.n_epochs")
@@ -136,8 +136,8 @@ def training_tensors(networks: Networks, optimisers: Optimisers) -> dict[str, di
     for name, optimiser in optimisers._asdict().items():
         tensors[f"gradients of {name}"] = {
             f"{entry} of parameter {number}": value
-            for number, kept in optimiser.state_dict()["state"].items()
-            for entry, value in kept.items()
+            for number, moments in optimiser.state_dict()["state"].items()
+            for entry, value in moments.items()
             if isinstance(value, Tensor)
         }
     return tensors
@@ -145,7 +145,7 @@ def training_tensors(networks: Networks, optimisers: Optimisers) -> dict[str, di
 
 def restore_snapshot(
     folder: Path,
-    wanted: int | str,
+    which: int | str,
     trained: TrainState,
     *,
     same_run: bool,
@@ -158,7 +158,7 @@ def restore_snapshot(
     settings.
     """
     config, networks = trained.config, trained.networks
-    step = resolve_step(folder, wanted, ROLES, option="--resume STEP")
+    step = resolve_step(folder, which, ROLES, option="--resume STEP")
     path = checkpoint_path(folder, "state", step)
     state = _read_state(path, step)
     weights_fit = tuple(k for k in flat(config_to_dict(config)) if not k.startswith(NETWORKS))
@@ -220,9 +220,9 @@ def _hashes(generator: Weights, critics: Mapping[str, Weights]) -> dict[str, str
     return {name: weights_hash(state) for name, state in {"gen": generator, **critics}.items()}
 
 
-def _check_hashes(folder: Path, step: int, saved: object, found: Mapping[str, str]) -> None:
+def _check_hashes(folder: Path, step: int, saved: object, hashes: Mapping[str, str]) -> None:
     """Refuses weights that are not those the state was saved with; old states have no hashes."""
-    for name, value in found.items() if isinstance(saved, Mapping) else ():
+    for name, value in hashes.items() if isinstance(saved, Mapping) else ():
         if saved.get(name) != value:
             role = "gen" if name == "gen" else "dis"
             raise CheckpointError(
@@ -234,7 +234,7 @@ def _check_hashes(folder: Path, step: int, saved: object, found: Mapping[str, st
 
 def resolve_step(
     folder: Path,
-    wanted: int | str | Literal["latest", "best"],
+    which: int | str | Literal["latest", "best"],
     roles: Sequence[str] = ("gen",),
     *,
     option: str | None = None,
@@ -256,9 +256,9 @@ def resolve_step(
         )
     listing = f"Steps there: {listed_steps(steps)}."
     remedy = f" Pass one with {option}." if option else " Ask for one of these."
-    if wanted == "latest":
+    if which == "latest":
         return steps[-1]
-    if wanted == "best":
+    if which == "best":
         errors = {step: e for step, e in selection_errors(folder).items() if step in steps}
         if not errors:
             raise CheckpointError(
@@ -266,11 +266,11 @@ def resolve_step(
                 f"that is still there, so there is no best one. {listing} Pass one, or latest."
             )
         return min(errors, key=lambda step: (errors[step], step))
-    if re.fullmatch(r"[0-9]{1,18}", str(wanted)) is None:
+    if re.fullmatch(r"[0-9]{1,18}", str(which)) is None:
         raise CheckpointError(
-            f"'{str(wanted)[:40]}' is no step. Expected a number, latest or best. {listing}{remedy}"
+            f"'{str(which)[:40]}' is no step. Expected a number, latest or best. {listing}{remedy}"
         )
-    step = int(wanted)
+    step = int(which)
     if step not in steps:
         files = [checkpoint_path(folder, role, step) for role in roles]
         missing = ", ".join(file.name for file in files if not file.is_file())

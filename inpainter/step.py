@@ -183,7 +183,9 @@ def draw_inputs(
         discount=discount_weights(train.mask_shape, gamma, device),
         alpha_local=alphas[0, rows].to(device),
         alpha_global=alphas[1, rows].to(device),
-        drop=draw_dropout(config, generator, step, range(total)[rows], total, draws, device),
+        drop=draw_dropout(
+            config, generator, step, rows=rows, total=total, draws=draws, device=device
+        ),
     )
 
 
@@ -191,23 +193,23 @@ def draw_dropout(
     config: PicardConfig,
     generator: Generator,
     step: int,
-    samples: range,
+    *,
+    rows: slice,
     total: int,
     draws: torch.Generator,
     device: torch.device,
 ) -> Drop | None:
-    """Training-time dropout of these samples of the batch of `total`; None where nothing drops."""
+    """Training-time dropout of these rows of the batch of `total`; None where nothing drops."""
     netG, layers = config.netG, generator.droppable_layers()
     if netG.train_drop_layers == "as_in_test":
         layers = {name: layers[name] for name in active_dropout_layers(netG, list(layers))}
     if not netG.droprate or not layers:
         return None
     if netG.dropout_type == "1D":
-        each = [generator_for(config.seed, "elements", step, i) for i in samples]
+        each = [generator_for(config.seed, "elements", step, i) for i in range(total)[rows]]
         return ElementDropout(list(layers), netG.droprate, each)
     random = torch.rand(total, sum(layers.values()), generator=draws)
     keep = split_by_layer(random >= netG.droprate, layers)
-    rows = slice(samples.start, samples.stop)
     return ChannelDropout({name: k[rows].to(device) for name, k in keep.items()}, netG.droprate)
 
 

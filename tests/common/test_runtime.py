@@ -128,7 +128,7 @@ def test_evaluating_restores_the_flags_after_an_error():
 
 
 def test_process_alone_is_the_main_one(alone):
-    assert start_processes(torch.device("cpu")) == Processes(0, 1, 0)
+    assert start_processes(torch.device("cpu")) == Processes(0, 1)
     assert Processes().is_main
     assert not Processes(rank=1, world_size=2).is_main
     stop_processes()
