@@ -124,7 +124,7 @@ def sample_picture(
 
 
 def image_grid(images: Tensor, per_row: int | None = None) -> Tensor:
-    """Lays out (B, C, H, W) in rows, a square if not told; values are cut to [0, 1]."""
+    """Lays out (B, C, H, W) in rows of per_row, None = a square; values are cut to [0, 1]."""
     per_row = per_row or max(1, int(len(images) ** 0.5))
     return torchvision.utils.make_grid(images.clamp(0, 1).cpu(), nrow=per_row)
 

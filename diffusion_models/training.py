@@ -401,7 +401,7 @@ def new_folder(config: DdpmConfig) -> Path:
 
 
 def events_folder(config: DdpmConfig, folder: Path) -> Path:
-    """Where TensorBoard's events go: logs/<run>, or into a folder that was named.
+    """Where TensorBoard's events go: logs/<run>, or into the folder that output_dir names.
 
     A run that goes on writes where it has written before, whether or not --output_dir is given.
     """
