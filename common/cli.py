@@ -1,18 +1,17 @@
 """The command line of every program: flags, --help, signals and one boundary for errors."""
 
 import argparse
-import ast
 import dataclasses
 import errno
 import inspect
 import logging
 import os
+import re
 import signal
 import sys
 import textwrap
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
@@ -271,13 +270,8 @@ def field_documents(cls: type) -> dict[str, str]:
         source = textwrap.dedent(inspect.getsource(cls))
     except OSError:
         return {}
-    body = ast.parse(source).body[0].body
-    documents: dict[str, str] = {}
-    for statement, following in pairwise(body):
-        named = isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
-        if named and isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
-            documents[statement.target.id] = " ".join(str(following.value.value).split())
-    return documents
+    found = re.findall(r'^    (\w+): [^\n]*\n    """(.*?)"""', source, re.MULTILINE | re.DOTALL)
+    return {name: " ".join(text.split()) for name, text in found}
 
 
 def as_yaml(value: Any) -> str:

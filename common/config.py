@@ -46,13 +46,11 @@ def load_config(cls: type[Settings], path: Path | None, overrides: Sequence[str]
 
 def config_to_dict(config: Any) -> dict[str, Any]:
     """Returns settings as nested plain YAML values, tuples as lists."""
-    plain: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            value = config_to_dict(value)
-        plain[field.name] = list(value) if isinstance(value, tuple) else value
-    return plain
+
+    def section(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {key: list(value) if type(value) is tuple else value for key, value in fields}
+
+    return dataclasses.asdict(config, dict_factory=section)
 
 
 def config_to_yaml(config: Any) -> str:
