@@ -1,8 +1,6 @@
 """The lung CTs' fetching, reading and slicing, on small made volumes and without a network."""
 
 import json
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from demos.data.lung_ct import (
     split,
     write_slices,
 )
+from tests.tiny_runs import run_script
 
 
 def made_volume(tumour_slices: tuple[int, ...] = (3, 4), count: int = 8) -> Volume:
@@ -165,10 +164,8 @@ def test_written_slices_and_masks_read_back(tmp_path):
 @pytest.mark.slow
 def test_demo_trains_both_directions_and_ends_in_tables(tmp_path):
     """The whole of demos/ct.py, with a few steps on made volumes."""
-    root = REPOSITORY
-    command = [sys.executable, "demos/ct.py", "--tiny", "--output", tmp_path / "out"]
-    command += ["--archive", made_archive(tmp_path, zoom=2)]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    where = ("--output", tmp_path / "out", "--archive", made_archive(tmp_path, zoom=2))
+    done = run_script(REPOSITORY / "demos" / "ct.py", "--tiny", *where)
     assert done.returncode == 0, done.stderr
     for direction in ("lung1_to_lung2", "lung2_to_lung1"):
         results = json.loads((tmp_path / "out" / direction / "results.json").read_text())
