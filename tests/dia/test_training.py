@@ -14,6 +14,8 @@ from PIL import Image
 
 from common.checkpoint import CheckpointError
 from common.config import ConfigError
+from common.image_sets import load_set
+from dia.data import warn_of_all_classes
 from dia.evaluation import evaluate
 from dia.settings import ContrastiveConfig, DiaConfig, EvaluationConfig
 from dia.training import Trained, train
@@ -169,6 +171,12 @@ def test_new_run_does_not_overwrite_an_old_one(
     with pytest.raises(CheckpointError, match=r"already holds a run.*--resume "):
         ddpm.train(ddpm_config)
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_training_on_anomalies_too_is_said(config, caplog) -> None:
+    every = changed(config, "data", one_class_idx=None)
+    warn_of_all_classes(every, load_set("kvasir", Path(every.data.data_root), "train"))
+    assert "anomalies among them. For normal images alone pass --one_class_idx 0" in caplog.text
 
 
 def test_published_checkpoint_files_are_written(trained: Path) -> None:

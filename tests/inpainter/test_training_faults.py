@@ -279,6 +279,14 @@ def test_weights_that_became_infinite_are_not_saved(tmp_path, network) -> None:
     assert not (tmp_path / "new").exists()
 
 
+def test_products_on_a_gpu_are_not_rounded_and_the_record_says_so(folder) -> None:
+    environment = json.loads((run_folder(longer(folder)) / "env.json").read_text())
+    assert environment["tf32"] is False
+    train(longer(folder, "train.precision=tf32", "expname=rounded"))
+    rounded = run_folder(longer(folder, "expname=rounded")) / "env.json"
+    assert json.loads(rounded.read_text())["tf32"] is True
+
+
 def damaged_records(folder: Path) -> None:
     checkpoints = run_folder(longer(folder))
     (checkpoints / "command.txt").write_bytes(b"train.py \xff\n")
