@@ -5,11 +5,14 @@ VENV := .venv/bin/python
 # Idle OpenMP threads that spin instead of sleeping slow everything down on shared machines.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo demo-ct demo-dia test lint bench
+.PHONY: demo demo-full demo-ct demo-dia test lint bench
 
 # One thread: on networks this small two threads wait for each other more than they work.
 demo: .venv/installed
 	OMP_NUM_THREADS=1 $(VENV) demos/phantom.py
+
+demo-full: .venv/installed
+	OMP_NUM_THREADS=1 $(VENV) demos/phantom.py --full
 
 demo-ct: .venv/installed
 	$(VENV) demos/ct.py

@@ -197,6 +197,12 @@ def run_command(arguments: Sequence[str], say: Say) -> float:
     return time.monotonic() - started
 
 
+def train(config: str, overrides: Sequence[str], say: Say, *, seed: int = 0) -> float:
+    """Runs train.py with a settings file and `key=value` overrides; returns the seconds it took."""
+    flags = ["--config", config, "--seed", str(seed), *_set(*overrides)]
+    return run_command(["inpainter/train.py", *flags], say)
+
+
 def run_seeds(
     config: str,
     seeds: Sequence[int],
@@ -241,8 +247,9 @@ def _run_seed(
     say: Say,
 ) -> Predicted:
     expname = f"seed{seed}"
-    common = ["--config", config, "--seed", str(seed), *_set(f"expname={expname}", *overrides)]
-    seconds = {"train": run_command(["inpainter/train.py", *common], say), "predict": 0.0}
+    overrides = [f"expname={expname}", *overrides]
+    common = ["--config", config, "--seed", str(seed), *_set(*overrides)]
+    seconds = {"train": train(config, overrides, say, seed=seed), "predict": 0.0}
     checkpoints = output / "checkpoints" / dataset_name / f"hole_{expname}"
     heatmaps: dict[str, list[list[NDArray[np.float32]]]] = {}
     for variant in variants:
@@ -263,12 +270,14 @@ def _set(*overrides: str) -> list[str]:
     return [part for override in overrides for part in ("--set", override)]
 
 
-def baseline_heatmaps(train_images: Sequence[Tensor], cases: Sequence[Case]) -> dict[str, list]:
-    """Heatmaps of every baseline in demos/baselines.py: method -> one seed -> case.
+def baseline_heatmaps(
+    train_images: Sequence[Tensor], cases: Sequence[Case], names: Sequence[str] = tuple(BASELINES)
+) -> dict[str, list]:
+    """Heatmaps of the baselines of these names: method -> one seed -> case.
 
-    train_images: (1, H, W) each, in [0, 1].
+    train_images: (1, H, W) each, in [0, 1]; names: of demos/baselines.py.
     """
-    scorers = {name: fit(train_images) for name, fit in BASELINES.items()}
+    scorers = {name: BASELINES[name](train_images) for name in names}
     return {
         name: [[score(case.image).numpy() for case in cases]] for name, score in scorers.items()
     }
