@@ -16,9 +16,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, 
 import torch
 import torch.nn.functional as F
 
-from benchmarks.heatmap_costs import completion_macs, prepared_macs
 from benchmarks.heatmap_memory import image_memory
-from benchmarks.heatmap_stages import report_stages, stage_seconds
+from benchmarks.heatmap_stages import (
+    completion_macs,
+    prepared_macs,
+    report_stages,
+    stage_seconds,
+)
 from benchmarks.heatmap_subject import Subject, random_settings, random_subject, trained_subject
 from benchmarks.published_heatmap import PublishedScorer
 from common.checkpoint import save_text_atomic

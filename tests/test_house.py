@@ -57,6 +57,24 @@ def test_imports_point_towards_common_only(package: str) -> None:
     assert wrong == []
 
 
+def test_small_module_has_more_than_one_importer() -> None:
+    """What one file needs is part of that file, up to the length of a screen or two."""
+    packages = [REPOSITORY / name for name in (*MAY_IMPORT, "demos")]
+    small = {
+        ".".join(path.relative_to(REPOSITORY).with_suffix("").parts): 0
+        for package in packages
+        for path in package.rglob("*.py")
+        if path.name != "__init__.py"
+        and not is_script(path)
+        and len(path.read_text(encoding="utf-8").splitlines()) < 80
+    }
+    for path in python_files():
+        if not path.is_relative_to(REPOSITORY / "tests"):
+            for module in set(imported_modules(path)) & set(small):
+                small[module] += 1
+    assert [module for module, importers in small.items() if importers < 2] == []
+
+
 def test_no_script_is_imported() -> None:
     scripts = {path for path in python_files() if is_script(path)}
     names = {".".join(path.relative_to(REPOSITORY).with_suffix("").parts) for path in scripts}
