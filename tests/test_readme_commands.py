@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
 from common.config import REPOSITORY
+from common.images import write_image
+from tests.tiny_runs import as_flags, run_script, settings, texture, write_images
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 TEXT = "\n\n".join(path.read_text(encoding="utf-8") for path in PAGES)
@@ -142,3 +145,41 @@ def test_every_make_target_is_in_the_makefile() -> None:
     made = re.compile(r"(?:\w+=\w+ )?make ([\w-]+)")
     named = {match[1] for line in code_lines() if (match := made.fullmatch(line))}
     assert {"demo", "test"} <= named <= targets
+
+
+def ran(folder: Path, script: str, *flags: str) -> None:
+    done = run_script(str(REPOSITORY / script), *flags, cwd=folder)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def tiny_trainings(tmp_path: Path) -> Path:
+    """A folder with tiny runs of the three trainings and an image, where the README has them."""
+    write_images(tmp_path / "train")
+    write_image(tmp_path / "data" / "test" / "scan.png", texture(40, 44))
+    small = settings(tmp_path, "dataset_name=my_scans", "expname=PICARD-train", "train.n_steps=2")
+    ran(tmp_path, "inpainter/train.py", *as_flags(small))
+    for folder in ("train/normal", "test/normal", "test/spot"):
+        for number in range(3):
+            write_image(tmp_path / "tree" / folder / f"{number}.png", texture(20, 20, 3, number))
+    data = "--dataset folder --one_class_idx 0 --resize_to 16 --device cpu --data_root tree"
+    ddpm = "--mode train --dim 8 --dim_mults 1 2 --ddpm_batch_size 2 --train_num_steps 2"
+    place = f"--image_size 16 --output_dir {tmp_path / 'runs/NAME'}"
+    ran(tmp_path, "diffusion_models/train_eval_ddpm.py", *f"{data} {ddpm} {place}".split())
+    dia = "--model resnet18 --width 4 --mode simclr_CSI --shift_trans_type cutperm --warmup 1"
+    short = (
+        f"--batch_size 2 --epochs 1 --select_ood_samples 1 --run_dir {tmp_path / 'runs/NAME_dia'}"
+    )
+    ran(tmp_path, "train_dia.py", *f"{data} {dia} {short}".split())
+    return tmp_path
+
+
+def test_the_python_of_the_readme_runs(tiny_trainings: Path, monkeypatch) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", PAGES[0].read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(tiny_trainings)
+    images = torch.stack([texture(16, 16, 3, seed) for seed in range(3)])
+    names = {"images": images, "train_images": images, "test_images": images}
+    exec(block, names)
+    assert names["heatmaps"]["MCD_image"].shape == (40, 44)
+    assert names["dissolved"].shape == images.shape
+    assert names["scores"].shape == (3,)
