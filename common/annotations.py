@@ -27,7 +27,7 @@ from common.images import read_mask
 
 LOG = logging.getLogger(__name__)
 LOSSY_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
-LOSSY = "JPEG's noise (lossy WebP's, too) marks pixels round each lesion; save masks as PNG"
+LOSSY = "the noise of JPEG, JPEG 2000 and lossy WebP marks pixels beside lesions; save masks as PNG"
 EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 BOX_COLUMNS = ("image", "top", "left", "height", "width")
 MAX_BYTES = 64 * 2**20

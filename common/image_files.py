@@ -105,8 +105,9 @@ def file_format(path: Path) -> str | None:
 
 
 def is_lossy(path: Path) -> bool:
-    """Whether a file's values are near those that were saved: JPEG, also in TIFF, lossy WebP.
+    """Whether a file's values may only be near those that were saved.
 
+    So with JPEG, also in TIFF, lossy WebP, and JPEG 2000, whose files seldom tell.
     Raises ImageError, naming the file, where it cannot be opened.
     """
     kind = file_format(path)
@@ -116,7 +117,7 @@ def is_lossy(path: Path) -> bool:
         if kind == "tiff":
             with contextlib.suppress(*READ_ERRORS), Image.open(file) as image:
                 return "jpeg" in image.info.get("compression", "")
-    return kind == "jpeg"
+    return kind in ("jpeg", "jpeg2000")
 
 
 def open_regular(path: Path) -> BinaryIO:

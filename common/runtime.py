@@ -294,6 +294,17 @@ def joined_processes(device: torch.device) -> Iterator[Processes]:
         stop_processes()
 
 
+def broadcast_weights(module: nn.Module, processes: Processes) -> None:
+    """Gives every process the first one's weights, which other processors may have drawn otherwise.
+
+    All processes have to call it: it is also where they wait for each other.
+    """
+    if processes.world_size > 1:
+        with torch.no_grad():
+            for tensor in module.state_dict().values():
+                torch.distributed.broadcast(tensor, src=0)
+
+
 def average_gradients(parameters: list[Tensor], processes: Processes) -> None:
     """Replaces every gradient by its mean over the processes; alone, does nothing.
 

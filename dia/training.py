@@ -36,6 +36,7 @@ from common.runtime import (
     StopRequest,
     any_asked_to_stop,
     average_gradients,
+    broadcast_weights,
     generator_for,
     joined_processes,
     resolve_device,
@@ -170,6 +171,7 @@ def train(config: DiaConfig, *, command: Sequence[str] = ()) -> Trained:
         state = set_up(config, device, processes)
         if config.contrastive.resume_path is not None:
             restore(state, folder)
+        broadcast_weights(state.encoder, processes)
         record = open_run(
             folder,
             folder / "events",

@@ -40,6 +40,7 @@ from common.runtime import (
     StopRequest,
     any_asked_to_stop,
     average_gradients,
+    broadcast_weights,
     generator_for,
     joined_processes,
     require_memory,
@@ -137,6 +138,8 @@ def train(
             resume_state(state, newest_checkpoint(resume), config, facts["images"])
         elif settings.state_dict_path is not None:
             start_from(state, config)
+        for model in (state.model, state.average):
+            broadcast_weights(model, processes)
         if state.step == total:
             LOG.warning("Step %d of %d is done: nothing to train.", total, total)
 

@@ -17,6 +17,7 @@ from common.runtime import (
     Processes,
     StopRequest,
     any_asked_to_stop,
+    broadcast_weights,
     joined_processes,
     resolve_device,
     seed_everything,
@@ -73,6 +74,8 @@ def train(
         if snapshot is not None:
             same_run = snapshot[0].resolve() == folder.resolve()
             start = restore_snapshot(*snapshot, state, same_run=same_run)
+        for network in state.networks:
+            broadcast_weights(network, processes)
         warn_of_lengths(config, start.step, state.n_steps)
 
         # Steps.

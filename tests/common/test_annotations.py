@@ -282,7 +282,7 @@ def test_masks_that_cannot_be_trusted_are_refused(tmp_path: Path) -> None:
     with pytest.raises(AnnotationError, match=r"a\.png has two masks"):
         read_annotations(tmp_path, IMAGES)
     (tmp_path / "a.bmp").rename(tmp_path / "c.jpg")
-    with pytest.raises(AnnotationError, match=r"c\.jpg: JPEG's noise"):
+    with pytest.raises(AnnotationError, match=r"c\.jpg: the noise of JPEG"):
         read_annotations(tmp_path, IMAGES)
 
 
@@ -303,13 +303,14 @@ def test_unreadable_mask_makes_no_image_normal(tmp_path: Path) -> None:
         (".png", {"format": "JPEG"}),
         (".png", {"format": "WEBP", "quality": 50}),
         (".tif", {"compression": "jpeg"}),
+        (".png", {"format": "JPEG2000"}),
     ],
 )
 def test_mask_with_jpegs_noise_is_refused_under_any_suffix(
     tmp_path: Path, suffix: str, options: dict[str, object]
 ) -> None:
     Image.fromarray(np.zeros((6, 8), np.uint8)).save(tmp_path / f"a{suffix}", **options)
-    with pytest.raises(AnnotationError, match=rf"a\{suffix}: JPEG's noise"):
+    with pytest.raises(AnnotationError, match=rf"a\{suffix}: the noise of JPEG"):
         read_annotations(tmp_path, IMAGES).labels("a.png", (6, 8))
 
 

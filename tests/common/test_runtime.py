@@ -7,6 +7,8 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,15 +19,17 @@ from common.config import REPOSITORY
 from common.runtime import (
     Processes,
     RuntimeSetupError,
+    broadcast_weights,
     eval_mode,
     generator_for,
+    joined_processes,
     resolve_device,
     seed_everything,
     seed_from,
     start_processes,
     stop_processes,
 )
-from tests.tiny_runs import PATIENCE
+from tests.tiny_runs import PATIENCE, ended, forked_pair
 
 PROGRAMS = (
     *("inpainter/train.py", "predict_heatmap.py", "eval.py", "train_dia.py"),
@@ -199,3 +203,21 @@ def test_ctrl_c_during_the_imports_ends_a_program_without_traceback(program: str
         _, errors = process.communicate(timeout=PATIENCE)
     assert "Traceback" not in errors
     assert process.returncode in (-signal.SIGINT, 128 + signal.SIGINT, 0, 2)
+
+
+def save_weights_of_the_main_process(folder: Path) -> None:
+    """In one of two processes that drew other weights."""
+    with joined_processes(torch.device("cpu")) as processes:
+        torch.manual_seed(processes.rank)
+        layer = nn.Linear(3, 2)
+        broadcast_weights(layer, processes)
+        torch.save(layer.state_dict(), folder / f"{processes.rank}.pt")
+
+
+def test_every_process_starts_with_the_main_ones_weights(tmp_path) -> None:
+    children = forked_pair(partial(save_weights_of_the_main_process, tmp_path))
+    assert [ended(child) for child in children] == [0, 0]
+    torch.manual_seed(0)
+    expected = nn.Linear(3, 2).state_dict()
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected, rtol=0, atol=0)
