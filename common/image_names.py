@@ -11,7 +11,7 @@ from common.image_files import IMAGE_SUFFIXES
 from common.image_folders import shown
 
 OnUnknown = Literal["error", "skip"]
-KNOWN_SUFFIXES = (*IMAGE_SUFFIXES, ".jfif", ".jpe")
+KNOWN_SUFFIXES = (*IMAGE_SUFFIXES, ".jfif", ".jpe", ".webp", ".gif", ".jp2", ".j2k")
 """Endings that say a file's format and nothing of which image it is, in lower case."""
 
 

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, 
 from common.cli import run_script
 from common.images import read_image
 from demos import picard_report as report
+from demos.baselines import BASELINES
 from demos.data.lung_ct import (
     VOLUMES,
     Slices,
@@ -139,12 +140,14 @@ class Direction:
             say=say,
         )
 
-    def report(self, predicted: report.Predicted, record: dict[str, object]) -> str:
-        """Adds the baselines, writes results and contact sheet; returns the table."""
+    def report(
+        self, predicted: report.Predicted, baselines: Sequence[str], record: dict[str, object]
+    ) -> str:
+        """Adds the baselines of these names, writes results and pictures; returns the table."""
         clock = time.monotonic()
         training = [read_image(path) for path in sorted(self.training.iterdir())]
         cases = self.cases()
-        heatmaps = {**predicted.heatmaps, **report.baseline_heatmaps(training, cases)}
+        heatmaps = {**predicted.heatmaps, **report.baseline_heatmaps(training, cases, baselines)}
         rows = report.compare(cases, heatmaps)
         seconds = {**predicted.seconds, "baselines": time.monotonic() - clock}
         record = {**record, "test_slices": [case.name for case in cases], "seconds": seconds}
@@ -170,9 +173,10 @@ def main() -> int:
         jobs = [pool.submit(each.run, seeds, overrides, variants) for each in directions]
         results = [job.result() for job in jobs]
     say("\nScoring the same images with baselines that need no training loop ...")
+    baselines = SHOWN[-1:] if arguments.tiny else tuple(BASELINES)
     record = {"command": sys.argv, "training_seeds": list(seeds)}
     for direction, predicted in zip(directions, results, strict=True):
-        say(direction.report(predicted, record))
+        say(direction.report(predicted, baselines, record))
     say("\nMean over tumour slices, pixels inside the body; [95 % bootstrap interval over slices].")
     say("Two patients and one tumour each: a demonstration, not a benchmark.")
     for direction, predicted in zip(directions, results, strict=True):

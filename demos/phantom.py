@@ -61,8 +61,9 @@ QUICK = Size(
     variants=(report.Variant(),),
     baselines=("intensity", "pca", "linear_completion", "knn_16x16"),
 )
-TINY = FULL._replace(
+TINY = QUICK._replace(
     n_train=3,
+    variants=FULL.variants,
     n_test=dict.fromkeys(DEFAULT_TEST, 1),
     overrides=(
         "train.n_steps=20",

@@ -316,7 +316,11 @@ def test_mask_with_jpegs_noise_is_refused_under_any_suffix(
 
 @pytest.mark.parametrize(
     ("suffix", "options"),
-    [(".png", {"format": "WEBP", "lossless": True}), (".tif", {"compression": "tiff_lzw"})],
+    [
+        (".png", {"format": "WEBP", "lossless": True}),
+        (".webp", {"lossless": True}),
+        (".tif", {"compression": "tiff_lzw"}),
+    ],
 )
 def test_exact_mask_of_these_formats_is_read(
     tmp_path: Path, suffix: str, options: dict[str, object]
