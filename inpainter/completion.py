@@ -69,7 +69,8 @@ class WindowScorer:
     def __call__(self, windows: Tensor, masks: WindowMasks | None) -> dict[Metric, Tensor]:
         """Scores of a batch: every metric's (N,) values, larger = more anomalous.
 
-        windows: (N, C, H, W) in [-1, 1]; masks: what their completions drop, None = nothing.
+        windows: (N, C, H, W) in [-1, 1]; masks: channels that completions keep, None without
+        dropout.
         """
         return score_windows(self, windows, masks)
 
@@ -99,7 +100,8 @@ def score_windows(
 ) -> dict[Metric, Tensor]:
     """Every metric's (N,) values of a batch, from the completions that the scorer makes.
 
-    windows: (N, C, H, W) in [-1, 1]; masks: what their completions drop, None = nothing.
+    windows: (N, C, H, W) in [-1, 1]; masks: channels that completions keep, None without
+    dropout.
     """
     truth = scorer.represent(centre_crop(windows, scorer.mask_hw))
     distances: dict[str, list[Tensor]] = {space: [] for space in truth}

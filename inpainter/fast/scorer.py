@@ -69,7 +69,8 @@ class FastScorer:
     def __call__(self, windows: Tensor, masks: WindowMasks | None) -> dict[Metric, Tensor]:
         """Scores of a batch: every metric's (N,) values, larger = more anomalous.
 
-        windows: (N, C, H, W) in [-1, 1]; masks: what their completions drop, None = nothing.
+        windows: (N, C, H, W) in [-1, 1]; masks: channels that completions keep, None without
+        dropout.
         """
         self.stages_for((windows.shape[2], windows.shape[3]))  # before threads ask for them
         if not self.one_by_one(windows):
