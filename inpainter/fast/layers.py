@@ -373,8 +373,8 @@ def select_channels(x: Tensor, selection: Selection) -> Tensor:
 def drop_plan(masks: ChannelMasks | None, m: int, like: Tensor) -> DropPlan:
     """What the m-th completion drops, in the form that the layers take.
 
-    masks: None without dropout; where all windows have the same (`masks.same`), dropped channels are
-    left out, else they are multiplied by 0. like: a tensor of the device and type of the arithmetic.
+    masks: None without dropout. Where all windows have the same (`masks.same`), channels that drop
+    are left out, else they are multiplied by 0. like: a tensor whose device and type are wanted.
     """
     if masks is None:
         return NO_DROPOUT
