@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from common.checkpoint import (
@@ -138,8 +138,7 @@ def train(
             resume_state(state, newest_checkpoint(resume), config, facts["images"])
         elif settings.state_dict_path is not None:
             start_from(state, config)
-        for model in (state.model, state.average):
-            broadcast_weights(model, processes)
+        broadcast_weights(nn.ModuleList([state.model, state.average]), processes)
         if state.step == total:
             LOG.warning("Step %d of %d is done: nothing to train.", total, total)
 

@@ -50,7 +50,7 @@ DATA = ("data.dataset=kvasir", "data.resize_to=16", "data.num_workers=0", "devic
 MEASURES = ("seconds", "memory", "per_second")
 
 
-def check(name: str, values: dict[str, list[float]], tolerance: float) -> None:
+def assert_recorded(name: str, values: dict[str, list[float]], tolerance: float) -> None:
     """Compares with the recorded values of that name, or records them under RECORD=1."""
     recorded = json.loads(RECORDED.read_text()) if RECORDED.exists() else {}
     if os.environ.get("RECORD") == "1":
@@ -99,7 +99,7 @@ def test_losses_of_picard_are_the_recorded_ones(tmp_path: Path) -> None:
     more = (*BOTH_STAGES, f"train.n_steps={N_STEPS}", f"train.snapshot_save_iter={N_STEPS}")
     ran(TRAIN, "--seed", 3, *as_flags(settings(tmp_path, *more)))
     (log,) = (tmp_path / "checkpoints").rglob("log.jsonl")
-    check("picard", losses(log, "train/"), 0.01)
+    assert_recorded("picard", losses(log, "train/"), 0.01)
 
 
 def test_losses_of_the_diffusion_model_and_of_dia_are_the_recorded_ones(tmp_path: Path) -> None:
@@ -107,12 +107,12 @@ def test_losses_of_the_diffusion_model_and_of_dia_are_the_recorded_ones(tmp_path
     ddpm = (*DIFFUSION, *DATA, root, f"diffusion.output_dir={tmp_path / 'ddpm'}")
     script = REPOSITORY / "diffusion_models" / "train_eval_ddpm.py"
     ran(script, "--mode", "train", "--seed", 3, *as_flags([*ddpm]))
-    check("diffusion", losses(tmp_path / "ddpm" / "log.jsonl", "train/"), 0.01)
+    assert_recorded("diffusion", losses(tmp_path / "ddpm" / "log.jsonl", "train/"), 0.01)
     model = f"contrastive.diffusion_model_path={tmp_path / 'ddpm' / 'model-1.pt'}"
     place = f"contrastive.run_dir={tmp_path / 'dia'}"
     dia = (*CONTRASTIVE, *DATA, "data.one_class_idx=0", root, model, place)
     ran(REPOSITORY / "train_dia.py", "--seed", 3, *as_flags([*dia]))
-    check("dia", losses(tmp_path / "dia" / "log.jsonl", "train/"), 0.01)
+    assert_recorded("dia", losses(tmp_path / "dia" / "log.jsonl", "train/"), 0.01)
 
 
 @pytest.mark.parametrize("engine", ["plain", "fast"])
@@ -130,4 +130,4 @@ def test_heatmap_is_the_recorded_one(engine: str, tmp_path: Path) -> None:
         metric: heatmaps_in(tmp_path / "out", metric)["0.png"].flatten()[::7].tolist()
         for metric in ("MCD_image", "MCD_feature")
     }
-    check("heatmap", found, 1e-4)
+    assert_recorded("heatmap", found, 1e-4)
