@@ -111,7 +111,7 @@ def main() -> int:
         places = {"train_data_path": "train", "test_data_path": "test", "logs_dir": "logs",
                   "checkpoints_dir": "checkpoints"}  # fmt: skip
         overrides += [f"{key}={output / part}" for key, part in places.items()]
-    if size is QUICK:
+    if not arguments.full:
         overrides.insert(0, f"train.n_steps={affordable_steps(overrides, output)}")
     predicted = report.run_seeds(
         CONFIG,
@@ -151,7 +151,7 @@ def main() -> int:
 def affordable_steps(overrides: Sequence[str], output: Path) -> int:
     """Training steps that take TRAINING_SECONDS here, at most MOST_STEPS, by a short training."""
     n_steps = 60
-    trial = (f"train.n_steps={n_steps}", "train.print_iter=20", "train.viz_iter=1000")
+    trial = (f"train.n_steps={n_steps}", "train.print_iter=20", "train.warmup_steps=0")
     places = (
         "expname=trial",
         f"checkpoints_dir={output / 'trial'}",
