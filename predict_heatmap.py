@@ -26,15 +26,13 @@ def parse_arguments() -> argparse.Namespace:
     add, folder = parser.add_argument, {"type": Path, "metavar": "DIR"}
     checkpoints = "folder with gen_%%08d.pt and dis_%%08d.pt (default: the settings' run folder)"
     steps = "a step, latest, or best = lowest completion error on training crops (default: latest)"
-    output = (
-        "where to write (default: <heatmaps_dir>/<dataset_name>/dropout/<time>; a run with the "
-        "same settings and checkpoint goes on where it stopped)"
-    )
     boxes = "boxes (CSV: image,top,left,height,width) or a folder of masks, drawn into the plots"
     add("--checkpoint_dir", **folder, help=checkpoints)
     add("--checkpoint_iter", default="latest", metavar="N", help=steps)
     add("--image_dir", **folder, help="images to score (default: test_data_path)")
-    add("--output_dir", **folder, help=output)
+    add("--output_dir", **folder,
+        help="where to write (default: <heatmaps_dir>/<dataset_name>/dropout/<time>; a run with "
+             "the same settings and checkpoint goes on where it stopped)")  # fmt: skip
     add("--annotations", type=Path, metavar="FILE|DIR", help=boxes)
     add("--overwrite", action="store_true", help="redo images that are finished")
     add_common_arguments(parser, PicardConfig, default_config="configs/default.yaml")
@@ -47,25 +45,15 @@ def main() -> int:
     if arguments.dry_run:
         print(config_to_yaml(config), end="")
         return 0
-    options = PredictionOptions(
-        checkpoint_dir=arguments.checkpoint_dir or run_folder(config),
-        checkpoint_iter=arguments.checkpoint_iter,
-        image_dir=arguments.image_dir,
-        output_dir=arguments.output_dir,
-        annotations=arguments.annotations,
-        overwrite=arguments.overwrite,
-        command=sys.argv,
-    )
-    result = predict(config, options)
-    print(
-        f"{len(result.finished)} images scored, {len(result.already_there)} were finished before, "
-        f"{len(result.bad)} left out. Heatmaps: {result.folder}"
-    )
-    for message in result.bad.values():
-        print(f"left out: {escaped(message)}")
-    for note in result.notes:
-        print(note)
-    return 0 if result.finished or result.already_there else 1
+    names = ("checkpoint_iter", "image_dir", "output_dir", "annotations", "overwrite")
+    given = {name: getattr(arguments, name) for name in names}
+    checkpoint_dir = arguments.checkpoint_dir or run_folder(config)
+    result = predict(config, PredictionOptions(checkpoint_dir, **given, command=sys.argv))
+    done, before, bad = result.finished, result.already_there, result.bad
+    counts = f"{len(done)} images scored, {len(before)} were finished before, {len(bad)} left out"
+    left_out = [f"left out: {escaped(message)}" for message in bad.values()]
+    print(f"{counts}. Heatmaps: {result.folder}", *left_out, *result.notes, sep="\n")
+    return 0 if done or before else 1
 
 
 if __name__ == "__main__":

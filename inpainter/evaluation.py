@@ -3,6 +3,7 @@
 Larger heatmap values are more anomalous, as predict_heatmap.py writes them.
 """
 
+import argparse
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.annotations import Annotations, MaskAnnotations, find_masks, read_annotations
+from common.cli import add_common_arguments
 from common.errors import UserError
 from common.files import escaped
 from common.image_names import OnUnknown
@@ -35,6 +37,7 @@ from inpainter.heatmap_folder import (
     list_heatmaps,
     read_heatmap,
 )
+from inpainter.settings import PicardConfig, input_path
 
 LOG = logging.getLogger(__name__)
 UNUSABLE = (UserError, OSError, MemoryError)  # what one bad image raises
@@ -79,6 +82,56 @@ class EvaluationSettings:
         if not 0 <= self.n_resamples <= MOST_RESAMPLES:
             expected = f"must be 0 to {MOST_RESAMPLES}, of which 1000 are usual"
             raise EvaluationError(f"bootstrap draws {expected}, got {self.n_resamples}")
+
+
+def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of --mode heatmap, all but --mode itself."""
+    add_common_arguments(parser, PicardConfig, default_config="configs/default.yaml")
+    add = parser.add_argument
+    add("--heatmap_dir", type=Path, metavar="DIR",
+        help="required: folder that predict_heatmap.py wrote, with heatmaps.csv")  # fmt: skip
+    add("--annotations", type=Path, metavar="FILE|DIR",
+        help="required: boxes as CSV with columns image,top,left,height,width[,label] in pixels, "
+             "or a folder of masks named like the images (above 0 = lesion); an image without "
+             "annotation is normal")  # fmt: skip
+    add("--ignore_masks", type=Path, metavar="DIR",
+        help="folder of masks; pixels above 0 do not count")  # fmt: skip
+    add("--image_dir", type=Path, metavar="DIR",
+        help="folder of the images: draws a contact sheet; for --inside_tissue (there: "
+             "test_data_path if not given)")  # fmt: skip
+    add("--inside_tissue", type=float, nargs="?", const=True, metavar="GREY",
+        help="count only pixels brighter than this, in [0, 1) (without a number: "
+             "test.tissue_threshold)")  # fmt: skip
+    add("--output_dir", type=Path, metavar="DIR",
+        help="where to write (default: <heatmap_dir>/evaluation)")  # fmt: skip
+    add("--on_bad_image", choices=("skip", "error"),
+        help="an image that cannot be evaluated is left out, counted and named, or stops the run "
+             "(default: test.on_bad_image)")  # fmt: skip
+    add("--on_unknown_image", choices=("error", "skip"), default="error",
+        help="the same for an annotation of an image without heatmap (default: error)")  # fmt: skip
+    add("--bootstrap", type=int, default=1000, metavar="N",
+        help="draws for 95 %% intervals over images, 0 = no intervals (default: 1000)")  # fmt: skip
+
+
+def evaluation_settings(config: PicardConfig, arguments: argparse.Namespace) -> EvaluationSettings:
+    """What the flags of `add_evaluation_flags` and the config ask for. Raises ConfigError."""
+    image_dir, inside_tissue = arguments.image_dir, arguments.inside_tissue
+    if inside_tissue is not None:
+        if inside_tissue is True:
+            inside_tissue = config.test.tissue_threshold
+        image_dir = image_dir or input_path(config.test_data_path, "test_data_path")
+    return EvaluationSettings(
+        heatmap_dir=arguments.heatmap_dir,
+        annotations=arguments.annotations,
+        ignore_masks=arguments.ignore_masks,
+        image_dir=image_dir,
+        inside_tissue=inside_tissue,
+        white_value=config.white_value,
+        on_bad_image=arguments.on_bad_image or config.test.on_bad_image,
+        on_unknown_image=arguments.on_unknown_image,
+        n_resamples=arguments.bootstrap,
+        seed=config.seed,
+    )
 
 
 class ImageRow(NamedTuple):

@@ -1,5 +1,6 @@
 """What an evaluation writes: results.json, per_image.csv, plots, and the table for the terminal."""
 
+import argparse
 import csv
 import dataclasses
 import io
@@ -14,7 +15,7 @@ import numpy as np
 from sklearn.metrics import roc_curve
 
 from common.checkpoint import save_text_atomic
-from common.config import ConfigError, read_yaml
+from common.config import ConfigError, config_to_dict, read_yaml
 from common.errors import UserError
 from common.figures import (
     SheetRow,
@@ -27,8 +28,16 @@ from common.files import escaped
 from common.images import read_image
 from common.metrics import Interval, format_interval
 from common.pooled_metrics import curves
-from inpainter.evaluation import Evaluation, ImageRow, MetricResult, first_names
-from inpainter.heatmap_folder import read_heatmap
+from inpainter.evaluation import (
+    Evaluation,
+    ImageRow,
+    MetricResult,
+    evaluate_heatmaps,
+    evaluation_settings,
+    first_names,
+)
+from inpainter.heatmap_folder import EvaluationError, read_heatmap
+from inpainter.settings import PicardConfig
 
 LOG = logging.getLogger(__name__)
 SHEET_ROWS = 6
@@ -41,6 +50,20 @@ LEVELS = {
     "pooled": "pixels of all images together",
     "image_level": "images, by their largest score",
 }
+
+
+def evaluate(config: PicardConfig, arguments: argparse.Namespace, command: Sequence[str]) -> str:
+    """--mode heatmap: writes report and plots, and returns the text to print.
+
+    arguments: the flags of `add_evaluation_flags`. Raises EvaluationError and AnnotationError.
+    """
+    folder = arguments.output_dir or arguments.heatmap_dir / "evaluation"
+    if folder.exists() and not folder.is_dir():
+        raise EvaluationError(f"--output_dir {folder} is a file. Pass a folder, or a new name.")
+    evaluation = evaluate_heatmaps(evaluation_settings(config, arguments))
+    write_report(evaluation, folder, record={"command": command, "config": config_to_dict(config)})
+    write_plots(evaluation, folder / "plots")
+    return f"{result_table(evaluation.results)}\nNumbers and plots are in {folder}"
 
 
 def write_report(evaluation: Evaluation, folder: Path, *, record: Mapping[str, Any] = {}) -> None:
