@@ -8,7 +8,6 @@ import nrrd
 import numpy as np
 import pytest
 
-from common.config import REPOSITORY
 from common.images import read_image
 from demos.data.lung_ct import (
     FILES,
@@ -22,7 +21,6 @@ from demos.data.lung_ct import (
     split,
     write_slices,
 )
-from tests.tiny_runs import run_script
 
 
 def made_volume(tumour_slices: tuple[int, ...] = (3, 4), count: int = 8) -> Volume:
@@ -162,15 +160,14 @@ def test_written_slices_and_masks_read_back(tmp_path):
 
 
 @pytest.mark.slow
-def test_demo_trains_both_directions_and_ends_in_tables(tmp_path):
+def test_demo_trains_both_directions_and_ends_in_tables(tmp_path, run_demo):
     """The whole of demos/ct.py, with a few steps on made volumes."""
     where = ("--output", tmp_path / "out", "--archive", made_archive(tmp_path, zoom=2))
-    done = run_script(REPOSITORY / "demos" / "ct.py", "--tiny", *where)
-    assert done.returncode == 0, done.stderr
+    tables = run_demo("demos/ct.py", "--tiny", *where)
     for direction in ("lung1_to_lung2", "lung2_to_lung1"):
         results = json.loads((tmp_path / "out" / direction / "results.json").read_text())
         auroc = {row["method"]: row["auroc"]["value"] for row in results["rows"]}
         assert {"MCD_image", "MCD_feature", "no_dropout", "knn_16x16"} <= set(auroc)
         assert all(0 <= value <= 1 for value in auroc.values())
         assert (tmp_path / "out" / direction / "contact_sheet.png").is_file()
-        assert direction.replace("_to_", " -> ") in done.stdout
+        assert direction.replace("_to_", " -> ") in tables

@@ -2,23 +2,13 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 
-from common.config import REPOSITORY
-from tests.tiny_runs import run_script
-
-
-def run(script: str, *arguments: str | Path) -> str:
-    done = run_script(str(REPOSITORY / script), *arguments, OMP_NUM_THREADS="1")
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
 
 @pytest.mark.slow
-def test_the_demo_ends_in_its_table_and_pictures_and_its_engines_agree(tmp_path) -> None:
-    table = run("demos/phantom.py", "--tiny", "--output", tmp_path)
+def test_the_demo_ends_in_its_table_and_pictures_and_its_engines_agree(tmp_path, run_demo) -> None:
+    table = run_demo("demos/phantom.py", "--tiny", "--output", tmp_path)
     for name in ("mass", "distortion", "calcifications", "MCD_image M=1", "knn_16x16"):
         assert f"\n{name}" in table or f"\n  {name} " in table
     assert (tmp_path / "contact_sheet.png").stat().st_size > 10_000
@@ -28,7 +18,7 @@ def test_the_demo_ends_in_its_table_and_pictures_and_its_engines_agree(tmp_path)
     small = ("netG.ngf=4", "test.patch_stride=16", "test.heatmap_M_inpaint=2")  # as --tiny has it
     settings = [part for setting in small for part in ("--set", setting)]
     choice = ["--demo", "phantom", "--output", tmp_path, "--rows", "plain", "fast", "refine 2"]
-    lines = run("benchmarks/engines.py", *choice, *settings).splitlines()[-3:]
+    lines = run_demo("benchmarks/engines.py", *choice, *settings).splitlines()[-3:]
     row = re.compile(r"(.{10}) +[\d.]+ s +(\d+) windows +(.*)")
     names, windows, scores = zip(*(row.fullmatch(line).groups() for line in lines), strict=True)
     assert [name.strip() for name in names] == ["plain", "fast", "refine 2"]
