@@ -107,8 +107,7 @@ class BoxAnnotations:
 
         Raises AnnotationError for a box that lies wholly outside.
         """
-        self.check(image, size)
-        return boxes_to_labels(self.of_image.get(image, []), size)
+        return boxes_to_labels(self.boxes(image, size), size)
 
     def check(self, image: str, size: tuple[int, int]) -> None:
         """Raises AnnotationError for a box of this image that lies wholly outside its size.

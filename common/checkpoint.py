@@ -70,7 +70,9 @@ def load_tensors(path: Path) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(_missing(path))
+        raise CheckpointError(
+            f"No {path.name} in {path.parent}.{state_of(path.parent)} {_other_steps(path)}"
+        )
     try:
         damaged = damaged_record(path)
         if damaged is not None:
@@ -81,8 +83,6 @@ def load_tensors(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError as error:
         raise CheckpointError(f"{path}: {error.strerror}. Allow reading it.") from error
-    except FileNotFoundError as error:
-        raise CheckpointError(_missing(path)) from error
     except LOAD_ERRORS as error:
         forbidden = re.search(r"Unsupported (?:global|class).*?([\w]+(?:\.\w+)+)", str(error))
         if forbidden:
@@ -298,11 +298,6 @@ def _few(names: Sequence[str]) -> str:
     """The first three of a list."""
     more = f", … ({len(names)} in all)" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
-
-
-def _missing(path: Path) -> str:
-    """Message for a file that is not there."""
-    return f"No {path.name} in {path.parent}.{state_of(path.parent)} {_other_steps(path)}"
 
 
 def state_of(folder: Path) -> str:

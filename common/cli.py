@@ -33,7 +33,6 @@ from common.config_types import describe_type, is_nothing, kinds_of, leaf_types,
 from common.config_yaml import unquoted
 from common.errors import UserError
 from common.files import NO_ROOM, free_space
-from common.runtime import exit_on_sigterm
 
 LOG = logging.getLogger(__name__)
 Settings = TypeVar("Settings")
@@ -65,27 +64,27 @@ def run_script(
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # scripts switch it off for imports
-    exit_on_sigterm()
+    # SIGTERM ends the program as sys.exit does: open files are dealt with
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     notices.forget()
     try:
         status = main()
         notices.sum_up()
+        sys.exit(status)
     except KeyboardInterrupt:
-        _say(interrupted)
-        status = INTERRUPTED
+        message, status = interrupted, INTERRUPTED
     except UserError as error:
-        _say(str(error))
-        status = 1
+        message, status = str(error), 1
     except OSError as error:
-        _say(f"{describe_os_error(error)} {unfinished}".rstrip())
-        status = 1
+        message, status = f"{describe_os_error(error)} {unfinished}".rstrip(), 1
     except (MemoryError, RuntimeError) as error:
         if not is_lack_of_memory(error):
             raise
-        _say(f"not enough memory ({first_line(error)}). Lower the batch or image size.")
-        status = 1
+        reason = first_line(error)
+        message, status = f"not enough memory ({reason}). Lower the batch or image size.", 1
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
     sys.exit(status)
 
 
@@ -115,11 +114,6 @@ def is_lack_of_memory(error: BaseException) -> bool:
 def first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-def _say(message: str) -> None:
-    """One message on standard error, behind the program's name."""
-    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
 
 
 def add_common_arguments(

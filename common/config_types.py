@@ -7,7 +7,7 @@ may carry a rule, `Annotated[int, AtLeast(1, 1000)]`.
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -143,27 +143,23 @@ WhiteValue = Annotated[int, AtLeast(1, 2**32)]
 
 
 @cache
-def leaf_types(cls: type, prefix: str = "") -> dict[str, Any]:
+def leaf_types(cls: type) -> dict[str, Any]:
     """Maps the dotted key of every setting of a dataclass, nested ones included, to its type."""
-    leaves: dict[str, Any] = {}
-    hints = get_type_hints(cls, include_extras=True)
-    for name in (field.name for field in dataclasses.fields(cls)):
-        if dataclasses.is_dataclass(hints[name]):
-            leaves |= leaf_types(hints[name], f"{prefix}{name}.")
-        else:
-            leaves[prefix + name] = hints[name]
-    return leaves
+    return {key: kind for key, kind in _members(cls) if not dataclasses.is_dataclass(kind)}
 
 
 @cache
 def section_types(cls: type) -> dict[str, type]:
     """Maps the dotted name of every nested section to its dataclass."""
-    sections: dict[str, type] = {}
-    for name, kind in get_type_hints(cls).items():
+    return {key: kind for key, kind in _members(cls) if dataclasses.is_dataclass(kind)}
+
+
+def _members(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and type of every setting and section."""
+    for name, kind in get_type_hints(cls, include_extras=True).items():
+        yield prefix + name, kind
         if dataclasses.is_dataclass(kind):
-            inner = section_types(kind).items()
-            sections |= {name: kind, **{f"{name}.{below}": section for below, section in inner}}
-    return sections
+            yield from _members(kind, f"{prefix}{name}.")
 
 
 def kinds_of(annotation: Any) -> list[Any]:
@@ -259,7 +255,6 @@ def convert_union(value: Any, members: tuple[Any, ...], key: str) -> Any:
         except ConfigError:
             if member is others[-1]:
                 raise
-    raise TypeError(f"{key}: a union of {members} holds no type of value")
 
 
 def convert_tuple(value: Sequence[Any], annotation: Any, key: str) -> tuple[Any, ...]:

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import resize
 
 from common.datasets import DatasetError, DatasetRow, dataset_row, read_cifar, read_medmnist
+from common.files import escaped
 from common.image_files import IMAGE_SUFFIXES, ImageError, open_regular
 from common.image_folders import ImageFolder, find_images, subfolder_names
 from common.image_names import composed
@@ -61,7 +62,7 @@ class ImageSet(Dataset[Sample]):
 
     def __post_init__(self) -> None:
         self.labels, self.classes = np.asarray(self.labels), tuple(self.classes)
-        self.names = [_in_utf8(name) for name in self.names]
+        self.names = [escaped(name) for name in self.names]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -99,10 +100,6 @@ class ImageSet(Dataset[Sample]):
         part.labels, part.names = self.labels[indices], [self.names[i] for i in indices]
         return part
 
-    def without(self, indices: Iterable[int]) -> "ImageSet":
-        """The images but for those with these numbers, such as ones that cannot be read."""
-        return self.subset(np.setdiff1d(np.arange(len(self)), list(indices)))
-
     def of_classes(self, wanted: Iterable[int]) -> "ImageSet":
         """The images of these classes; DatasetError where there are none."""
         wanted = sorted(set(wanted))
@@ -116,11 +113,6 @@ class ImageSet(Dataset[Sample]):
         return self.subset(indices)
 
 
-def _in_utf8(name: str) -> str:
-    """The name with escapes for bytes that are not UTF-8, so that it can be written anywhere."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
 def load_set(
     name: str,
     data_root: Path,
@@ -130,14 +122,12 @@ def load_set(
     refuse_grey: bool = False,
     white_value: int | None = None,
 ) -> ImageSet:
-    """The train or test split of a dataset below data_root.
+    """A split, "train" or "test", of a dataset below data_root.
 
     size: side in pixels; None = the table's. white_value: of files, as read_image takes it.
     Raises DatasetError where files or class folders are missing, saying what to download and what
     tree is expected.
     """
-    if split not in ("train", "test"):
-        raise DatasetError(f"a split is train or test, got {split!r}")
     row, data_root = dataset_row(name), Path(data_root)
     if row.source == "folders":
         items, labels, classes = _find_files(row, data_root / row.folder, split)
@@ -159,12 +149,10 @@ def load_set(
 
 
 def contaminate(normals: ImageSet, anomalies: ImageSet, ratio: float) -> ImageSet:
-    """Normals with anomalies mixed in, so that they are `ratio` of the result.
+    """Normals with anomalies mixed in, so that they are `ratio`, in [0, 1), of the result.
 
     n = ratio·x / (1 - ratio) of the anomalies are drawn by RandomState(12345), as published.
     """
-    if not 0 <= ratio < 1:
-        raise DatasetError(f"contamination_ratio must be in [0, 1), got {ratio}")
     n = int(ratio * len(normals) / (1 - ratio))
     if n > len(anomalies):
         raise DatasetError(
@@ -211,17 +199,15 @@ def _find_files(
     _report(folder, found)
     files: list[Path] = []
     labels: list[int] = []
-    for number, name in enumerate(folders):
-        if name not in found:
-            continue
-        if not found[name].files:
+    for name, images in found.items():
+        if not images.files:
             raise DatasetError(
                 f"the class folder {paths[name]} holds no image. Put some there, or remove the "
-                f"folder. {found[name].summary()}".rstrip()
+                f"folder. {images.summary()}".rstrip()
             )
-        files += found[name].files
-        label = int(number != row.normal) if row.binary else number
-        labels += [label] * len(found[name].files)
+        number = folders.index(name)
+        files += images.files
+        labels += [int(number != row.normal) if row.binary else number] * len(images.files)
     return files, labels, ("normal", "anomalous") if row.binary else folders
 
 

@@ -102,7 +102,8 @@ def pool_pixels(
         n_lesion = np.bincount(step_of, minlength=U)
         share = np.bincount(step_of, weights=shares, minlength=U)
         between, tied = count_background(scores[~labels], pool.steps)
-        here = reverse_cumsum(np.stack([n_lesion, between, share]))
+        in_steps = np.stack([n_lesion, between, share])
+        here = in_steps[:, ::-1].cumsum(axis=1)[:, ::-1]  # at or above each step
         here_exactly = np.stack([n_lesion, tied, share])
         here_totals = np.array([step_of.size, labels.size - step_of.size, n_regions], float)
         found.append(operating_points(here, here_exactly, here_totals, thresholds))
@@ -154,11 +155,6 @@ def count_background(background: np.ndarray, steps: np.ndarray) -> tuple[np.ndar
     between = np.bincount(reached, minlength=steps.size + 1)[1:]
     equal = background == steps[reached - 1]  # reached 0 wraps to the top step, which is larger
     return between, np.bincount(reached[equal] - 1, minlength=steps.size)
-
-
-def reverse_cumsum(counts: np.ndarray) -> np.ndarray:
-    """Sums counts (..., U) from the end: what lies at or above each step."""
-    return counts[..., ::-1].cumsum(axis=-1)[..., ::-1]
 
 
 def operating_points(

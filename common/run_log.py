@@ -10,7 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -49,26 +49,24 @@ class EventFile:
         self.path = folder / name
         self._file = self.path.open("xb")
         self._records = RecordWriter(self._file)
-        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
-        start = SessionLog(status=SessionLog.START)
-        self._write(Event(wall_time=time.time(), step=purge_step, session_log=start))
+        self._write(file_version="brain.Event:2")
+        self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
 
     def scalar(self, step: int, tag: str, value: float) -> None:
         """A point of a curve."""
-        self._add(step, self._summary.scalar(tag, value))
+        self._write(step=step, summary=self._summary.scalar(tag, value))
 
     def picture(self, step: int, tag: str, image: Tensor) -> None:
         """A picture (1 or 3, H, W) in [0, 1]."""
-        self._add(step, self._summary.image(tag, image, dataformats="CHW"))
+        self._write(step=step, summary=self._summary.image(tag, image, dataformats="CHW"))
 
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
 
-    def _add(self, step: int, summary: object) -> None:
-        self._write(self._event(wall_time=time.time(), step=step, summary=summary))
-
-    def _write(self, event: object) -> None:
+    def _write(self, **content: object) -> None:
+        """Writes one event of now with this content."""
+        event = self._event(wall_time=time.time(), **content)
         self._records.write(event.SerializeToString())
         self._records.flush()
         if not self.path.exists():
@@ -76,35 +74,20 @@ class EventFile:
 
 
 class RunLog:
-    """Writes a run folder's records: config.yaml, command.txt, env.json, log.jsonl, TensorBoard.
+    """Writes a run's numbers and pictures over time: log.jsonl in its folder, and TensorBoard's.
 
-    run_folder: made if missing. events_folder: for TensorBoard's events.
-    config_yaml: the resolved settings. command: the command line as a list (sys.argv).
     resume_step: the step a run goes on from. Lines of log.jsonl and TensorBoard points of later
-    steps are dropped, since the run will make those steps again; at 0 all are. command.txt gets a
-    further line; config.yaml and env.json are those of the latest start.
+    steps are dropped, since the run will make those steps again; at 0 all are.
     Build it in the main process alone.
     """
 
-    def __init__(
-        self,
-        run_folder: Path,
-        events_folder: Path,
-        *,
-        config_yaml: str,
-        command: Sequence[str],
-        resume_step: int = 0,
-    ) -> None:
-        self.run_folder = Path(run_folder)
-        write_run_record(
-            self.run_folder, config_yaml=config_yaml, command=command, resume_step=resume_step
-        )
-        self._path = self.run_folder / LOG_NAME
+    def __init__(self, run_folder: Path, events_folder: Path, resume_step: int) -> None:
+        self._path = run_folder / LOG_NAME
         drop_later_lines(self._path, resume_step)
         self._waiting = ""
         self._complained = False
         purge_step = resume_step + 1 if resume_step > 0 else 0
-        self._events = open_events(Path(events_folder), purge_step)
+        self._events = open_events(events_folder, purge_step)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Records numbers by tag, as one line of log.jsonl and as TensorBoard curves.
@@ -190,9 +173,9 @@ def write_run_record(
 ) -> None:
     """Writes config.yaml, command.txt and env.json into a folder, which is made if missing.
 
-    A start at resume_step > 0 adds its command to those in command.txt.
+    config_yaml: the resolved settings. command: the command line as a list (sys.argv). A start at
+    resume_step > 0 adds its command to those in command.txt; the others are of the latest start.
     """
-    folder = Path(folder)
     path = folder / "command.txt"
     earlier = ""
     if resume_step > 0 and path.is_file():
@@ -214,7 +197,7 @@ def describe_environment() -> dict[str, Any]:
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": _version("torchvision"),
+        "torchvision": version("torchvision"),
         "numpy": np.__version__,
         "cuda": torch.version.cuda,
         "platform": platform.platform(),
@@ -226,13 +209,6 @@ def describe_environment() -> dict[str, Any]:
         "git_dirty": None if commit is None or changes is None else bool(changes),
         "working_directory": str(Path.cwd()),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _git(*arguments: str) -> str | None:

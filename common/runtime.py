@@ -8,7 +8,6 @@ import os
 import random
 import re
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -44,9 +43,7 @@ def resolve_device(name: str, allow_gpu: bool = True, *, gpu: int = 0) -> torch.
     is named is taken. Raises RuntimeSetupError where the name is unknown or the device not there.
     """
     kind, _, number = name.partition(":")
-    if kind not in ("auto", "cpu", "cuda", "mps") or (
-        number and (kind != "cuda" or re.fullmatch("[0-9]{1,4}", number) is None)
-    ):
+    if re.fullmatch("auto|cpu|cuda(:[0-9]{1,4})?|mps", name) is None:
         raise RuntimeSetupError(
             f"Unknown device '{name}'. Expected auto, cpu, cuda, cuda:<number> or mps."
         )
@@ -317,8 +314,7 @@ def average_gradients(parameters: list[Tensor], processes: Processes) -> None:
     flat = torch.cat([grad.flatten() for grad in grads])
     torch.distributed.all_reduce(flat)
     flat /= processes.world_size
-    parts = flat.split([grad.numel() for grad in grads])
-    for grad, part in zip(grads, parts, strict=True):
+    for grad, part in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
         grad.copy_(part.view_as(grad))
 
 
@@ -372,11 +368,6 @@ def any_asked_to_stop(stop: StopRequest, processes: Processes, device: torch.dev
     asked = torch.tensor(int(stop.requested), device=device)
     torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
     return bool(asked.item())
-
-
-def exit_on_sigterm() -> None:
-    """Lets SIGTERM end the program as sys.exit does: open files are dealt with, status 143."""
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 def leave_signals_to_main(_: int = 0) -> None:

@@ -13,7 +13,7 @@ from common.checkpoint import CheckpointError, non_finite, require_mapping
 from common.config import config_to_dict, config_to_yaml
 from common.errors import UserError
 from common.image_sets import data_changes
-from common.run_log import RunLog
+from common.run_log import RunLog, write_run_record
 from common.runtime import Processes
 
 LOG = logging.getLogger(__name__)
@@ -50,14 +50,14 @@ def open_run(
 ) -> Iterator[RunLog | None]:
     """The log of a run in the main process, closed at the end; None in the others.
 
-    config: a settings dataclass. See RunLog for the rest.
+    config: a settings dataclass. See RunLog and write_run_record, which this calls, for the rest.
     """
     if not processes.is_main:
         yield None
         return
     yaml = config_to_yaml(config)
-    log = RunLog(folder, events, config_yaml=yaml, command=command, resume_step=resume_step)
-    with contextlib.closing(log):
+    write_run_record(folder, config_yaml=yaml, command=command, resume_step=resume_step)
+    with contextlib.closing(RunLog(folder, events, resume_step)) as log:
         yield log
 
 

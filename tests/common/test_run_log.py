@@ -15,13 +15,9 @@ from common.run_log import RunLog, describe_environment, drop_later_lines, write
 
 
 def start(folder: Path, *, resume_step: int = 0, command: Sequence[str] = ("train.py",)) -> RunLog:
-    return RunLog(
-        folder / "run",
-        folder / "events",
-        config_yaml="seed: 1\n",
-        command=command,
-        resume_step=resume_step,
-    )
+    run = folder / "run"
+    write_run_record(run, config_yaml="seed: 1\n", command=command, resume_step=resume_step)
+    return RunLog(run, folder / "events", resume_step)
 
 
 def lines(folder: Path) -> list[dict]:
