@@ -4,6 +4,7 @@ Without pyplot, so without global state. Brighter heat is more anomalous. Images
 (1, H, W) or (3, H, W) in [0, 1], heatmaps and masks (H, W) of the same size; arrays or CPU tensors.
 """
 
+import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -65,8 +66,9 @@ def heatmap_panel(
     plain, overlaid = figure.subplots(1, 2)
     show_image(plain, picture)
     norm = show_overlay(overlaid, picture, heat)
-    for axes in (plain, overlaid):
-        draw_boxes(axes, boxes)
+    for axes, (top, left, height, width, *_) in itertools.product((plain, overlaid), boxes):
+        corner = (left - 0.5, top - 0.5)  # a pixel's centre has its whole coordinates
+        axes.add_patch(Rectangle(corner, width, height, fill=False, color=BOX_COLOUR, lw=1.4))
     beside = overlaid.inset_axes((1.02, 0, 0.04, 1))
     bar = figure.colorbar(ScalarMappable(norm, HEAT), cax=beside)
     bar.set_label(score_name, fontsize=9)
@@ -208,13 +210,6 @@ def show_overlay(axes: Axes, picture: np.ndarray, heat: np.ndarray) -> Normalize
     strength = np.asarray(norm(np.nan_to_num(heat)), dtype=float)
     axes.imshow(heat, cmap=HEAT, norm=norm, alpha=np.where(known, 0.1 + 0.6 * strength, 0))
     return norm
-
-
-def draw_boxes(axes: Axes, boxes: Sequence[Sequence[float]]) -> None:
-    for box in boxes:
-        top, left, height, width = box[:4]
-        corner = (left - 0.5, top - 0.5)  # a pixel's centre has its whole coordinates
-        axes.add_patch(Rectangle(corner, width, height, fill=False, color=BOX_COLOUR, lw=1.4))
 
 
 def shortened(title: str) -> str:

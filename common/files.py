@@ -40,7 +40,10 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
             temporary.unlink(missing_ok=True)
         _flush_folder(path.parent)
     except OSError as error:
-        raise _about(error, path) from error
+        if error.filename is not None and not str(error.filename).endswith(".tmp"):
+            raise
+        # an error of a write has no file's name
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def free_space(path: Path) -> int | None:
@@ -91,13 +94,6 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
-
-
-def _about(error: OSError, path: Path) -> OSError:
-    """The same error with the file's name; an error of a write has none."""
-    if error.filename is not None and not str(error.filename).endswith(".tmp"):
-        return error
-    return OSError(error.errno, error.strerror or str(error), str(path))
 
 
 def escaped(name: str) -> str:

@@ -48,7 +48,9 @@ def read_image(
             _note_small_values(colours, path)
         image = torch.from_numpy(_to_unit_range(colours, path, white_value))
         del colours
-        return _to_channels(image, channels)
+        if channels is None or image.shape[0] == channels:
+            return image
+        return to_grey(image) if channels == 1 else image.expand(3, -1, -1).contiguous()
     except MemoryError as error:
         raise ImageError(f"{path}: there is not enough memory to read it.") from error
 
@@ -136,13 +138,6 @@ def _to_unit_range(colours: np.ndarray, path: Path, white_value: int | None) -> 
     unit = colours.transpose(2, 0, 1).astype(wide, order="C")  # a copy: files are read-only
     unit /= wide(white)
     return unit.astype(np.float32, copy=False)
-
-
-def _to_channels(image: Tensor, channels: int | None) -> Tensor:
-    """Grey (1, H, W) to RGB (3, H, W) or back; None keeps the image."""
-    if channels is None or image.shape[0] == channels:
-        return image
-    return to_grey(image) if channels == 1 else image.expand(3, -1, -1).contiguous()
 
 
 def to_grey(image: Tensor) -> Tensor:

@@ -86,8 +86,17 @@ class RunLog:
         drop_later_lines(self._path, resume_step)
         self._waiting = ""
         self._complained = False
-        purge_step = resume_step + 1 if resume_step > 0 else 0
-        self._events = open_events(events_folder, purge_step)
+        self._events: EventFile | None = None
+        try:
+            self._events = EventFile(events_folder, resume_step + 1 if resume_step > 0 else 0)
+        except ImportError as error:
+            LOG.warning(
+                "No curves for TensorBoard, which cannot be imported (%s); log.jsonl has the "
+                "numbers. To have them: pip install tensorboard",
+                error,
+            )
+        except OSError as error:
+            LOG.warning("No curves for TensorBoard, log.jsonl has the numbers: %s", error)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Records numbers by tag, as one line of log.jsonl and as TensorBoard curves.
@@ -140,21 +149,6 @@ class RunLog:
         except OSError as error:
             LOG.warning("TensorBoard's events end here, log.jsonl goes on: %s", error)
             self._events = None
-
-
-def open_events(folder: Path, purge_step: int) -> EventFile | None:
-    """A new file of TensorBoard's events; none, and a warning, where that cannot be had."""
-    try:
-        return EventFile(folder, purge_step)
-    except ImportError as error:
-        LOG.warning(
-            "No curves for TensorBoard, which cannot be imported (%s); log.jsonl has the numbers. "
-            "To have them: pip install tensorboard",
-            error,
-        )
-    except OSError as error:
-        LOG.warning("No curves for TensorBoard, log.jsonl has the numbers: %s", error)
-    return None
 
 
 def drop_later_lines(path: Path, last_step: int) -> None:
