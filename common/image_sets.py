@@ -20,7 +20,6 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import resize
 
 from common.datasets import DatasetError, DatasetRow, dataset_row, read_cifar, read_medmnist
-from common.files import escaped
 from common.image_files import IMAGE_SUFFIXES, ImageError, open_regular
 from common.image_folders import ImageFolder, find_images, subfolder_names
 from common.image_names import composed
@@ -62,7 +61,9 @@ class ImageSet(Dataset[Sample]):
 
     def __post_init__(self) -> None:
         self.labels, self.classes = np.asarray(self.labels), tuple(self.classes)
-        self.names = [escaped(name) for name in self.names]
+        # with escapes for bytes that are not UTF-8, so that names can be written anywhere
+        as_bytes = (name.encode("utf-8", "surrogateescape") for name in self.names)
+        self.names = [name.decode("utf-8", "backslashreplace") for name in as_bytes]
 
     def __len__(self) -> int:
         return len(self.names)
