@@ -279,30 +279,13 @@ def _read_text(path: Path) -> str:
 
 
 def _rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """(file and line, values by column) of each row that has any. Raises AnnotationError."""
-    lines = _lines(path, text)
-    _, first = next(lines, ("", []))
-    columns = [name.strip() for name in first]
-    _check_columns(path, columns)
-    for where, values in lines:
-        if len(values) > len(columns):
-            left_over = values[len(columns) :]
-            raise AnnotationError(f"{where}: more values than columns, {left_over} left over")
-        if not any(value.strip() for value in values):
-            continue
-        row = dict(itertools.zip_longest(columns, values, fillvalue=""))
-        if not row["image"].strip():
-            raise AnnotationError(f"{where}: no image is called ''; name the row's image")
-        yield where, row
-
-
-def _lines(path: Path, text: str) -> Iterator[tuple[str, list[str]]]:
-    """(file and line, values) of each line that is not blank. Raises AnnotationError.
+    """(file and line, values by column) of each row that has any. Raises AnnotationError.
 
     A quote that is not closed would swallow the lines after it: neither that nor a value of several
     lines is accepted.
     """
     reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
+    columns: list[str] = []
     while True:
         where = f"{path}, line {reader.line_num + 1}"
         try:
@@ -318,8 +301,17 @@ def _lines(path: Path, text: str) -> Iterator[tuple[str, list[str]]]:
             raise AnnotationError(
                 f"{where}: a value goes on over the end of the line; is its quote not closed?"
             )
-        if values:
-            yield where, values
+        if values and not columns:
+            columns = [name.strip() for name in values]
+            _check_columns(path, columns)
+        elif len(values) > len(columns):
+            left_over = values[len(columns) :]
+            raise AnnotationError(f"{where}: more values than columns, {left_over} left over")
+        elif any(value.strip() for value in values):
+            row = dict(itertools.zip_longest(columns, values, fillvalue=""))
+            if not row["image"].strip():
+                raise AnnotationError(f"{where}: no image is called ''; name the row's image")
+            yield where, row
 
 
 def _check_columns(path: Path, columns: Sequence[str]) -> None:

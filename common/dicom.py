@@ -1,9 +1,9 @@
 """DICOM files to grey or RGB images in [0, 1], as a viewer would show them."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from common.notices import notice
 
 PERCENTILES = (0.1, 99.9)
 """Percentiles of a slice that become black and white where its file says nothing of a window."""
+Modality = Callable[[np.ndarray], np.ndarray]
 
 
 def read_dicom(path: Path, *, force: bool = False) -> np.ndarray:
@@ -118,8 +119,8 @@ def _padding(dataset: Any, pixels: np.ndarray, path: Path) -> np.ndarray:
 
 def _windowed(dataset: Any, pixels: np.ndarray, padding: np.ndarray, path: Path) -> np.ndarray:
     """Grey values (H, W) in [0, 1], float64, 0 = the smallest value the window shows."""
-    modality = _Modality.of(dataset, path)
-    values = modality.apply(pixels)
+    modality = _modality(dataset, path)
+    values = modality(pixels)
     if not np.isfinite(values).all():
         raise ImageError(f"{path} holds pixels that are not finite. Remove or replace it.")
     if (window := _window(dataset, path)) is not None:
@@ -140,37 +141,26 @@ def _windowed(dataset: Any, pixels: np.ndarray, padding: np.ndarray, path: Path)
     return ((values - low) / (high - low)).clip(0, 1)
 
 
-class _Modality(NamedTuple):
-    """From stored values to the modality's: by a table or by value * slope + intercept."""
+def _modality(dataset: Any, path: Path) -> Modality:
+    """What makes the modality's values, float64, of stored ones: a table, or slope and intercept.
 
-    slope: float = 1.0
-    intercept: float = 0.0
-    table: Any = None
-    """Item of the Modality LUT Sequence."""
-
-    @classmethod
-    def of(cls, dataset: Any, path: Path) -> "_Modality":
-        if dataset.get("ModalityLUTSequence"):
-            return cls(table=dataset.ModalityLUTSequence[0])
-        numbers = {"RescaleSlope": 1.0, "RescaleIntercept": 0.0}
-        for keyword in numbers:
-            for place in _places(dataset):
-                if (value := place.get(keyword)) not in (None, ""):
-                    numbers[keyword] = float(value)
-                    break
-            if not math.isfinite(numbers[keyword]):
-                raise ImageError(f"{path}: {keyword} is {value}. Correct or remove the file.")
-        if numbers["RescaleSlope"] == 0:
-            raise ImageError(
-                f"{path}: RescaleSlope is 0, which makes all pixels the same. Correct or remove it."
-            )
-        return cls(*numbers.values())
-
-    def apply(self, pixels: np.ndarray) -> np.ndarray:
-        """The modality's values, float64."""
-        if self.table is not None:
-            return _look_up(pixels.astype(np.int64), self.table)[0].astype(np.float64)
-        return pixels * self.slope + self.intercept
+    Raises ImageError where the slope or the intercept makes no picture.
+    """
+    if tables := dataset.get("ModalityLUTSequence"):
+        return lambda pixels: _look_up(pixels.astype(np.int64), tables[0])[0].astype(np.float64)
+    numbers = {"RescaleSlope": 1.0, "RescaleIntercept": 0.0}
+    for keyword, default in numbers.items():
+        stated = (place.get(keyword) for place in _places(dataset))
+        value = next((value for value in stated if value not in (None, "")), default)
+        numbers[keyword] = float(value)
+        if not math.isfinite(numbers[keyword]):
+            raise ImageError(f"{path}: {keyword} is {value}. Correct or remove the file.")
+    slope, intercept = numbers.values()
+    if slope == 0:
+        raise ImageError(
+            f"{path}: RescaleSlope is 0, which makes all pixels the same. Correct or remove it."
+        )
+    return lambda pixels: pixels * slope + intercept
 
 
 def _places(dataset: Any) -> Iterator[Any]:
@@ -248,7 +238,7 @@ def _numbers(value: Any) -> list[float]:
 
 
 def _ranges(
-    dataset: Any, pixels: np.ndarray, values: np.ndarray, modality: _Modality
+    dataset: Any, pixels: np.ndarray, values: np.ndarray, modality: Modality
 ) -> Iterator[tuple[float, float, str]]:
     """Values to show as black and white without a window, and what they are: best ones first.
 
@@ -257,12 +247,13 @@ def _ranges(
     """
     integers = pixels.dtype.kind in "iu"
     named = [dataset.get(f"{which}ImagePixelValue") for which in ("Smallest", "Largest")]
-    if pixels.size and integers and modality.table is None and None not in named:
+    by_table = bool(dataset.get("ModalityLUTSequence"))
+    if pixels.size and integers and not by_table and None not in named:
         ends = np.array([int(end) for end in named], dtype=np.int64).astype(pixels.dtype)
         first, smallest, largest, last = map(int, (ends[0], pixels.min(), pixels.max(), ends[1]))
         # pixels that are beyond, or fill less than half of it: it is of another image
         if first <= smallest <= largest <= last and 2 * (largest - smallest) > last - first:
-            low, high = np.sort(modality.apply(ends))
+            low, high = np.sort(modality(ends))
             yield low, high, "the smallest and largest pixel value that it names"
     if pixels.size:
         low = np.percentile(values, PERCENTILES[0], method="lower")
@@ -271,6 +262,6 @@ def _ranges(
     if integers:
         bits = int(dataset.BitsStored)
         smallest = -(2 ** (bits - 1)) if pixels.dtype.kind == "i" else 0
-        low, high = np.sort(modality.apply(np.array([smallest, smallest + 2**bits - 1])))
+        low, high = np.sort(modality(np.array([smallest, smallest + 2**bits - 1])))
         yield low, high if low < high else low + 1, "the range of its stored bits"
     yield 0.0, 1.0, "the range of no pixels that differ"

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -248,7 +247,6 @@ def as_map(values: np.ndarray, picture: np.ndarray, name: str) -> np.ndarray:
 
 def save(figure: Figure, path: Path) -> None:
     """Writes a PNG; the file appears whole or not at all."""
-    FigureCanvasAgg(figure)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # names in any script
         write_atomic(path, lambda file: figure.savefig(file, format="png", dpi=DPI))
