@@ -164,6 +164,7 @@ def tiny_trainings(tmp_path: Path) -> Path:
             write_image(tmp_path / "tree" / folder / f"{number}.png", texture(20, 20, 3, number))
     data = "--dataset folder --one_class_idx 0 --resize_to 16 --device cpu --data_root tree"
     ddpm = "--mode train --dim 8 --dim_mults 1 2 --ddpm_batch_size 2 --train_num_steps 2"
+    ddpm += " --num_samples 1 --sampling_timesteps 1"
     place = f"--image_size 16 --output_dir {tmp_path / 'runs/NAME'}"
     ran(tmp_path, "diffusion_models/train_eval_ddpm.py", *f"{data} {ddpm} {place}".split())
     dia = "--model resnet18 --width 4 --mode simclr_CSI --shift_trans_type cutperm --warmup 1"

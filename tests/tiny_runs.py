@@ -67,6 +67,7 @@ PRELOADED = [
     *("torch.utils.tensorboard", "pydicom", "tifffile"),
 ]
 """Modules that the server of `forked` has imported."""
+STREAMS = ("stdout", "stderr")
 BOTH_STAGES = ("netG.stages=coarse_fine", "netG.dilations=[2, 4, 8, 16]")
 RGB = (
     "train.image_shape=[32, 32, 3]",
@@ -183,18 +184,27 @@ def run_script(
     The process is forked from a server that has the libraries loaded, which saves seconds.
     """
     with tempfile.TemporaryDirectory() as folder:
-        streams = Path(folder, "stdout"), Path(folder, "stderr")
-        command = [str(script), *map(str, arguments)]
-        child = forked(partial(_as_program, command, cwd, streams), **environment)
+        child = forked_script(Path(folder), script, *arguments, cwd=cwd, **environment)
         child.join(PATIENCE)
         if child.is_alive():
             child.kill()
-            raise TimeoutError(f"{command} took more than {PATIENCE} s")
-        output, errors = (path.read_text(errors="backslashreplace") for path in streams)
-    return subprocess.CompletedProcess(command, child.exitcode, output, errors)
+            raise TimeoutError(f"{script} {arguments} took more than {PATIENCE} s")
+        output, errors = (
+            Path(folder, name).read_text(errors="backslashreplace") for name in STREAMS
+        )
+    return subprocess.CompletedProcess([script, *arguments], child.exitcode, output, errors)
 
 
-def _as_program(command: list[str], cwd: Path, streams: tuple[Path, Path]) -> None:
+def forked_script(
+    streams: Path, script: str, *arguments: object, cwd: Path = REPOSITORY, **environment: str
+) -> BaseProcess:
+    """The same, not waited for; what it prints comes into two files of the folder `streams`."""
+    command = [str(script), *map(str, arguments)]
+    files = [streams / name for name in STREAMS]
+    return forked(partial(_as_program, command, cwd, files), **environment)
+
+
+def _as_program(command: list[str], cwd: Path, streams: list[Path]) -> None:
     """Becomes `python command...`, as far as the program can tell."""
     for number, path in enumerate(streams, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)

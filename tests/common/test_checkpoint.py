@@ -1,10 +1,10 @@
 """Checkpoints that survive kills, and errors that say what is there."""
 
+import itertools
 import os
 import random
 import signal
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +20,8 @@ from common.checkpoint import (
     save_text_atomic,
     steps_in,
 )
-from common.config import REPOSITORY
 from common.runtime import random_state, restore_random_state
-from tests.tiny_runs import wait_until
+from tests.tiny_runs import ended, forked, wait_until
 
 
 def save_steps(folder: Path, *steps: int, role: str = "gen") -> None:
@@ -60,25 +59,18 @@ def test_leftover_of_a_killed_save_is_no_step_and_the_next_save_removes_it(tmp_p
     assert {path.name for path in tmp_path.iterdir()} == {"gen_00000003.pt", "gen_00000007.pt"}
 
 
-ENDLESS_SAVES = """
-import itertools, sys, torch
-from pathlib import Path
-from common.checkpoint import checkpoint_path, save_atomic
-for step in itertools.count(1):
-    for role in ("gen", "state"):
-        save_atomic({"step": step, "w": torch.full((200_000,), float(step))},
-                    checkpoint_path(Path(sys.argv[1]), role, step % 5))
-"""
+def save_endlessly(folder: Path) -> None:
+    for step in itertools.count(1):
+        for role in ("gen", "state"):
+            weights = {"step": step, "w": torch.full((200_000,), float(step))}
+            save_atomic(weights, checkpoint_path(folder, role, step % 5))
 
 
 def test_kill_in_the_middle_of_saving_leaves_only_whole_files(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-c", ENDLESS_SAVES, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-    )
+    child = forked(partial(save_endlessly, tmp_path))
     wait_until(lambda: len(steps_in(tmp_path, "state")) == 5)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    os.kill(child.pid, signal.SIGKILL)
+    assert ended(child) == -signal.SIGKILL
     steps = steps_in(tmp_path, "gen")
     assert steps == [0, 1, 2, 3, 4]
     for step in steps:

@@ -1,9 +1,7 @@
 """Devices, random streams, processes and evaluation mode."""
 
-import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -157,39 +155,21 @@ def test_several_processes_on_an_apple_gpu_are_refused(alone):
         start_processes(torch.device("mps"))
 
 
-TWO_PROCESSES = """
-import sys, torch, torch.distributed
-from common.runtime import resolve_device, start_processes, stop_processes
-processes = start_processes(resolve_device("cpu"))
-number = torch.tensor([processes.rank + 1.0])
-torch.distributed.all_reduce(number)
-sys.stdout.write(f"rank {processes.rank} of {processes.world_size}: {number.item()}")
-stop_processes()
-assert not torch.distributed.is_initialized()
-"""
+def add_up_the_ranks(folder: Path) -> None:
+    processes = start_processes(resolve_device("cpu"))
+    number = torch.tensor([processes.rank + 1.0])
+    torch.distributed.all_reduce(number)
+    said = f"rank {processes.rank} of {processes.world_size}: {number.item()}"
+    (folder / str(processes.rank)).write_text(said)
+    stop_processes()
+    assert not torch.distributed.is_initialized()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def test_processes_in_torchruns_environment_reach_each_other():
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    shared |= {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", TWO_PROCESSES],
-            env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    outputs = [process.communicate(timeout=PATIENCE)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    assert outputs == ["rank 0 of 2: 3.0", "rank 1 of 2: 3.0"]
+def test_processes_in_torchruns_environment_reach_each_other(tmp_path):
+    children = forked_pair(partial(add_up_the_ranks, tmp_path))
+    assert [ended(child) for child in children] == [0, 0]
+    said = [(tmp_path / rank).read_text() for rank in ("0", "1")]
+    assert said == ["rank 0 of 2: 3.0", "rank 1 of 2: 3.0"]
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

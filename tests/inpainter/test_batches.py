@@ -3,18 +3,18 @@
 import logging
 import os
 import signal
-import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from common.config import REPOSITORY
 from common.images import ImageError, write_image
-from common.runtime import RuntimeSetupError
+from common.runtime import RuntimeSetupError, StopRequest
 from inpainter.data import CropRule, NormalCrops, crop_batches
-from tests.tiny_runs import PATIENCE
+from tests.tiny_runs import ended, forked, wait_until
 
 SHAPE = (16, 16, 1)
 
@@ -90,35 +90,27 @@ def test_error_in_a_worker_keeps_its_type_and_message(mixed):
         next(crop_batches(dataset, 2, 0, 1, 1))
 
 
-READING = """
-import sys, time
-from pathlib import Path
-from common.runtime import StopRequest
-from inpainter.data import CropRule, NormalCrops, crop_batches
-patches = NormalCrops([Path(sys.argv[1])], CropRule((16, 16)), channels=1, seed=1)
-with StopRequest() as stop:
-    for number, _ in enumerate(crop_batches(patches, 4, 0, 100_000, 1)):
-        if number == 1:
-            sys.stdout.write("reading ")
-            sys.stdout.flush()
-        if stop.requested:
-            break
-        time.sleep(0.01)
-sys.stdout.write("saved")
-"""
+def read_until_stopped(folder: Path, image: Path) -> None:
+    """Reads batches ahead by a worker; says in `folder` when it reads and when it has saved."""
+    os.setsid()
+    errors = os.open(folder / "errors.txt", os.O_WRONLY | os.O_CREAT)
+    os.dup2(errors, sys.stderr.fileno())
+    crops = NormalCrops([image], CropRule((16, 16)), channels=1, seed=1)
+    with StopRequest() as stop:
+        for number, _ in enumerate(crop_batches(crops, 4, 0, 100_000, 1)):
+            if number == 1:
+                (folder / "reading").touch()
+            if stop.requested:
+                break
+            time.sleep(0.01)
+    (folder / "saved").touch()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_to_the_process_group_leaves_time_to_save(paths, number):
-    process = subprocess.Popen(
-        [sys.executable, "-c", READING, str(paths[0])],
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout.read(8) == "reading "
-    os.killpg(process.pid, number)
-    output, errors = process.communicate(timeout=PATIENCE)
-    assert (output, errors) == ("saved", "")
+def test_signal_to_the_process_group_leaves_time_to_save(paths, tmp_path, number):
+    child = forked(partial(read_until_stopped, tmp_path, paths[0]))
+    wait_until((tmp_path / "reading").exists)
+    os.killpg(child.pid, number)
+    assert ended(child) == 0
+    assert (tmp_path / "saved").exists()
+    assert (tmp_path / "errors.txt").read_text() == ""

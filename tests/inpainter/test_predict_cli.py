@@ -74,15 +74,16 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on(tmp_path) -> None:
     assert process.returncode == 143, errors
     assert "Traceback" not in errors
     (folder,) = tmp_path.glob("heatmaps/tiny/dropout/*")
-    done = len({row["image"] for row in read_table(folder / "scores.csv")})
-    assert 0 < done < 40
+    done = {row["image"] for row in read_table(folder / "scores.csv")}
+    assert 0 < len(done) < 40
     assert not list(folder.rglob("*.tmp"))
-    for number in range(10, 40):
-        (tmp_path / "test" / f"{number}.png").unlink()
+    left = sorted({f"{number}.png" for number in range(40)} - done)
+    for name in left[2:]:
+        (tmp_path / "test" / name).unlink()
     again = run_script(PREDICT, *command)
     assert again.returncode == 0, again.stderr
     assert str(folder) in again.stdout
-    assert {f"{number}.png" for number in range(10)} <= set(heatmaps_in(folder))
+    assert done | set(left[:2]) <= set(heatmaps_in(folder))
 
 
 def test_expected_errors_are_one_message_without_traceback(tmp_path) -> None:

@@ -1,6 +1,7 @@
 """The command `python train.py`, as a user types it."""
 
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -20,12 +21,15 @@ from tests.tiny_runs import (
     as_flags,
     assert_equal_states,
     corrupt,
+    ended,
+    forked_script,
     run_script,
     settings,
     start_script,
     texture,
     tiny_config,
     tiny_file,
+    wait_for_text,
     wait_until,
     write_every_format,
     write_images,
@@ -99,26 +103,38 @@ def test_trains_on_subfolders_of_colour_images_from_inside_inpainter(tmp_path) -
     assert weights["coarse_generator.conv17.conv.weight"].shape[0] == 3
 
 
-@pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"]
-)
-def test_a_signal_saves_and_the_resumed_run_equals_the_uninterrupted_one(
-    tmp_path, number, status
-) -> None:
-    write_images(tmp_path / "train")
-    options = ("train.n_steps=100000", "train.snapshot_save_iter=100000")
-    endless = tiny_config(tmp_path, *options)
-    log = run_folder(endless) / "log.jsonl"
-    process = start_script(TRAIN, "--config", tiny_file(tmp_path, *options))
-    wait_until(lambda: process.poll() or (log.is_file() and log.stat().st_size > 200))
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=PATIENCE)
-    assert process.returncode == status, errors
-    (step,) = steps_in(run_folder(endless), "gen")
+ENDLESS = ("train.n_steps=100000", "train.snapshot_save_iter=100000")
+
+
+def saved_step(errors: str, folder: Path) -> int:
+    """The one step that a stopped run has saved and named."""
+    (step,) = steps_in(folder, "gen")
     assert f"Asked to stop: saved step {step}. Go on with --resume." in errors
     assert "Traceback" not in errors
-    if number == signal.SIGINT:
-        return
+    return step
+
+
+def test_ctrl_c_saves_and_ends_with_its_status(tmp_path) -> None:
+    write_images(tmp_path / "train")
+    folder = run_folder(tiny_config(tmp_path, *ENDLESS))
+    child = forked_script(tmp_path, TRAIN, "--config", tiny_file(tmp_path, *ENDLESS))
+    wait_for_text(folder / "log.jsonl", 200)
+    os.kill(child.pid, signal.SIGINT)
+    status, errors = ended(child), (tmp_path / "stderr").read_text()
+    assert status == 130, errors
+    assert saved_step(errors, folder) > 0
+
+
+def test_sigterm_saves_and_the_resumed_run_equals_the_uninterrupted_one(tmp_path) -> None:
+    write_images(tmp_path / "train")
+    endless = tiny_config(tmp_path, *ENDLESS)
+    log = run_folder(endless) / "log.jsonl"
+    process = start_script(TRAIN, "--config", tiny_file(tmp_path, *ENDLESS))
+    wait_until(lambda: process.poll() or (log.is_file() and log.stat().st_size > 200))
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 143, errors
+    step = saved_step(errors, run_folder(endless))
 
     last = f"train.n_steps={step + 2}"
     assert train(tiny_config(tmp_path, last), resume="latest").step == step + 2
