@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from common.checkpoint import CheckpointError, non_finite, require_mapping
@@ -14,7 +15,13 @@ from common.config import config_to_dict, config_to_yaml
 from common.errors import UserError
 from common.image_sets import data_changes
 from common.run_log import RunLog, write_run_record
-from common.runtime import Processes
+from common.runtime import (
+    Processes,
+    joined_processes,
+    resolve_device,
+    seed_everything,
+    tf32_products,
+)
 
 LOG = logging.getLogger(__name__)
 OWN_SETTINGS = "Give the settings it was made with, or start a new run in another folder."
@@ -22,6 +29,18 @@ OWN_SETTINGS = "Give the settings it was made with, or start a new run in anothe
 
 class TrainingError(UserError):
     """A training that cannot go on: a loss is not finite, or the network collapsed."""
+
+
+@contextlib.contextmanager
+def joined_training(config: Any) -> Iterator[tuple[torch.device, Processes]]:
+    """Where a training runs: its device, and this process among those that train together.
+
+    config: settings with `device`, `seed` and `precision` (fp32 or tf32), which hold meanwhile.
+    """
+    device = resolve_device(config.device)
+    with tf32_products(config.precision == "tf32"), joined_processes(device) as processes:
+        seed_everything(config.seed)
+        yield device, processes
 
 
 def refuse_to_overwrite(
@@ -105,6 +124,29 @@ def check_resumed(
         LOG.warning("%s: %s.", source, other_images)
     if lines:
         LOG.warning("Going on from %s with changed settings: %s", source, "; ".join(lines.values()))
+
+
+def saved_progress(
+    state: Mapping[str, Any], unit: str, total: int, key: str, *, source: str
+) -> int:
+    """How many steps or epochs a state has behind it.
+
+    unit: the entry that says so ("step"). total: of the whole run, which the setting `key` says.
+    source: the checkpoint, for messages. Raises CheckpointError where the entry is no whole number
+    of 0 or more, or more than total.
+    """
+    done = state[unit]
+    if type(done) is not int or done < 0:
+        raise CheckpointError(
+            f"{source}: {unit} is {str(done)[:40]!r}, expected a whole number of 0 or more. The "
+            "file is damaged; copy it again, or go on from another one."
+        )
+    if done > total:
+        raise CheckpointError(
+            f"{source} is of {unit} {done}, beyond {key}: {total}. Raise "
+            f"--{key.rpartition('.')[2]}, or start a new run in another folder."
+        )
+    return done
 
 
 def require_finite(

@@ -1,14 +1,21 @@
-"""From settings to what a training run needs: encoder, optimiser, dissolver."""
+"""From settings to the state of a training run: images, encoder, optimisers, dissolver."""
+
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
-from common.checkpoint import CheckpointError
+from common.checkpoint import content_hash
 from common.config import resolve_path
 from common.config_types import require
 from common.datasets import dataset_row
-from common.runtime import require_memory
-from dia.encoders import Encoder, build_encoder, encoder_weights, load_weights
+from common.image_batches import BadImages, batches_per_epoch
+from common.image_sets import ImageSet, set_identity
+from common.runtime import Processes, require_memory
+from dia.data import EvaluationSets, training_sets
+from dia.encoders import Encoder, build_encoder, encoder_weights, layout_for, load_weights
 from dia.optim import Lars
 from dia.settings import ContrastiveConfig, DiaConfig
 from dia.shifts import effective_shift, parse_shift
@@ -16,18 +23,50 @@ from dia.views import STEP_SCALE, NegativeViewConfig, views_in
 from diffusion_models.dissolve import Dissolver, load_dissolver
 
 MOMENTUM = 0.9
-IMAGE_CHANNELS = 3
+PROBE_RATE = 1.0e-3
 FLOAT_BYTES = 4
 
 
-def layout_for(device: torch.device, width: int = 64) -> torch.memory_format:
-    """How a network's kernels lie in memory; width: channels of its first layer.
+@dataclass
+class TrainState:
+    """What a run trains, with what, and how far it has come."""
 
-    Channels last on a CPU where the network is narrower than the published ones: that is faster
-    there (1.3 to 1.7 times), and at width 64 it is not (0.7 to 1.1 times).
-    """
-    narrow = width < 64 and device.type == "cpu"
-    return torch.channels_last if narrow else torch.contiguous_format
+    config: DiaConfig
+    device: torch.device
+    processes: Processes
+    images: ImageSet
+    selection_sets: EvaluationSets | None
+    """What select_by test and val evaluate; None where nothing of the kind is there."""
+    data: dict[str, Any]
+    """What the run learns from, by contents: training images and diffusion model."""
+    negatives: NegativeViewConfig
+    encoder: Encoder
+    optimizer: Optimizer
+    probe: Optimizer
+    """Of the encoder's linear head alone."""
+    batches: int
+    """Of this process in one pass over the images."""
+    bad: BadImages
+    epoch: int = 0
+    """Epochs trained."""
+    selected: int = 0
+    """The last epoch after which the best one was looked for."""
+    best: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of an epoch, which max_batches may end early."""
+        return min(self.batches, self.config.contrastive.max_batches or self.batches)
+
+    @property
+    def step(self) -> int:
+        """Steps trained."""
+        return self.epoch * self.steps_per_epoch
+
+    def is_due(self, every: int | None) -> bool:
+        """Whether what is done every so many epochs (none = save_step), and at the end, is due."""
+        settings = self.config.contrastive
+        return self.epoch % (every or settings.save_step) == 0 or self.epoch == settings.epochs
 
 
 def require_training_memory(config: DiaConfig, device: torch.device) -> None:
@@ -45,6 +84,34 @@ def require_training_memory(config: DiaConfig, device: torch.device) -> None:
     rows = settings.batch_size * views * 3 * side**2
     what = f"A batch (--batch_size {settings.batch_size}, {views} views of {side}² pixels)"
     require_memory(rows * FLOAT_BYTES, what, device, "Lower --batch_size or --resize_to.")
+
+
+def initial_state(config: DiaConfig, device: torch.device, processes: Processes) -> TrainState:
+    """Images, encoder, diffusion model and optimisers of a new run."""
+    settings = config.contrastive
+    images, selection_sets = training_sets(config)
+    encoder = initial_encoder(settings, len(images.classes), device, processes)
+    negatives = build_negatives(config, device)
+    model_hash = None
+    if negatives.dissolve is not None:
+        path = resolve_path(settings.diffusion_model_path, "contrastive.diffusion_model_path")
+        model_hash = content_hash(path)
+    kind, decay = Lars if settings.optimizer == "lars" else torch.optim.SGD, settings.weight_decay
+    parameters, probed = encoder.parameters(), encoder.linear.parameters()
+    return TrainState(
+        config,
+        device,
+        processes,
+        images,
+        selection_sets,
+        data={"images": set_identity(images), "diffusion_model": model_hash},
+        negatives=negatives,
+        encoder=encoder,
+        optimizer=kind(parameters, lr=settings.lr_init, momentum=MOMENTUM, weight_decay=decay),
+        probe=torch.optim.Adam(probed, lr=PROBE_RATE, weight_decay=decay),
+        batches=batches_per_epoch(len(images), settings.batch_size, processes),
+        bad=BadImages(config.data.on_bad_image),
+    )
 
 
 def build_negatives(config: DiaConfig, device: torch.device) -> NegativeViewConfig:
@@ -80,7 +147,7 @@ def build_negatives(config: DiaConfig, device: torch.device) -> NegativeViewConf
 
 def check_dissolving(settings: ContrastiveConfig, dissolver: Dissolver) -> None:
     """Raises ConfigError where a model lacks the steps or cannot take the size that is wanted."""
-    steps, unet = dissolver.diffusion.steps, dissolver.diffusion.model
+    steps = dissolver.diffusion.steps
     for name in ("diffusion_offset", "diffusion_upper_offset"):
         value = getattr(settings, name)
         require(
@@ -89,31 +156,13 @@ def check_dissolving(settings: ContrastiveConfig, dissolver: Dissolver) -> None:
             value,
             f"the diffusion model has {steps} steps, so it must be at most {steps / STEP_SCALE:g}",
         )
-    require(
-        settings.diff_resolution % unet.shrinks_by == 0,
-        "contrastive.diff_resolution",
-        settings.diff_resolution,
-        f"must be a multiple of {unet.shrinks_by} pixels, which the diffusion model halves maps to",
-    )
-    if unet.channels != IMAGE_CHANNELS:
-        raise CheckpointError(
-            f"{settings.diffusion_model_path}: a diffusion model of {unet.channels} channels; "
-            f"images here have {IMAGE_CHANNELS}. Pass one of train_eval_ddpm.py."
-        )
+    source, side = settings.diffusion_model_path, settings.diff_resolution
+    dissolver.require_fitting(source, side, "contrastive.diff_resolution")
 
 
-def build_optimizer(encoder: nn.Module, settings: ContrastiveConfig) -> torch.optim.Optimizer:
-    """LARS or SGD over all parameters of the encoder."""
-    kind = Lars if settings.optimizer == "lars" else torch.optim.SGD
-    return kind(
-        encoder.parameters(),
-        lr=settings.lr_init,
-        momentum=MOMENTUM,
-        weight_decay=settings.weight_decay,
-    )
-
-
-def initial_encoder(settings: ContrastiveConfig, n_classes: int) -> Encoder:
+def initial_encoder(
+    settings: ContrastiveConfig, n_classes: int, device: torch.device, processes: Processes
+) -> Encoder:
     """The encoder that training starts with: fresh weights, or those of load_path."""
     encoder = build_encoder(
         settings.model,
@@ -126,4 +175,6 @@ def initial_encoder(settings: ContrastiveConfig, n_classes: int) -> Encoder:
         path = resolve_path(settings.load_path, "contrastive.load_path")
         state = encoder_weights(path)
         load_weights(encoder, state, source=str(path), strict=not settings.no_strict)
-    return encoder
+    if processes.world_size > 1 and device.type == "cuda":
+        encoder = nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
+    return encoder.to(device, memory_format=layout_for(device, settings.width))

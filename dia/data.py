@@ -6,10 +6,9 @@ from typing import NamedTuple
 
 import torch
 
-from common.config import resolve_path
 from common.datasets import DatasetError, dataset_row
 from common.image_folders import SHOWN
-from common.image_sets import ImageSet, contaminate, load_set
+from common.image_sets import ImageSet, contaminate
 from common.runtime import generator_for
 from dia.settings import DiaConfig
 
@@ -26,15 +25,21 @@ class EvaluationSets(NamedTuple):
 
 def load_split(config: DiaConfig, split: str, name: str | None = None) -> ImageSet:
     """A split of the configured dataset, or of another one at the same image size."""
-    row = dataset_row(config.data.dataset)
-    return load_set(
-        name or config.data.dataset,
-        resolve_path(config.data.data_root, "data.data_root"),
-        split,
-        size=config.data.resize_to or (None if name is None else row.size),
-        refuse_grey=config.data.grey_images == "refuse",
-        white_value=config.data.white_value,
-    )
+    size = None if name is None else dataset_row(config.data.dataset).size
+    return config.data.images(split, name, size=config.data.resize_to or size)
+
+
+def training_sets(config: DiaConfig) -> tuple[ImageSet, EvaluationSets | None]:
+    """The training images, and the sets that select_by test or val evaluates, if any."""
+    images = normal_train_set(config)
+    if config.contrastive.select_by == "last":
+        return images, None
+    if config.contrastive.select_by == "test":
+        return images, evaluation_sets(config)
+    images, sets = hold_out(config, images)
+    if sets is None:
+        LOG.warning("no labelled anomalies to validate on: the training loss chooses")
+    return images, sets
 
 
 def normal_train_set(config: DiaConfig) -> ImageSet:

@@ -26,8 +26,7 @@ from common.image_batches import BadImages, Batch, ordered_batches, reading
 from common.image_sets import ImageSet
 from common.runtime import eval_mode, resolve_device, tf32_products
 from dia.augment import augment
-from dia.building import layout_for
-from dia.encoders import Encoder, build_encoder, encoder_weights, load_weights
+from dia.encoders import Encoder, build_encoder, encoder_weights, layout_for, load_weights
 from dia.features import ViewSettings, draw_samples, image_features
 from dia.results import SetScores
 from dia.scoring import (

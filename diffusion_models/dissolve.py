@@ -25,12 +25,15 @@ from common.checkpoint import (
     require_state_dict,
 )
 from common.config import ConfigError
+from common.config_types import require
 from common.datasets import Fit
+from common.image_sets import ImageSet, Sample
 from common.runtime import resolve_device
 from diffusion_models.diffusion import GaussianDiffusion
 from diffusion_models.settings import DissolveRange, Weights
 from diffusion_models.unet import Unet, WeightStandardizedConv2d
 
+IMAGE_CHANNELS = 3
 LARGEST_SIDE = 2**16
 EMA_PREFIX = "ema_model."
 """Of averaged weights in a checkpoint: the layout of the published Trainer's EMA wrapper."""
@@ -57,6 +60,20 @@ class Dissolver(nn.Module):
         self.image_size = image_size
         """Side in pixels of the images it was trained on; None where the checkpoint lacks it."""
         self.dissolve_range = dissolve_range
+
+    def require_fitting(self, source: object, side: int, key: str) -> None:
+        """Raises where it cannot take colour images of side² pixels, as the setting `key` says.
+
+        source: its checkpoint, for the message. CheckpointError or ConfigError.
+        """
+        unet = self.diffusion.model
+        if unet.channels != IMAGE_CHANNELS:
+            raise CheckpointError(
+                f"{source}: a diffusion model of {unet.channels} channels; images here have "
+                f"{IMAGE_CHANNELS}. Pass one of train_eval_ddpm.py."
+            )
+        what = f"must be a multiple of {unet.shrinks_by} pixels, which the U-Net halves its maps to"
+        require(side % unet.shrinks_by == 0, key, side, what)
 
     @property
     def device(self) -> torch.device:
@@ -235,6 +252,20 @@ def to_dissolving_size(images: Tensor, resolution: int, fit: Fit) -> Tensor:
         )
     left, top = rims[0] // 2, rims[1] // 2
     return F.pad(images, (left, left, top, top))
+
+
+class ImagesAtSide(ImageSet):
+    """The images of a set at the size at which the model works."""
+
+    def __init__(self, images: ImageSet, side: int, fit: Fit) -> None:
+        """side: pixels; fit: how images are brought to it."""
+        vars(self).update(vars(images))
+        self.size = None  # the files' own size, resized once
+        self.side, self.fit = side, fit
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        return sample._replace(image=to_dissolving_size(sample.image[None], self.side, self.fit)[0])
 
 
 def from_dissolving_size(images: Tensor, size: tuple[int, int], fit: Fit) -> Tensor:

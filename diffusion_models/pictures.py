@@ -10,19 +10,16 @@ import torch
 import torchvision
 from torch import Tensor
 
-from common.checkpoint import CheckpointError
 from common.config import resolve_path
 from common.config_types import require
 from common.datasets import dataset_row
 from common.image_batches import BadImages, ordered_batches, reading
-from common.image_sets import load_set
 from common.images import write_image
 from common.runtime import generator_for
 from diffusion_models.diffusion import GaussianDiffusion, gaussian_noise
-from diffusion_models.dissolve import Dissolver, load_dissolver, to_dissolving_size
+from diffusion_models.dissolve import Dissolver, ImagesAtSide, load_dissolver
 from diffusion_models.settings import DdpmConfig, DiffusionConfig
 
-IMAGE_CHANNELS = 3
 EVAL_IMAGES = 64
 STRIP_IMAGES = 8
 
@@ -69,38 +66,23 @@ def load_configured(config: DdpmConfig) -> tuple[Dissolver, int]:
         dilation=settings.dilation_factor if settings.dilation else None,
         image_size=settings.image_size,
     )
-    unet, total = dissolver.diffusion.model, dissolver.diffusion.steps
-    if unet.channels != IMAGE_CHANNELS:
-        raise CheckpointError(
-            f"{settings.state_dict_path}: its diffusion model has {unet.channels} channels; images "
-            f"here have {IMAGE_CHANNELS}"
-        )
+    total, side = dissolver.diffusion.steps, dissolver.image_size or settings.side
+    dissolver.require_fitting(settings.state_dict_path, side, "diffusion.image_size")
     for name, steps in (("steps", (settings.steps,)), ("strip_steps", settings.strip_steps)):
         wrong = [t for t in steps if t >= total]
         what = f"must be below {total}, the steps of {settings.state_dict_path}"
         require(not wrong, f"diffusion.{name}", wrong, what)
-    side = dissolver.image_size or settings.side
-    what = f"must be a multiple of {unet.shrinks_by} pixels, which the checkpoint's U-Net halves"
-    require(side % unet.shrinks_by == 0, "diffusion.image_size", side, what)
     return dissolver, side
 
 
 def random_training_images(config: DdpmConfig, count: int, side: int) -> Tensor:
     """Up to `count` images of any class of the training split: (B, 3, side, side) in [0, 1]."""
-    data = config.data
-    images = load_set(
-        data.dataset,
-        resolve_path(data.data_root, "data.data_root"),
-        "train",
-        refuse_grey=data.grey_images == "refuse",
-        white_value=data.white_value,
-    )
-    images.size = None  # the files' own size, resized once
+    images, data = config.data.images("train"), config.data
     order = torch.randperm(len(images), generator=generator_for(config.seed, "eval"))[:count]
-    bad, fit = BadImages(data.on_bad_image), dataset_row(data.dataset).fit
-    stream = ordered_batches(images.subset(order.numpy()), 1, data.num_workers, bad)
-    with reading(stream) as batches:
-        return torch.cat([to_dissolving_size(batch.images, side, fit) for batch in batches])
+    drawn = ImagesAtSide(images.subset(order.numpy()), side, dataset_row(data.dataset).fit)
+    bad = BadImages(data.on_bad_image)
+    with reading(ordered_batches(drawn, count, data.num_workers, bad)) as batches:
+        return next(batches).images
 
 
 def dissolving_strip(dissolver: Dissolver, images: Tensor, steps: Sequence[int]) -> Tensor:

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from common import config_types as kind
+from common.config import resolve_path
 from common.config_types import ConfigError, check_fields, require
 from common.datasets import DatasetError, dataset_row
+from common.image_sets import ImageSet, load_set
 
 Schedule = Literal["cosine", "linear"]
 Weights = Literal["raw", "ema"]
@@ -45,6 +47,17 @@ class DataConfig:
             dataset_row(self.dataset)
         except DatasetError as error:
             raise ConfigError(f"data.dataset: {error}", key="data.dataset") from None
+
+    def images(self, split: str, name: str | None = None, *, size: int | None = None) -> ImageSet:
+        """The train or test split of the dataset, or of the one of another name; see load_set."""
+        return load_set(
+            name or self.dataset,
+            resolve_path(self.data_root, "data.data_root"),
+            split,
+            size=size,
+            refuse_grey=self.grey_images == "refuse",
+            white_value=self.white_value,
+        )
 
 
 @dataclass(frozen=True)

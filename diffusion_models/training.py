@@ -25,7 +25,7 @@ from common.checkpoint import (
     save_atomic,
 )
 from common.config import REPOSITORY, config_to_dict, resolve_path
-from common.datasets import DatasetError, Fit, dataset_row
+from common.datasets import DatasetError, dataset_row
 from common.image_batches import (
     BadImages,
     batches_per_epoch,
@@ -33,8 +33,8 @@ from common.image_batches import (
     ordered_batches,
     reading,
 )
-from common.image_sets import ImageSet, Sample, load_set, set_identity
-from common.run_log import LAST_STEP, RunLog
+from common.image_sets import ImageSet, set_identity
+from common.run_log import RunLog
 from common.runtime import (
     Processes,
     StopRequest,
@@ -42,28 +42,26 @@ from common.runtime import (
     average_gradients,
     broadcast_weights,
     generator_for,
-    joined_processes,
     require_memory,
-    resolve_device,
-    seed_everything,
-    tf32_products,
 )
 from common.training import (
     check_resumed,
+    joined_training,
     open_run,
     refuse_to_overwrite,
     require_finite,
     require_finite_training,
+    saved_progress,
 )
 from diffusion_models.diffusion import GaussianDiffusion, gaussian_noise
 from diffusion_models.dissolve import (
     EMA_PREFIX,
     Dissolver,
+    ImagesAtSide,
     checkpoint_weights,
     checkpoints,
     newest_checkpoint,
     read_checkpoint,
-    to_dissolving_size,
 )
 from diffusion_models.pictures import dissolving_strip, sample_picture
 from diffusion_models.settings import DdpmConfig
@@ -101,8 +99,15 @@ class TrainResult(NamedTuple):
 
 @dataclass
 class TrainState:
-    """What training steps change."""
+    """What a run trains, with what, and how far it has come."""
 
+    config: DdpmConfig
+    device: torch.device
+    processes: Processes
+    images: ImageSet
+    bad: BadImages
+    identity: dict[str, object]
+    """Of the images, by which a resumed run knows them again."""
     model: GaussianDiffusion
     average: GaussianDiffusion
     """Exponential moving average (EMA) of the model's weights."""
@@ -118,26 +123,21 @@ def train(
 
     SIGINT and SIGTERM end the run with the step at hand, saved.
     """
-    settings, device = config.diffusion, resolve_device(config.device)
-    tf32 = tf32_products(config.precision == "tf32")
-    with tf32, joined_processes(device) as processes:
+    total = config.diffusion.train_num_steps
+    with joined_training(config) as (device, processes):
         # Set-up.
         require_training_memory(config, device)
-        seed_everything(config.seed)
         folder = resume or new_folder(config)
         if resume is None:
             remedy = f"Go on with --resume {folder}, or choose another --output_dir"
             refuse_to_overwrite(folder, checkpoints(folder), remedy)
-        images = training_images(config)
-        bad = BadImages(config.data.on_bad_image)
-        facts = run_facts(config, images)
 
         # State.
-        state, total = initial_state(config, device), settings.train_num_steps
+        state = initial_state(config, device, processes)
         if resume is not None:
-            resume_state(state, newest_checkpoint(resume), config, facts["images"])
-        elif settings.state_dict_path is not None:
-            start_from(state, config)
+            restore(state, newest_checkpoint(resume))
+        elif config.diffusion.state_dict_path is not None:
+            start_from(state)
         broadcast_weights(nn.ModuleList([state.model, state.average]), processes)
         if state.step == total:
             LOG.warning("Step %d of %d is done: nothing to train.", total, total)
@@ -151,53 +151,57 @@ def train(
             command=command,
             resume_step=state.step,
         )
-        stream = endless_batches(images, config, processes, bad, first_step=state.step)
-        with record as log, StopRequest() as stop, reading(stream) as batches:
-            started, stopping = time.perf_counter(), False
-            while state.step < total and not stopping:
-                loss = training_step(state, batches, config, processes)
-                require_finite(state.step, {"loss": loss}, LOWER_RATE)
-                stopping = any_asked_to_stop(stop, processes, device)
-                last = stopping or state.step == total
-                if log is not None and (state.step % settings.log_every == 0 or last):
-                    seconds = time.perf_counter() - started
-                    log.scalars(state.step, {"train/loss": loss, "train/seconds": seconds})
-                if log is not None and (state.step % settings.save_every == 0 or last):
-                    save(state, facts, folder / f"model-{-(-state.step // settings.save_every)}.pt")
-                    if not stopping:  # sampling takes minutes on a CPU, which would delay the stop
-                        show_pictures(state, config, images, bad, log)
-        if stopping:
-            LOG.warning("Asked to stop: saved step %d. Go on with --resume %s", state.step, folder)
-        if bad.found:
-            LOG.warning("%d images could not be read.", len(bad.found))
+        with record as log, StopRequest() as stop:
+            train_steps(state, folder, log, stop)
+        if state.bad.found:
+            LOG.warning("%d images could not be read.", len(state.bad.found))
         return TrainResult(folder, state.step, stop.exit_status)
 
 
-def training_step(
-    state: TrainState, batches: Iterator[Tensor], config: DdpmConfig, processes: Processes
-) -> float:
+def train_steps(state: TrainState, folder: Path, log: RunLog | None, stop: StopRequest) -> None:
+    """Trains the steps that are left; log is None in all processes but the main one."""
+    settings, started, stopping = state.config.diffusion, time.perf_counter(), False
+    with reading(endless_batches(state)) as batches:
+        while state.step < settings.train_num_steps and not stopping:
+            loss = training_step(state, batches)
+            require_finite(state.step, {"loss": loss}, LOWER_RATE)
+            stopping = any_asked_to_stop(stop, state.processes, state.device)
+            last = stopping or state.step == settings.train_num_steps
+            if log is not None and (state.step % settings.log_every == 0 or last):
+                seconds = time.perf_counter() - started
+                log.scalars(state.step, {"train/loss": loss, "train/seconds": seconds})
+            if log is not None and (state.step % settings.save_every == 0 or last):
+                save(state, folder / f"model-{-(-state.step // settings.save_every)}.pt")
+                if not stopping:  # sampling takes minutes on a CPU, which would delay the stop
+                    show_pictures(state, log)
+    if stopping:
+        LOG.warning("Asked to stop: saved step %d. Go on with --resume %s", state.step, folder)
+
+
+def training_step(state: TrainState, batches: Iterator[Tensor]) -> float:
     """One optimiser step and, every ema_update_every steps, one of the average: the loss.
 
     batches: (B, 3, side, side) in [0, 1], of which gradient_accumulate_every are taken.
     """
-    settings, model, total = config.diffusion, state.model, 0.0
-    device = model.betas.device
+    settings, model, total = state.config.diffusion, state.model, 0.0
     # Accumulate gradients.
     state.optimizer.zero_grad()
     for part in range(settings.gradient_accumulate_every):
-        generator = generator_for(config.seed, "noise", state.step, part, processes.rank)
+        generator = generator_for(
+            state.config.seed, "noise", state.step, part, state.processes.rank
+        )
         x0 = next(batches)
         mirrored = torch.rand(len(x0), generator=generator) < 0.5
-        x0 = torch.where(mirrored[:, None, None, None], x0.flip(3), x0).to(device)
-        t = torch.randint(model.steps, (len(x0),), generator=generator).to(device)
+        x0 = torch.where(mirrored[:, None, None, None], x0.flip(3), x0).to(state.device)
+        t = torch.randint(model.steps, (len(x0),), generator=generator).to(state.device)
         noise = gaussian_noise(
-            tuple(x0.shape), device=device, local=settings.local_randn, generator=generator
+            x0.shape, device=state.device, local=settings.local_randn, generator=generator
         )
         loss = model.p_losses(2 * x0 - 1, t, noise) / settings.gradient_accumulate_every
         loss.backward()
         total += loss.item()
     # Update weights.
-    average_gradients(list(model.parameters()), processes)
+    average_gradients(list(model.parameters()), state.processes)
     torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
     state.optimizer.step()
     state.step += 1
@@ -216,75 +220,44 @@ def update_average(state: TrainState, largest_decay: float) -> None:
     get_ema_multi_avg_fn(decay)(average, current, None)
 
 
-def show_pictures(
-    state: TrainState, config: DdpmConfig, images: ImageSet, bad: BadImages, log: RunLog
-) -> None:
+def show_pictures(state: TrainState, log: RunLog) -> None:
     """Samples of the average and the dissolving strip of the model, in TensorBoard."""
-    settings = config.diffusion
-    generator = generator_for(config.seed, "pictures")
+    settings = state.config.diffusion
+    generator = generator_for(state.config.seed, "pictures")
     samples = sample_picture(state.average, settings, settings.side, generator)
     log.image(state.step, "eval/samples", samples)
-    with reading(ordered_batches(images, STRIP_IMAGES, bad=bad)) as batches:
+    with reading(ordered_batches(state.images, STRIP_IMAGES, bad=state.bad)) as batches:
         shown = next(batches).images
     # A copy: a dissolver takes its model over.
     dissolver = Dissolver(deepcopy(state.model), dissolve_range=settings.strip_range)
-    log.image(
-        state.step, "eval/dissolving", dissolving_strip(dissolver, shown, settings.strip_steps)
-    )
+    strip = dissolving_strip(dissolver, shown, settings.strip_steps)
+    log.image(state.step, "eval/dissolving", strip)
 
 
-def endless_batches(
-    images: ImageSet,
-    config: DdpmConfig,
-    processes: Processes,
-    bad: BadImages,
-    *,
-    first_step: int,
-) -> Generator[Tensor, None, None]:
-    """Batches (B, 3, side, side) without end, from the one that the step after first_step takes."""
+def endless_batches(state: TrainState) -> Generator[Tensor, None, None]:
+    """Batches (B, 3, side, side) without end, from the one that the next step takes."""
     # The place in the endless row follows from the step, so a resume finds it again.
-    settings = config.diffusion
-    per_epoch = batches_per_epoch(len(images), settings.ddpm_batch_size, processes)
-    epoch, skip = divmod(first_step * settings.gradient_accumulate_every, per_epoch)
-    while True:
+    config, settings = state.config, state.config.diffusion
+    per_epoch = batches_per_epoch(len(state.images), settings.ddpm_batch_size, state.processes)
+    first, skip = divmod(state.step * settings.gradient_accumulate_every, per_epoch)
+    for epoch in itertools.count(first):
         batches = epoch_batches(
-            images,
+            state.images,
             batch_size=settings.ddpm_batch_size,
             epoch=epoch,
             seed=config.seed,
-            processes=processes,
+            processes=state.processes,
             num_workers=config.data.num_workers,
-            bad=bad,
+            bad=state.bad,
         )
         for batch in itertools.islice(batches, skip, None):
             yield batch.images
-        epoch, skip = epoch + 1, 0
-
-
-class ImagesAtSide(ImageSet):
-    """The images of a set at the size at which the model works."""
-
-    def __init__(self, images: ImageSet, side: int, fit: Fit) -> None:
-        """side: pixels; fit: how images are brought to it."""
-        vars(self).update(vars(images))
-        self.size = None  # the files' own size, resized once
-        self.side, self.fit = side, fit
-
-    def __getitem__(self, index: int) -> Sample:
-        sample = super().__getitem__(index)
-        return sample._replace(image=to_dissolving_size(sample.image[None], self.side, self.fit)[0])
+        skip = 0
 
 
 def training_images(config: DdpmConfig) -> ImagesAtSide:
     """The normal training images; DatasetError where there are fewer than two."""
-    images = load_set(
-        config.data.dataset,
-        resolve_path(config.data.data_root, "data.data_root"),
-        "train",
-        refuse_grey=config.data.grey_images == "refuse",
-        white_value=config.data.white_value,
-    )
-    normal = images.of_classes([config.normal_class])
+    normal = config.data.images("train").of_classes([config.normal_class])
     if config.diffusion.ratio < 1:
         order = torch.randperm(len(normal), generator=generator_for(config.seed, "ratio"))
         normal = normal.subset(order[: int(len(normal) * config.diffusion.ratio)].numpy())
@@ -315,37 +288,43 @@ def require_training_memory(config: DdpmConfig, device: torch.device) -> None:
         require_memory(first_layer * FLOAT_BYTES, what, device, f"Lower --{name} or --image_size.")
 
 
-def initial_state(config: DdpmConfig, device: torch.device) -> TrainState:
-    """Fresh weights from PyTorch's global generator, and a new optimiser."""
-    settings = config.diffusion
+def initial_state(config: DdpmConfig, device: torch.device, processes: Processes) -> TrainState:
+    """Images, fresh weights from PyTorch's global generator, and a new optimiser."""
+    settings, images = config.diffusion, training_images(config)
     unet = Unet(settings.dim, settings.dim_mults, dilation=settings.dilation_factor)
     model = GaussianDiffusion(unet, steps=settings.timesteps, schedule=settings.beta_schedule)
     model = model.to(device)
-    optimizer = torch.optim.Adam(
-        model.parameters(), lr=settings.train_lr, betas=settings.adam_betas
+    return TrainState(
+        config,
+        device,
+        processes,
+        images,
+        bad=BadImages(config.data.on_bad_image),
+        identity=set_identity(images),
+        model=model,
+        average=deepcopy(model).requires_grad_(False),
+        optimizer=torch.optim.Adam(
+            model.parameters(), lr=settings.train_lr, betas=settings.adam_betas
+        ),
     )
-    return TrainState(model, deepcopy(model).requires_grad_(False), optimizer)
 
 
-def run_facts(config: DdpmConfig, images: ImageSet) -> dict[str, Any]:
-    """What every checkpoint of a run says of it."""
-    return {
-        "dilation": config.diffusion.dilation_factor,
-        "image_size": config.diffusion.side,
-        "images": set_identity(images),
-        "config": config_to_dict(config),
-    }
-
-
-def save(state: TrainState, facts: Mapping[str, Any], path: Path) -> None:
+def save(state: TrainState, path: Path) -> None:
     """Writes the published entries and the run's facts; TrainingError if a weight is not finite."""
-    weights = state.model.state_dict()
-    require_finite_training(
-        f"after step {state.step}", {"weights of the U-Net": weights}, LOWER_RATE
-    )
-    average = {EMA_PREFIX + name: tensor for name, tensor in state.average.state_dict().items()}
-    published = {"step": state.step, "model": weights, "ema": average}
-    save_atomic({**published, "opt": state.optimizer.state_dict(), **facts}, path)
+    weights, settings = state.model.state_dict(), state.config.diffusion
+    reached = f"after step {state.step}"
+    require_finite_training(reached, {"weights of the U-Net": weights}, LOWER_RATE)
+    saved = {
+        "step": state.step,
+        "model": weights,
+        "ema": {EMA_PREFIX + name: tensor for name, tensor in state.average.state_dict().items()},
+        "opt": state.optimizer.state_dict(),
+        "dilation": settings.dilation_factor,
+        "image_size": settings.side,
+        "images": state.identity,
+        "config": config_to_dict(state.config),
+    }
+    save_atomic(saved, path)
 
 
 def load_weights(state: TrainState, saved: Mapping[str, Any], source: str) -> None:
@@ -355,41 +334,26 @@ def load_weights(state: TrainState, saved: Mapping[str, Any], source: str) -> No
     state.average.load_state_dict(weights)
 
 
-def start_from(state: TrainState, config: DdpmConfig) -> None:
+def start_from(state: TrainState) -> None:
     """Takes the weights of state_dict_path; CheckpointError where they are of other sizes."""
-    settings = config.diffusion
+    settings = state.config.diffusion
     path = resolve_path(settings.state_dict_path, "diffusion.state_dict_path")
     sizes = {"dilation": settings.dilation_factor, "image_size": settings.side}
     load_weights(state, read_checkpoint(path, **sizes), str(path))
 
 
-def resume_state(
-    state: TrainState, path: Path, config: DdpmConfig, images: Mapping[str, Any]
-) -> None:
-    """Goes on from a checkpoint of this run; CheckpointError for another's or a broken one.
-
-    images: set_identity of the training images.
-    """
-    saved = read_checkpoint(path)
+def restore(state: TrainState, path: Path) -> None:
+    """Goes on from a checkpoint of this run; CheckpointError for another's or a broken one."""
+    saved, source = read_checkpoint(path), str(path)
     if "opt" not in saved:
         raise CheckpointError(f"{path} has no optimiser; use it as --state_dict_path instead")
-    require_mapping(saved, str(path), ("step", "ema", "config"))
-    step, total = saved["step"], config.diffusion.train_num_steps
-    if type(step) is not int or not 0 <= step <= LAST_STEP:
-        raise CheckpointError(
-            f"{path}: step is {str(step)[:40]!r}, expected a whole number of 0 or more. The file "
-            "is damaged; go on from another one."
-        )
-    check_resumed(saved, config, images, source=str(path), may_change=MAY_CHANGE)
-    if step > total:
-        raise CheckpointError(
-            f"{path} is of step {step}, beyond diffusion.train_num_steps: {total}. Raise "
-            "--train_num_steps, or start a new run in another folder."
-        )
-    load_weights(state, saved, str(path))
-    load_module(state.average, checkpoint_weights(saved, "ema", str(path)), f"{path}: ema")
-    load_optimiser(state.optimizer, saved["opt"], f"{path}: opt", has_stepped=step > 0)
-    state.step = step
+    require_mapping(saved, source, ("step", "ema", "config"))
+    check_resumed(saved, state.config, state.identity, source=source, may_change=MAY_CHANGE)
+    steps = (state.config.diffusion.train_num_steps, "diffusion.train_num_steps")
+    state.step = saved_progress(saved, "step", *steps, source=source)
+    load_weights(state, saved, source)
+    load_module(state.average, checkpoint_weights(saved, "ema", source), f"{source}: ema")
+    load_optimiser(state.optimizer, saved["opt"], f"{source}: opt", has_stepped=state.step > 0)
 
 
 def new_folder(config: DdpmConfig) -> Path:

@@ -18,7 +18,7 @@ from common.image_sets import load_set
 from dia.data import warn_of_all_classes
 from dia.evaluation import evaluate
 from dia.settings import ContrastiveConfig, DiaConfig, EvaluationConfig
-from dia.training import Trained, train
+from dia.training import TrainResult, train
 from diffusion_models import training as ddpm
 from diffusion_models.pictures import draw_dissolved, draw_samples
 from diffusion_models.settings import DataConfig, DdpmConfig, DiffusionConfig
@@ -107,7 +107,7 @@ class CtrlC(logging.Handler):
             signal.raise_signal(signal.SIGINT)
 
 
-def train_until(config: DiaConfig, epoch: int) -> Trained:
+def train_until(config: DiaConfig, epoch: int) -> TrainResult:
     """A training that is stopped in this epoch, whatever `epochs` says."""
     logger, handler = logging.getLogger("dia.training"), CtrlC(epoch)
     level = logger.level
