@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 
@@ -10,17 +9,14 @@ from common.datasets import DatasetError, dataset_row
 from common.image_folders import SHOWN
 from common.image_sets import ImageSet, contaminate
 from common.runtime import generator_for
+from dia.results import NORMAL
 from dia.settings import DiaConfig
 
 LOG = logging.getLogger(__name__)
 
 
-class EvaluationSets(NamedTuple):
-    """What is told apart in an evaluation."""
-
-    normal: ImageSet
-    others: Mapping[str, ImageSet]
-    """Anomalies by set: one_class_<number>, or the name of another dataset."""
+EvaluationSets = Mapping[str, ImageSet]
+"""What is told apart: "normal", and anomalies as one_class_<number> or by their dataset's name."""
 
 
 def load_split(config: DiaConfig, split: str, name: str | None = None) -> ImageSet:
@@ -97,8 +93,8 @@ def evaluation_sets(config: DiaConfig) -> EvaluationSets:
                 "without --one_class_idx there are no other classes to test against; name datasets "
                 "with --ood_dataset"
             )
-        return EvaluationSets(normal, other_classes(whole, index))
-    others = {}
+        return {NORMAL: normal, **other_classes(whole, index)}
+    sets = {NORMAL: normal}
     for name in named:
         if name.isascii() and name.isdigit() and index is not None:
             if int(name) == index:
@@ -106,10 +102,10 @@ def evaluation_sets(config: DiaConfig) -> EvaluationSets:
                     f"--ood_dataset {name} is the normal class itself (--one_class_idx); name "
                     "another class"
                 )
-            others[f"one_class_{name}"] = whole.of_classes([int(name)])
+            sets[f"one_class_{name}"] = whole.of_classes([int(name)])
         else:
-            others[name] = load_split(config, "test", name)
-    return EvaluationSets(normal, others)
+            sets[name] = load_split(config, "test", name)
+    return sets
 
 
 def other_classes(whole: ImageSet, index: int) -> dict[str, ImageSet]:
@@ -142,4 +138,4 @@ def hold_out(config: DiaConfig, images: ImageSet) -> tuple[ImageSet, EvaluationS
     whole, index = load_split(config, "train"), config.data.one_class_idx
     if index is None or set(whole.labels.tolist()) <= {index}:
         return train, None
-    return train, EvaluationSets(held_out, other_classes(whole, index))
+    return train, {NORMAL: held_out, **other_classes(whole, index)}

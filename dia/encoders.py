@@ -3,6 +3,7 @@
 B images, C channels, H W pixels, d width of the penultimate features, K shifts.
 """
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -22,6 +23,7 @@ from dia.settings import EncoderName
 
 ENCODER_NAMES: tuple[str, ...] = get_args(EncoderName)
 DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
+EPSILON = 1e-8
 SMALL_POOL = 4
 """Side in pixels of the window that the published small-image networks average."""
 
@@ -75,7 +77,10 @@ class Encoder(nn.Module):
             self.add_module(name, stage)
         if simsiam:
             self.projector = Projector(width)
-            self.predictor = Predictor(width)
+            # SimSiam's predictor as published here: no batch norm, no bottleneck.
+            layers = {"layer1": nn.Sequential(nn.Linear(width, width, bias=False), nn.ReLU())}
+            layers["layer2"] = nn.Linear(width, width)
+            self.predictor = nn.Sequential(OrderedDict(layers))
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
         """The stem's map and those of the four stages, for images (B, 3, H, W) in [0, 1]."""
@@ -131,18 +136,6 @@ class Projector(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer3(self.layer1(x))
-
-
-class Predictor(nn.Module):
-    """SimSiam's predictor as published here: no batch norm, no bottleneck."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.layer1 = nn.Sequential(nn.Linear(width, width, bias=False), nn.ReLU())
-        self.layer2 = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer2(self.layer1(x))
 
 
 def build_encoder(
@@ -293,6 +286,11 @@ class BottleneckBlock(nn.Module):
         out = self.bn1(self.conv1(x)).relu()
         out = self.bn2(self.conv2(out)).relu()
         return (self.bn3(self.conv3(out)) + self.shortcut(subsample(x, self.stride))).relu()
+
+
+def normalise(features: Tensor) -> Tensor:
+    """Rows of (N, d) divided by their norm + 1e-8."""
+    return features / (features.norm(dim=1, keepdim=True) + EPSILON)
 
 
 def pool_small(x: Tensor) -> Tensor:

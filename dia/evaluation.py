@@ -153,8 +153,7 @@ def evaluate_scores(
 ) -> str:
     """The modes with AUROCs: writes and returns how well scores tell normals from other sets."""
     config, bad = encoder.config, BadImages(encoder.config.data.on_bad_image)
-    test = evaluation_sets(config)
-    sets = {NORMAL: test.normal, **test.others}
+    sets = evaluation_sets(config)
     bank = set(scores) <= set(BANK_SCORES)  # all of one mode, see checked_scores
     train = normal_train_set(config) if bank else None
     write_run_record(folder, config_yaml=config_to_yaml(config), command=command)

@@ -59,44 +59,30 @@ def draw_samples(
     views: ViewSettings, names: Sequence[str], size: tuple[int, int]
 ) -> list[ViewDraws]:
     """The draws of all S samples of a batch; names: (B,)   size: (H, W) pixels of the images."""
+    samples = range(views.n_samples)
     if views.seeding == "published":
-        return [
-            published_draws(len(names), sample, views.n_shifts, size, views.crop_scale)
-            for sample in range(views.n_samples)
-        ]
-    return [
-        per_image_draws(names, sample, views.n_shifts, size, views.crop_scale, views.seed)
-        for sample in range(views.n_samples)
-    ]
+        return [published_draws(views, sample, len(names), size) for sample in samples]
+    return [per_image_draws(views, sample, names, size) for sample in samples]
 
 
 def per_image_draws(
-    names: Sequence[str],
-    sample: int,
-    n_shifts: int,
-    size: tuple[int, int],
-    crop_scale: CropScale,
-    seed: int,
+    views: ViewSettings, sample: int, names: Sequence[str], size: tuple[int, int]
 ) -> ViewDraws:
     """Draws that depend on the seed, the image's name and the sample alone.
 
     So a score changes neither with the batch size nor with the order of the files.
     """
-    keys = [seed_from("view", seed, name, sample) for name in names]
-    uniforms = keyed_uniforms(keys, n_shifts * (DRAWS + 1))
-    by_shift = uniforms.unflatten(1, (n_shifts, -1)).transpose(0, 1)  # (K, B, 1 + DRAWS)
+    keys = [seed_from("view", views.seed, name, sample) for name in names]
+    uniforms = keyed_uniforms(keys, views.n_shifts * (DRAWS + 1))
+    by_shift = uniforms.unflatten(1, (views.n_shifts, -1)).transpose(0, 1)  # (K, B, 1 + DRAWS)
     rows = by_shift[:, :, 1:].flatten(0, 1)  # (K·B, DRAWS)
     # As published, unshifted features (K = 1) are not flipped.
-    signs = torch.where(by_shift[:, :, 0] < 0.5, -1.0, 1.0) if n_shifts > 1 else None
-    return ViewDraws(signs, augmentation_from_uniforms(rows, size, crop_scale))
+    signs = torch.where(by_shift[:, :, 0] < 0.5, -1.0, 1.0) if views.n_shifts > 1 else None
+    return ViewDraws(signs, augmentation_from_uniforms(rows, size, views.crop_scale))
 
 
 def published_draws(
-    n_images: int,
-    sample: int,
-    n_shifts: int,
-    size: tuple[int, int],
-    crop_scale: CropScale,
+    views: ViewSettings, sample: int, n_images: int, size: tuple[int, int]
 ) -> ViewDraws:
     """The published draws: all generators reset to the sample's number for every batch.
 
@@ -105,12 +91,12 @@ def published_draws(
     if size[0] != size[1]:
         raise ValueError(f"published seeding needs square images, got {size[0]}×{size[1]}")
     generator = torch.Generator().manual_seed(sample)
-    rng = np.random.RandomState(sample)
+    rng, n_shifts = np.random.RandomState(sample), views.n_shifts
     signs = None
     if n_shifts > 1:
         signs = torch.stack([random_signs(n_images, generator) for _ in range(n_shifts)])
-    augmentation = published_augmentation(n_shifts * n_images, size[0], crop_scale, generator, rng)
-    return ViewDraws(signs, augmentation)
+    rows = n_shifts * n_images
+    return ViewDraws(signs, published_augmentation(rows, size[0], views.crop_scale, generator, rng))
 
 
 def shifted_rows(images: Tensor, base: Base, n_shifts: int, draws: ViewDraws) -> Tensor:

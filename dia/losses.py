@@ -11,11 +11,9 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dia.encoders import Heads
+from dia.encoders import EPSILON, Heads, normalise
 from dia.settings import ContrastiveConfig, LossMode
 from dia.views import views_in
-
-EPSILON = 1e-8
 
 
 class Losses(NamedTuple):
@@ -54,25 +52,6 @@ def contrastive_losses(heads: Heads, shift_labels: Tensor, settings: Contrastive
     return Losses(sim + shift + simsiam, sim, shift, simsiam)
 
 
-class GatherRows(torch.autograd.Function):
-    """The rows of all processes, in the order of their ranks: (n, d) → (W·n, d).
-
-    A row's gradient is the sum of what all processes have for it.
-    """
-
-    @staticmethod
-    def forward(ctx, rows: Tensor) -> Tensor:
-        parts = [torch.empty_like(rows) for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        gradient = gradient.contiguous().clone()
-        torch.distributed.all_reduce(gradient)
-        return gradient.chunk(torch.distributed.get_world_size())[torch.distributed.get_rank()]
-
-
 def gathered_similarity(features: Tensor, n_views: int) -> Tensor:
     """Cosine similarities of the rows of all processes: (V·P, d), raw → (V·W·P, V·W·P).
 
@@ -81,7 +60,9 @@ def gathered_similarity(features: Tensor, n_views: int) -> Tensor:
     """
     unit = normalise(features)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        unit = torch.cat([GatherRows.apply(view) for view in unit.chunk(n_views)])
+        from torch.distributed.nn.functional import all_gather  # with gradients; not in all builds
+
+        unit = torch.cat([rows for view in unit.chunk(n_views) for rows in all_gather(view)])
     return unit @ unit.T
 
 
@@ -93,11 +74,6 @@ def probe_loss(linear: nn.Module, penultimate: Tensor, labels: Tensor, n_shifts:
     n = labels.shape[0]
     rows = torch.cat([penultimate[:n], penultimate[n_shifts * n : (n_shifts + 1) * n]])
     return F.cross_entropy(linear(rows.detach()), labels.repeat(2))
-
-
-def normalise(features: Tensor) -> Tensor:
-    """Rows of (N, d) divided by their norm + 1e-8."""
-    return features / (features.norm(dim=1, keepdim=True) + EPSILON)
 
 
 def pair_losses(similarity: Tensor, temperature: float, blocked: Tensor) -> Tensor:

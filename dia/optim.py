@@ -41,26 +41,24 @@ class Lars(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                self._update(params, group)
+            if not params:
+                continue
+            grads, decay = [p.grad for p in params], group["weight_decay"]
+            weight_norms = torch.stack(torch._foreach_norm(params))
+            grad_norms = torch.stack(torch._foreach_norm(grads))
+            denominators = grad_norms + decay * weight_norms + group["eps"]
+            factors = group["trust"] * weight_norms / denominators
+            factors = torch.where((weight_norms > 0) & (grad_norms > 0), factors, 1.0)
+            scaled = torch._foreach_add(grads, params, alpha=decay)
+            torch._foreach_mul_(scaled, list(factors.unbind()))
+            for p in params:
+                if "momentum_buffer" not in self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            buffers = [self.state[p]["momentum_buffer"] for p in params]
+            torch._foreach_mul_(buffers, group["momentum"])
+            torch._foreach_add_(buffers, scaled)
+            torch._foreach_add_(params, buffers, alpha=-group["lr"])
         return loss
-
-    def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        grads = [p.grad for p in params]
-        weight_norms = torch.stack(torch._foreach_norm(params))
-        grad_norms = torch.stack(torch._foreach_norm(grads))
-        decay = group["weight_decay"]
-        factors = group["trust"] * weight_norms / (grad_norms + decay * weight_norms + group["eps"])
-        factors = torch.where((weight_norms > 0) & (grad_norms > 0), factors, 1.0)
-        scaled = torch._foreach_add(grads, params, alpha=decay)
-        torch._foreach_mul_(scaled, list(factors.unbind()))
-        new = [p for p in params if "momentum_buffer" not in self.state[p]]
-        for p in new:
-            self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        buffers = [self.state[p]["momentum_buffer"] for p in params]
-        torch._foreach_mul_(buffers, group["momentum"])
-        torch._foreach_add_(buffers, scaled)
-        torch._foreach_add_(params, buffers, alpha=-group["lr"])
 
 
 def learning_rate(

@@ -40,7 +40,7 @@ from dia.scoring import (
     similarity_to_mean,
 )
 from dia.settings import BANK_SCORES, DiaConfig, OodScore
-from dia.shifts import Base, ShiftType, effective_shift, parse_shift, rotate, shift
+from dia.shifts import Base, ShiftType, effective_shift, parse_shift, shift
 
 LOG = logging.getLogger(__name__)
 SIMILAR_SAMPLES = 2
@@ -343,8 +343,9 @@ def plain_score(encoder: TrainedEncoder, x: Tensor, names: Sequence[str], score:
 def class_logits_over_shifts(network: Encoder, x: Tensor, base: Base) -> Tensor:
     """Class logits (N, classes) of the joint head, averaged over the four shifts."""
     # The published code fails here for cutperm; any base but that is rotation there.
-    turned = [shift(x, k, base) if base == "cutperm" else rotate(x, k) for k in range(4)]
-    return marginal_logits(torch.stack([network(rows, "joint").joint for rows in turned]))
+    base = "cutperm" if base == "cutperm" else "rotation"
+    joint = [network(shift(x, k, base), "joint").joint for k in range(4)]
+    return marginal_logits(torch.stack(joint))
 
 
 def finite_scores(names: Sequence[str], scores: Tensor, score: str) -> SetScores:

@@ -43,29 +43,26 @@ class Results(NamedTuple):
     """AUROC against all sets' anomalies together."""
 
 
-def auroc_with_interval(
-    normal: np.ndarray, anomalous: np.ndarray, *, n_resamples: int, seed: int
-) -> Interval:
-    """AUROC of scores that are larger for normal images, with its bootstrap interval."""
-    labels = np.repeat([0.0, 1.0], [len(normal), len(anomalous)])
-    anomaly_scores = -np.concatenate([normal, anomalous])  # metrics take larger = anomalous
-    return binary_intervals(labels, anomaly_scores, n_resamples=n_resamples, seed=seed)["auroc"]
-
-
 def compare(sets: Mapping[str, SetScores], *, n_resamples: int = 0, seed: int = 0) -> Results:
-    """AUROC of the normals against every other set, their mean, and against all of them pooled."""
-    normal = sets[NORMAL].scores
+    """AUROC of the normals against every other set, their mean, and against all of them pooled.
+
+    With bootstrap intervals from n_resamples draws.
+    """
+
+    def auroc(anomalous: np.ndarray) -> Interval:
+        labels, scores = labelled(sets[NORMAL].scores, anomalous)
+        return binary_intervals(labels, scores, n_resamples=n_resamples, seed=seed)["auroc"]
+
     others = {name: scored.scores for name, scored in sets.items() if name != NORMAL}
-    by_set = {
-        name: auroc_with_interval(normal, scores, n_resamples=n_resamples, seed=seed)
-        for name, scores in others.items()
-    }
-    pooled = np.concatenate(list(others.values()))
-    return Results(
-        by_set,
-        float(np.mean([interval.value for interval in by_set.values()])),
-        auroc_with_interval(normal, pooled, n_resamples=n_resamples, seed=seed),
-    )
+    by_set = {name: auroc(scores) for name, scores in others.items()}
+    mean = float(np.mean([interval.value for interval in by_set.values()]))
+    return Results(by_set, mean, auroc(np.concatenate(list(others.values()))))
+
+
+def labelled(normal: np.ndarray, anomalous: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Labels, 1 = anomalous, and scores of which larger = more anomalous, as metrics take them."""
+    labels = np.repeat([0.0, 1.0], [len(normal), len(anomalous)])
+    return labels, -np.concatenate([normal, anomalous])
 
 
 def table(results: Mapping[str, Results], *, selected_by: str) -> str:
@@ -106,12 +103,12 @@ def write_scores(folder: Path, score: str, sets: Mapping[str, SetScores], *, arr
     score_histogram(
         edges, counts, folder / f"histogram_{score}.png", score_name=f"{score}, larger = normal"
     )
-    normal, curves = sets[NORMAL].scores, {}
-    for name, scored in sets.items():
-        if name != NORMAL:
-            labels = np.repeat([0, 1], [len(normal), len(scored.scores)])
-            scores = np.concatenate([normal, scored.scores])
-            curves[name] = roc_curve(labels, -scores)[:2]  # of larger = anomalous
+    normal = sets[NORMAL].scores
+    curves = {
+        name: roc_curve(*labelled(normal, scored.scores))[:2]
+        for name, scored in sets.items()
+        if name != NORMAL
+    }
     roc_curves(curves, folder / f"roc_{score}.png")
     if arrays:
         for name, scored in sets.items():

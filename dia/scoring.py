@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.errors import UserError
-from dia.losses import normalise
+from dia.encoders import normalise
 
 BankScore = Literal["CSI", "simclr"]
 BLOCK = (256, 4096)
@@ -64,8 +64,6 @@ def fit_csi(
         # The published code fails here unless K is 1; the first shift is the image itself.
         one = torch.ones(1, dtype=torch.float64, device=simclr.device)
         return CsiReference(axes[:1], one, torch.zeros_like(one), n_shifts)
-    if score != "CSI":
-        raise ValueError(f"a bank score is CSI or simclr, got {score!r}")
     logits = mean_over_samples(shift_logits, n_shifts)  # (M, K, K)
     right = logits.diagonal(dim1=1, dim2=2).mean(dim=0).double()  # (K,)
     return CsiReference(axes, 1 / means.norm(dim=2).mean(dim=1).double(), 1 / right, n_shifts)

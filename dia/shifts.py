@@ -46,7 +46,7 @@ def parse_shift(name: ShiftName) -> ShiftType:
     """Reads a shift type: none, rotation, cutperm, <view> or <view>_<base>."""
     if name not in SHIFT_NAMES:
         raise ValueError(f"shift_trans_type {name!r} is unknown; choose from {SHIFT_NAMES}")
-    if name in ("none", "rotation", "cutperm"):
+    if name in get_args(Base):
         return ShiftType(name, "none")
     view, _, base = name.partition("_")
     return ShiftType(base or "rotation", view)
@@ -74,14 +74,9 @@ def cut_and_permute(images: Tensor, k: int) -> Tensor:
 
 def shift(images: Tensor, k: int, base: Base) -> Tensor:
     """Applies shift k of a base to (B, C, H, W); `none` returns the images."""
-    match base:
-        case "rotation":
-            return rotate(images, k)
-        case "cutperm":
-            return cut_and_permute(images, k)
-        case "none":
-            return images
-    raise ValueError(f"a shift is rotation, cutperm or none, got {base!r}")
+    if base == "none":
+        return images
+    return rotate(images, k) if base == "rotation" else cut_and_permute(images, k)
 
 
 def shift_each(batches: list[Tensor], base: Base) -> Tensor:
@@ -97,8 +92,6 @@ def shift_each(batches: list[Tensor], base: Base) -> Tensor:
 
 def gaussian_kernel(size: int) -> Tensor:
     """OpenCV's Gaussian for sigma <= 0: (size, size) float32 that sums to 1; size odd."""
-    if size < 1 or size % 2 == 0:
-        raise ValueError(f"kernel_size must be odd and positive, got {size}")
     if size in OPENCV_KERNELS:
         row = torch.tensor(OPENCV_KERNELS[size], dtype=torch.float64)
     else:
@@ -118,8 +111,6 @@ def gaussian_blur(images: Tensor, size: int) -> Tensor:
 
 def median_blur(images: Tensor, size: int) -> Tensor:
     """Median of each size × size neighbourhood of (B, C, H, W), with zeros outside; size odd."""
-    if size < 1 or size % 2 == 0:
-        raise ValueError(f"kernel_size must be odd and positive, got {size}")
     planes = images.flatten(0, 1)[:, None]  # (B·C, 1, H, W)
     at_once = max(1, MEDIAN_CHUNK_VALUES // (planes[0].numel() * size**2))
     medians = [
@@ -144,10 +135,9 @@ def blur_and_shift(
     size = images.shape[-2:]
     if resolution is not None:
         images = F.interpolate(images, (resolution, resolution), mode="nearest")
-    match kind.view:
-        case "blurgaussian":
-            images = gaussian_blur(images, kernel_size)
-        case "blurmedian":
-            images = median_blur(images, kernel_size)
+    if kind.view == "blurgaussian":
+        images = gaussian_blur(images, kernel_size)
+    elif kind.view == "blurmedian":
+        images = median_blur(images, kernel_size)
     images = shift(images, k, kind.base)
     return images if resolution is None else F.interpolate(images, size, mode="nearest")

@@ -52,7 +52,7 @@ from dia.building import TrainState, initial_state, require_training_memory
 from dia.losses import contrastive_losses, heads_for, probe_loss
 from dia.optim import learning_rate
 from dia.predictor import TrainedEncoder, bank_scores, extract_features, view_settings
-from dia.results import NORMAL, compare
+from dia.results import compare
 from dia.settings import DiaConfig
 from dia.shifts import effective_shift
 from dia.views import beta_parameters, draw_views, make_views, shift_labels, views_in
@@ -292,10 +292,7 @@ def selection_values(state: TrainState, folder: Path, train_loss: float) -> dict
     encoder = TrainedEncoder(state.encoder, config, views, state.device, folder / "last.model")
     score = "simclr" if shift_type.count == 1 else "CSI"
     train = extract_features(encoder, state.images, state.bad)
-    tests = {
-        name: extract_features(encoder, images, state.bad)
-        for name, images in {NORMAL: sets.normal, **sets.others}.items()
-    }
+    tests = {n: extract_features(encoder, images, state.bad) for n, images in sets.items()}
     return {score: compare(bank_scores(encoder, train, tests, score)).one_class_mean}
 
 

@@ -97,20 +97,24 @@ def make_views(
         shift_type = ShiftType("none", "none")
     n_shifts = shift_type.count
     blurs = shift_type.view.startswith("blur")
-    views = []
-    for flipped in flip(images.repeat(2, 1, 1, 1), draws.signs12).chunk(2):
-        if blurs and negatives.blur_all_views:
-            views.append(_blurred([flipped] * n_shifts, shift_type, negatives))
-        else:
-            views.append(shift_each([flipped] * n_shifts, shift_type.base))
+    blur_side = negatives.resolution if negatives.resize_to_constant else None
+    flipped = flip(images.repeat(2, 1, 1, 1), draws.signs12).chunk(2)
+    copies_by_view = [[view] * n_shifts for view in flipped]
     if views_in(mode) == 3:
-        copies = [flip(images, signs) for signs in draws.signs3]
-        if blurs:
-            views.append(_blurred(copies, shift_type, negatives))
-        else:
-            if shift_type.view == "diffusion":
-                copies = dissolve_copies(copies, draws.t, negatives)
-            views.append(shift_each(copies, shift_type.base))
+        copies_by_view.append([flip(images, signs) for signs in draws.signs3])
+    views: list[Tensor] = []
+    for number, copies in enumerate(copies_by_view):
+        third = number == 2
+        if blurs and (third or negatives.blur_all_views):
+            size = negatives.kernel_size
+            views += [
+                blur_and_shift(rows, k, shift_type, kernel_size=size, resolution=blur_side)
+                for k, rows in enumerate(copies)
+            ]
+            continue
+        if third and shift_type.view == "diffusion":
+            copies = dissolve_copies(copies, draws.t, negatives)
+        views.append(shift_each(copies, shift_type.base))
     return torch.cat(views)
 
 
@@ -133,18 +137,6 @@ def shift_labels(n_images: int, n_shifts: int, n_views: int, device: torch.devic
     """The shift of every row of `make_views`: (V·K·B,) int64."""
     one_view = torch.arange(n_shifts, device=device).repeat_interleave(n_images)
     return one_view.repeat(n_views)
-
-
-def _blurred(copies: list[Tensor], shift_type: ShiftType, negatives: NegativeViewConfig) -> Tensor:
-    resolution = negatives.resolution if negatives.resize_to_constant else None
-    return torch.cat(
-        [
-            blur_and_shift(
-                images, k, shift_type, kernel_size=negatives.kernel_size, resolution=resolution
-            )
-            for k, images in enumerate(copies)
-        ]
-    )
 
 
 def beta_by_epoch(

@@ -23,13 +23,13 @@ class Posterior(NamedTuple):
 
     mean: Tensor
     """(B, C, H, W)."""
-    variance: Tensor
-    """(B, 1, 1, 1), as the next."""
     log_variance: Tensor
+    """(B, 1, 1, 1), clipped."""
 
 
-def cosine_betas(steps: int, s: float = 0.008) -> Tensor:
+def cosine_betas(steps: int) -> Tensor:
     """Cosine schedule (Nichol & Dhariwal 2021): (T,) float64 in (0, 0.999]."""
+    s = 0.008  # keeps the first steps from having almost no noise
     progress = torch.arange(steps + 1, dtype=torch.float64) / steps
     alphas_cumprod = torch.cos((progress + s) / (1 + s) * math.pi / 2) ** 2
     return (1 - alphas_cumprod[1:] / alphas_cumprod[:-1]).clamp(0, 0.999)
@@ -122,7 +122,6 @@ class GaussianDiffusion(nn.Module):
         return Posterior(
             self._extract("posterior_mean_coef1", t) * x0
             + self._extract("posterior_mean_coef2", t) * x,
-            self._extract("posterior_variance", t),
             self._extract("posterior_log_variance_clipped", t),
         )
 
@@ -149,7 +148,7 @@ class GaussianDiffusion(nn.Module):
         """
         steps = torch.full((x.shape[0],), t, device=x.device)
         x0 = self.dissolve(x, steps)
-        mean, _, log_variance = self.q_posterior(x0, x, steps)
+        mean, log_variance = self.q_posterior(x0, x, steps)
         return (mean + (0.5 * log_variance).exp() * noise if t > 0 else mean), x0
 
     @torch.no_grad()

@@ -1,5 +1,7 @@
 """SimCLR augmentation and the three sources of its parameters."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -15,9 +17,10 @@ from dia.augment import (
     random_augmentation,
     rgb_to_hsv,
 )
-from dia.features import per_image_draws, published_draws, shifted_rows
+from dia.features import ViewSettings, per_image_draws, published_draws, shifted_rows
 
 CROPS = (0.08, 1.0)
+SHIFTED = ViewSettings("rotation", 4, 2, CROPS, "per_image", seed=0, batch_size=4)
 
 
 def sample_images(n: int = 4) -> torch.Tensor:
@@ -82,7 +85,7 @@ def test_keyed_numbers_depend_on_the_key_alone_and_are_uniform() -> None:
 
 def test_per_image_views_do_not_depend_on_the_batch() -> None:
     images, names = sample_images(), ["a", "b", "c", "d"]
-    drawn = [per_image_draws(n, 1, 4, (16, 16), CROPS, seed=0) for n in (names, ["c"])]
+    drawn = [per_image_draws(SHIFTED, 1, n, (16, 16)) for n in (names, ["c"])]
     together = shifted_rows(images, "rotation", 4, drawn[0])
     alone = shifted_rows(images[2:3], "rotation", 4, drawn[1])
     torch.testing.assert_close(together[2::4], alone, rtol=0, atol=1e-6)
@@ -90,14 +93,15 @@ def test_per_image_views_do_not_depend_on_the_batch() -> None:
 
 def test_published_views_depend_on_the_place_in_the_batch() -> None:
     images = sample_images(1).expand(3, -1, -1, -1)
-    drawn = published_draws(3, 0, 4, (16, 16), CROPS)
+    drawn = published_draws(SHIFTED, 0, 3, (16, 16))
     rows = shifted_rows(images, "rotation", 4, drawn)
     assert not torch.allclose(rows[0], rows[2], atol=1e-3)
 
 
 def test_unshifted_features_are_not_flipped() -> None:
-    assert per_image_draws(["a"], 0, 1, (16, 16), CROPS, seed=0).signs is None
-    assert published_draws(1, 0, 1, (16, 16), CROPS).signs is None
+    unshifted = replace(SHIFTED, n_shifts=1)
+    assert per_image_draws(unshifted, 0, ["a"], (16, 16)).signs is None
+    assert published_draws(unshifted, 0, 1, (16, 16)).signs is None
 
 
 def test_augmented_images_keep_their_shape_and_are_finite() -> None:

@@ -22,6 +22,7 @@ from diffusion_models.dissolve import Dissolver
 from diffusion_models.unet import Unet
 
 CUDA = torch.device("cuda")
+VIEWS = ViewSettings("rotation", 4, 2, (0.08, 1.0), "per_image", seed=0, batch_size=2)
 
 
 @pytest.fixture
@@ -77,9 +78,8 @@ def test_encoder_and_losses_follow_their_input(fake_cuda, name: str) -> None:
 def test_features_follow_their_input(fake_cuda) -> None:
     with CUDA:
         encoder = build_encoder("resnet18", n_classes=2, n_shifts=4, width=8).eval()
-    views = ViewSettings("rotation", 4, 2, (0.08, 1.0), "per_image", seed=0, batch_size=2)
     images = torch.rand(2, 3, 16, 16, device=CUDA)
-    draws = draw_samples(views, ["a", "b"], (16, 16))
+    draws = draw_samples(VIEWS, ["a", "b"], (16, 16))
     for features in image_features(encoder, images, "rotation", 4, draws):
         assert features.shape[:2] == (2, 8)
         assert features.device.type == "cuda"
@@ -95,5 +95,5 @@ def test_scores_follow_their_input(fake_cuda) -> None:
 
 
 def test_published_draws_are_made_on_the_cpu() -> None:
-    drawn = published_draws(2, 0, 4, (16, 16), (0.08, 1.0))
+    drawn = published_draws(VIEWS, 0, 2, (16, 16))
     assert drawn.signs.device.type == drawn.augmentation.crop.device.type == "cpu"
