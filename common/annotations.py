@@ -180,22 +180,20 @@ def read_annotations(
     if not path.exists():
         raise AnnotationError(f"No annotations at {path.absolute()}. {PASS}")
     read = find_masks if path.is_dir() else read_boxes
-    return read(path, images, on_unknown=on_unknown, remedy=remedy)
+    return read(path, ImageNames(images, on_unknown, remedy))
 
 
-def read_boxes(
-    path: Path, images: Iterable[str], *, on_unknown: OnUnknown = "error", remedy: str = ""
-) -> BoxAnnotations:
+def read_boxes(path: Path, names: ImageNames) -> BoxAnnotations:
     """Reads a CSV file with columns image, top, left, height, width and perhaps label.
 
     An image may have any number of rows; a row of an image with nothing after it says that it is
     normal. Raises AnnotationError, naming the line, for a malformed row and for what is no such
     file: a damaged file is an error and never fewer boxes.
     """
-    names, of_image, skipped = ImageNames(images), {}, []
+    of_image, skipped = {}, []
     for where, row in _rows(path, _read_text(path)):
         box = _box(row, where)
-        image = names.match(row["image"], where, on_unknown, remedy)
+        image = names.match(row["image"], where)
         if image is None:
             skipped.append(row["image"])
         elif box is not None:
@@ -203,16 +201,14 @@ def read_boxes(
     return BoxAnnotations(path, of_image, _log_skipped(path, skipped))
 
 
-def find_masks(
-    folder: Path, images: Iterable[str], *, on_unknown: OnUnknown = "error", remedy: str = ""
-) -> MaskAnnotations:
+def find_masks(folder: Path, names: ImageNames) -> MaskAnnotations:
     """Finds each image's mask: the file at the same place in the folder, with any image suffix.
 
     A mask that is empty or a broken link is found too, so that its image is not taken for normal:
     reading it raises ImageError. Raises AnnotationError for a file that belongs to no image, a
     second mask of an image, or a lossy format.
     """
-    names, of_image, skipped = ImageNames(images), {}, []
+    of_image, skipped = {}, []
     try:
         found = find_images(folder, recursive=True)
     except ImageError as error:
@@ -225,8 +221,7 @@ def find_masks(
             f"the images, or a CSV file of boxes. {found.summary()}"
         )
     for file in files:
-        name = file.relative_to(folder).as_posix()
-        image = names.match(name, str(folder), on_unknown, remedy)
+        image = names.match(file.relative_to(folder).as_posix(), str(folder))
         if image is None:
             skipped.append(str(file))
             continue

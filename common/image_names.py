@@ -33,9 +33,14 @@ def composed(name: str) -> str:
 class ImageNames:
     """The names of all images, relative to their folder, "/" between folders."""
 
-    def __init__(self, images: Iterable[str]) -> None:
-        """images: as in heatmaps.csv; repetitions are dropped."""
-        self.images = dict.fromkeys(images)
+    def __init__(
+        self, images: Iterable[str], on_unknown: OnUnknown = "error", remedy: str = ""
+    ) -> None:
+        """images: repetitions are dropped. on_unknown: what `match` does with an unknown name.
+
+        remedy: what else than correcting it the user can do then, such as a flag that skips.
+        """
+        self.images, self.on_unknown, self.remedy = dict.fromkeys(images), on_unknown, remedy
         self.by_name: dict[str, list[str]] = {}
         self.by_stem: dict[str, list[str]] = {}
         for image in self.images:
@@ -65,18 +70,18 @@ class ImageNames:
             )
         raise AnnotationError(f"{name!r} may mean {' or '.join(found)}; write the suffix")
 
-    def match(self, name: str, where: str, on_unknown: OnUnknown, remedy: str = "") -> str | None:
+    def match(self, name: str, where: str) -> str | None:
         """The image a name means; None for an unknown one that is to be skipped.
 
         where: file and line, for the AnnotationError that an ambiguous name raises, and an unknown
-        one that is not to be skipped. remedy: what else the user can do, such as a flag that skips.
+        one that is not to be skipped.
         """
         try:
             image = self.find(name)
         except AnnotationError as error:
             raise AnnotationError(f"{where}: {error}") from None
-        if image is None and on_unknown == "error":
-            alternative = f", or {remedy}" if remedy else ""
+        if image is None and self.on_unknown == "error":
+            alternative = f", or {self.remedy}" if self.remedy else ""
             raise AnnotationError(
                 f"{where}: no image is called '{shown(name)}'. {self.hint(name)} "
                 f"Correct the name{alternative}."

@@ -17,7 +17,7 @@ from common.annotations import Annotations, MaskAnnotations, find_masks, read_an
 from common.cli import add_common_arguments
 from common.errors import UserError
 from common.files import escaped
-from common.image_names import OnUnknown
+from common.image_names import ImageNames, OnUnknown
 from common.images import read_image
 from common.metrics import (
     Interval,
@@ -240,7 +240,7 @@ def evaluate_heatmaps(settings: EvaluationSettings) -> Evaluation:
     annotations = read_annotations(settings.annotations, known, on_unknown=unknown, remedy=remedy)
     ignore_masks = None
     if settings.ignore_masks is not None:
-        ignore_masks = find_masks(settings.ignore_masks, known, on_unknown=unknown, remedy=remedy)
+        ignore_masks = find_masks(settings.ignore_masks, ImageNames(known, unknown, remedy))
     sources = Sources(settings, annotations, ignore_masks)
     unscored = {image: why for image, why in unscored.items() if image in annotations.of_image}
     if unscored:

@@ -124,7 +124,7 @@ def test_names_that_differ_in_their_composition_alone_are_both_named() -> None:
 
 def test_name_in_other_letter_case_is_answered_with_the_right_one() -> None:
     with pytest.raises(AnnotationError, match=r"Did you mean 'P1\.png'\? Correct the name, or go"):
-        ImageNames(["a.png", "P1.png"]).match("p1", "f, line 2", "error", remedy="go")
+        ImageNames(["a.png", "P1.png"], remedy="go").match("p1", "f, line 2")
 
 
 def test_names_that_are_skipped_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
