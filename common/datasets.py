@@ -1,9 +1,9 @@
 """THE table of named datasets, and the downloaded files of MedMNIST and CIFAR.
 
 One row per dataset: where its files are, its classes, which one is normal, the image size and how
-images are fitted to the size at which they are dissolved. Class numbers follow the row's `classes`;
-`--one_class_idx` counts in them, in the diffusion program and in the classifier alike. Downloaded
-files are checked before they are believed. N images, H W pixels.
+images are fitted to the size at which they are dissolved. Class numbers follow the row's `classes`,
+in the diffusion program and in the classifier alike. Downloaded files are checked before they are
+believed. N images, H W pixels.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,23 @@ Fit = Literal["resize", "pad", "none"]
 
 class DatasetError(UserError):
     """A dataset is unknown, or its files are not as they should be; the message has the remedy."""
+
+
+class Remedies(NamedTuple):
+    """What its user can do about a set, in the words of the program that loads it."""
+
+    other_folder: str = "pass another folder"
+    """Completes "Get it from ..., unpack it there, or ..."."""
+    check_folder: str = "Check the folder of the data"
+    check_class: str = "Check the class's number"
+    allow_grey: str = "let grey images be converted"
+    """Completes "Convert or remove it, or ..."."""
+    skip_bad: str = "skip bad images"
+    """Completes "To go on without it, ..."."""
+
+
+NO_REMEDIES = Remedies()
+"""Those of no program in particular."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +57,7 @@ class DatasetRow:
     classes: tuple[str, ...] | None = None
     """Class folders by class number; None = the sorted folders of train/."""
     normal: int = 0
-    """Class number of the normal class: what --one_class_idx should be."""
+    """Class number of the normal class."""
     binary: bool = False
     """Every class but `normal` counts as one class of anomalies, number 1."""
     size: int = 224
@@ -119,19 +136,18 @@ def dataset_row(name: str) -> DatasetRow:
     """The row of a dataset by either program's spelling; DatasetError lists the names."""
     row = DATASETS.get(ALIASES.get(name, name))
     if row is None:
-        raise DatasetError(
-            f"dataset {name!r} is unknown; choose from {', '.join(DATASET_NAMES)}. Any folder of "
-            "images works as --dataset folder --data_root FOLDER."
-        )
+        raise DatasetError(f"dataset {name!r} is unknown; choose from {', '.join(DATASET_NAMES)}.")
     return row
 
 
-def read_medmnist(row: DatasetRow, data_root: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+def read_medmnist(
+    row: DatasetRow, data_root: Path, split: str, remedies: Remedies
+) -> tuple[np.ndarray, np.ndarray]:
     """Images (N, H, W[, 3]) uint8 and labels (N,) int64 of a split. Raises DatasetError."""
     file = data_root / f"{row.name}.npz"
     remedy = f"Download {row.name}.npz from {row.obtain} into {data_root}"
     if not file.is_file():
-        raise DatasetError(f"{file} does not exist. {remedy}, or pass another --data_root.")
+        raise DatasetError(f"{file} does not exist. {remedy}, or {remedies.other_folder}.")
     wanted = (f"{split}_images", f"{split}_labels")
     try:
         data = np.load(file, allow_pickle=False)
@@ -179,7 +195,9 @@ def _problem(
     return None
 
 
-def read_cifar(row: DatasetRow, data_root: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+def read_cifar(
+    row: DatasetRow, data_root: Path, split: str, remedies: Remedies
+) -> tuple[np.ndarray, np.ndarray]:
     """Images (N, 32, 32, 3) uint8 and labels (N,) int64 of a split. Raises DatasetError.
 
     The files are pickles: they are opened only where their MD5 is the published one.
@@ -189,7 +207,7 @@ def read_cifar(row: DatasetRow, data_root: Path, split: str) -> tuple[np.ndarray
     folder = data_root / row.folder
     remedy = f"Download {row.obtain}, unpack it into {data_root}"
     if not folder.is_dir():
-        raise DatasetError(f"{folder} does not exist. {remedy}, or pass another --data_root.")
+        raise DatasetError(f"{folder} does not exist. {remedy}, or {remedies.other_folder}.")
     ten = row.name == "cifar10"
     published = torchvision.datasets.CIFAR10 if ten else torchvision.datasets.CIFAR100
     try:

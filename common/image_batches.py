@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from common.datasets import DatasetError
+from common.datasets import DatasetError, Remedies
 from common.errors import UserError
 from common.image_sets import ImageSet, Sample
 from common.images import ImageError
@@ -65,11 +65,11 @@ class BadImages:
         self.found: dict[str, str] = {}
         """Message by the image's name in its set."""
 
-    def note(self, messages: Mapping[str, str]) -> None:
+    def note(self, messages: Mapping[str, str], remedies: Remedies) -> None:
         """Records what could not be read. Raises ImageError unless such images are skipped."""
         for name, message in messages.items():
             if self.on_bad_image == "error":
-                raise ImageError(f"{message} To go on without it, set data.on_bad_image: skip.")
+                raise ImageError(f"{message} To go on without it, {remedies.skip_bad}.")
             if name not in self.found:
                 self.found[name] = message
                 LOG.warning("Left out (%d so far): %s", len(self.found), message)
@@ -123,10 +123,10 @@ def ordered_batches(
 
 def _read(batches: "_Batches", num_workers: int, bad: BadImages) -> Generator[Batch, None, None]:
     """The batches in their order."""
-    empty = True
+    empty, remedies = True, batches.images.remedies
     with contextlib.closing(read_batches(batches, range(len(batches)), num_workers)) as read:
         for batch, messages, error in read:
-            bad.note(messages)
+            bad.note(messages, remedies)
             if error is not None:
                 raise DatasetError(error)
             if batch is not None:
@@ -134,7 +134,7 @@ def _read(batches: "_Batches", num_workers: int, bad: BadImages) -> Generator[Ba
                 yield batch
     if empty:
         raise DatasetError(
-            f"none of {len(batches.order)} images can be read. Check data.data_root; the first "
+            f"none of {len(batches.order)} images can be read. {remedies.check_folder}; the first "
             f"message: {next(iter(bad.found.values()), 'the set is empty')}"
         )
 
@@ -186,7 +186,7 @@ def _collate(samples: list[Sample]) -> Batch:
     shapes = {tuple(sample.image.shape) for sample in samples}
     if len(shapes) > 1:
         raise DatasetError(
-            f"images of different sizes in one batch: {sorted(shapes)}; set data.resize_to"
+            f"images of different sizes in one batch: {sorted(shapes)}; give their set a size"
         )
     images, labels, names = zip(*samples, strict=True)
     return Batch(torch.stack(images), torch.tensor(labels), list(names))
@@ -222,8 +222,13 @@ def read_batches(
     except (EOFError, ConnectionError) as error:  # a batch whose maker died in handing it over
         raise ReaderError(UNEXPECTED.format("killed while it sent a batch")) from error
     finally:
-        stream._shutdown_workers()  # torch has no public name for it; before the killing, or torch
-        _end(workers)  # takes that for a failure
+        # torch has no public name for it; before the killing, which torch would take for a failure
+        stream._shutdown_workers()
+        for worker in workers:
+            worker.join(GRACE_SECONDS)
+            worker.kill()
+            worker.join()
+        RUNNING.difference_update(workers)
 
 
 @contextlib.contextmanager
@@ -244,18 +249,7 @@ def reading(stream: Generator[Item, None, None]) -> Iterator[Iterator[Item]]:
         raise ReaderError(UNEXPECTED.format(reason)) from error
 
 
-def _end(workers: set[BaseProcess]) -> None:
-    """Waits for processes a little, then kills them."""
-    for worker in workers:
-        worker.join(GRACE_SECONDS)
-        if worker.is_alive():
-            worker.kill()
-            worker.join()
-    RUNNING.difference_update(workers)
-
-
 @atexit.register  # after multiprocessing's own, so before it: that one would wait for ever
 def _end_all() -> None:
     for worker in RUNNING:
-        if worker.is_alive():
-            worker.kill()
+        worker.kill()

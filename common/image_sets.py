@@ -19,7 +19,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import resize
 
-from common.datasets import DatasetError, DatasetRow, dataset_row, read_cifar, read_medmnist
+from common.datasets import (
+    NO_REMEDIES,
+    DatasetError,
+    DatasetRow,
+    Remedies,
+    dataset_row,
+    read_cifar,
+    read_medmnist,
+)
 from common.image_files import IMAGE_SUFFIXES, ImageError, open_regular
 from common.image_folders import ImageFolder, find_images, subfolder_names
 from common.image_names import composed
@@ -58,6 +66,7 @@ class ImageSet(Dataset[Sample]):
     refuse_grey: bool = False
     white_value: int | None = None
     """The stored value that means white in files, as read_image takes it."""
+    remedies: Remedies = NO_REMEDIES
 
     def __post_init__(self) -> None:
         self.labels, self.classes = np.asarray(self.labels), tuple(self.classes)
@@ -86,8 +95,8 @@ class ImageSet(Dataset[Sample]):
             return image
         if self.refuse_grey:
             raise DatasetError(
-                f"{item} is grey, but the set is declared RGB (data.grey_images: refuse). Convert "
-                "or remove it, or set data.grey_images: convert."
+                f"{item} is grey, but the set is declared RGB. Convert or remove it, or "
+                f"{self.remedies.allow_grey}."
             )
         return image.expand(3, -1, -1).contiguous()
 
@@ -108,8 +117,8 @@ class ImageSet(Dataset[Sample]):
         if not len(indices):
             counts = {name: int((self.labels == i).sum()) for i, name in enumerate(self.classes)}
             raise DatasetError(
-                f"no image of class {', '.join(map(str, wanted))}; the set has {counts}. Check "
-                "--one_class_idx and the class folders."
+                f"no image of class {', '.join(map(str, wanted))}; the set has {counts}. "
+                f"{self.remedies.check_class} and the class folders."
             )
         return self.subset(indices)
 
@@ -122,6 +131,7 @@ def load_set(
     size: int | None = None,
     refuse_grey: bool = False,
     white_value: int | None = None,
+    remedies: Remedies = NO_REMEDIES,
 ) -> ImageSet:
     """A split, "train" or "test", of a dataset below data_root.
 
@@ -131,12 +141,12 @@ def load_set(
     """
     row, data_root = dataset_row(name), Path(data_root)
     if row.source == "folders":
-        items, labels, classes = _find_files(row, data_root / row.folder, split)
+        items, labels, classes = _find_files(row, data_root / row.folder, split, remedies)
         names = [file.relative_to(data_root / row.folder).as_posix() for file in items]
         size = size or row.size
     else:
         read = read_cifar if row.source == "cifar" else read_medmnist
-        items, labels = read(row, data_root, split)
+        items, labels = read(row, data_root, split, remedies)
         classes, names = row.classes or (), [f"{split}/{i}" for i in range(len(labels))]
     return ImageSet(
         items,
@@ -146,6 +156,7 @@ def load_set(
         size=size,
         refuse_grey=refuse_grey,
         white_value=white_value,
+        remedies=remedies,
     )
 
 
@@ -176,16 +187,21 @@ def contaminate(normals: ImageSet, anomalies: ImageSet, ratio: float) -> ImageSe
 
 
 def _find_files(
-    row: DatasetRow, root: Path, split: str
+    row: DatasetRow, root: Path, split: str, remedies: Remedies
 ) -> tuple[list[Path], list[int], Sequence[str]]:
     """The image files of a split, their class numbers, and the classes' names."""
     folder = root / split
+    classes = "|".join(row.classes) if row.classes else "<class>"
+    expected = (
+        f"Expected {root}/{{train,test}}/{{{classes}}}/<images: {', '.join(IMAGE_SUFFIXES[:4])}…>. "
+        f"Get it from {row.obtain}, unpack it there, or {remedies.other_folder}."
+    )
     if row.name == "folder" and not folder.is_dir():
         if split == "test":
-            raise DatasetError(f"{root} has no test/ folder. {_expected_tree(row, root)}")
-        return _find_flat_files(row, root)
+            raise DatasetError(f"{root} has no test/ folder. {expected}")
+        return _find_flat_files(root, expected)
     if not folder.is_dir():
-        raise DatasetError(f"{folder} does not exist. {_expected_tree(row, root)}")
+        raise DatasetError(f"{folder} does not exist. {expected}")
     # Test folders may lack a class; classes that only the test set has come after the others.
     folders = row.classes or _class_folders(root, folder)
     paths = _folders_by_class(folder)
@@ -195,7 +211,7 @@ def _find_files(
         lacking = [name for name in missing if name not in _folders_by_class(root / "test")]
     if not folders or (lacking and (split == "train" or len(missing) == len(folders))):
         what = f"lacks the class folder {', '.join(lacking)}" if folders else "has no class folders"
-        raise DatasetError(f"{folder} {what}. {_expected_tree(row, root)}")
+        raise DatasetError(f"{folder} {what}. {expected}")
     found = {n: find_images(paths[n], recursive=True) for n in folders if n in paths}
     _report(folder, found)
     files: list[Path] = []
@@ -212,16 +228,14 @@ def _find_files(
     return files, labels, ("normal", "anomalous") if row.binary else folders
 
 
-def _find_flat_files(row: DatasetRow, root: Path) -> tuple[list[Path], list[int], Sequence[str]]:
+def _find_flat_files(root: Path, expected: str) -> tuple[list[Path], list[int], Sequence[str]]:
     """Those of a folder of normals without class folders: a train set, with nothing to test on."""
     try:
         found = find_images(root, recursive=False)
     except ImageError as error:
-        raise DatasetError(f"{error} {_expected_tree(row, root)}") from error
+        raise DatasetError(f"{error} {expected}") from error
     if not found.files:
-        raise DatasetError(
-            f"No image in {root}. {_expected_tree(row, root)} {found.summary()}".rstrip()
-        )
+        raise DatasetError(f"No image in {root}. {expected} {found.summary()}".rstrip())
     found.report()
     return found.files, [0] * len(found.files), ("normal",)
 
@@ -271,14 +285,6 @@ def _folders_by_class(folder: Path) -> dict[str, Path]:
                 f"{name!a}, which differ in Unicode composition alone. Rename one."
             )
     return found
-
-
-def _expected_tree(row: DatasetRow, root: Path) -> str:
-    classes = "|".join(row.classes) if row.classes else "<class>"
-    return (
-        f"Expected {root}/{{train,test}}/{{{classes}}}/<images: {', '.join(IMAGE_SUFFIXES[:4])}…>. "
-        f"Get it from {row.obtain}, unpack it there, or pass another --data_root."
-    )
 
 
 def set_identity(images: ImageSet, *, whole: bool = False) -> dict[str, object]:

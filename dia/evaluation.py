@@ -239,7 +239,7 @@ def cached_features(encoder: TrainedEncoder, images: ImageSet, bad: BadImages) -
         except CheckpointError as error:
             LOG.warning("%s The features are taken anew.", error)
         else:
-            bad.note(features.left_out)
+            bad.note(features.left_out, images.remedies)
             return features
     features = extract_features(encoder, images, bad)
     save_atomic(features._asdict(), path)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from common import config_types as kind
 from common.config import resolve_path
 from common.config_types import ConfigError, check_fields, require
-from common.datasets import DatasetError, dataset_row
+from common.datasets import DatasetError, Remedies, dataset_row
 from common.image_sets import ImageSet, load_set
 
 Schedule = Literal["cosine", "linear"]
@@ -18,6 +18,15 @@ Weights = Literal["raw", "ema"]
 DissolveRange = Literal["unit", "signed"]
 DiffusionSteps = Annotated[int, kind.AtLeast(1, 10**5)]
 DiffusionStep = Annotated[int, kind.AtLeast(0, 10**5)]
+
+REMEDIES = Remedies(
+    other_folder="pass another --data_root",
+    check_folder="Check data.data_root",
+    check_class="Check --one_class_idx",
+    allow_grey="set data.grey_images: convert",
+    skip_bad="set data.on_bad_image: skip",
+)
+"""What the messages on image sets advise, in the names of these settings and their flags."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,8 @@ class DataConfig:
         try:
             dataset_row(self.dataset)
         except DatasetError as error:
-            raise ConfigError(f"data.dataset: {error}", key="data.dataset") from None
+            hint = "Any folder of images works as --dataset folder --data_root FOLDER."
+            raise ConfigError(f"data.dataset: {error} {hint}", key="data.dataset") from None
 
     def images(self, split: str, name: str | None = None, *, size: int | None = None) -> ImageSet:
         """The train or test split of the dataset, or of the one of another name; see load_set."""
@@ -57,6 +67,7 @@ class DataConfig:
             size=size,
             refuse_grey=self.grey_images == "refuse",
             white_value=self.white_value,
+            remedies=REMEDIES,
         )
 
 

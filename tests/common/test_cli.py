@@ -1,6 +1,8 @@
 """The one boundary for errors: what a user can mend is one line, a fault of ours a traceback."""
 
+import ast
 import errno
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -8,8 +10,12 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from common.cli import run_script
+from common.cli import COMMON_FLAGS, run_script
+from common.config import REPOSITORY
+from common.config_types import leaf_types
 from common.errors import UserError
+from inpainter.settings import PicardConfig
+from tests.tiny_runs import DiaFile
 
 
 @pytest.fixture(autouse=True)
@@ -82,3 +88,19 @@ def test_numpys_shape_mismatch_is_no_message_of_ours() -> None:
 
     with pytest.raises(ValueError, match="broadcast"):
         run_script(main)
+
+
+def test_messages_of_common_name_no_key_or_flag_of_a_system() -> None:
+    """The caller passes the remedy in; common's own flags are its to name."""
+    keys = {*leaf_types(PicardConfig), *leaf_types(DiaFile)}
+    flags = {f"--{key.rpartition('.')[2]}" for key in keys} - {f"--{name}" for name in COMMON_FLAGS}
+    words = flags | {key for key in keys if "." in key}
+    named = []
+    for path in (REPOSITORY / "common").glob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        documents = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        for node in nodes:
+            if isinstance(node, ast.Constant) and id(node) not in documents:
+                said = {word.strip(".") for word in re.findall(r"[\w.-]+", str(node.value))}
+                named += [f"{path.name}: {word}" for word in words & said]
+    assert named == []

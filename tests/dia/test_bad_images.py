@@ -15,6 +15,7 @@ from common.image_batches import BadImages, ReaderError, epoch_batches, ordered_
 from common.image_sets import load_set
 from common.images import ImageError, write_image
 from common.runtime import Processes
+from diffusion_models.settings import DataConfig
 from tests.tiny_runs import corrupt, read_table, run_script, texture
 
 SIDE = 16
@@ -43,7 +44,8 @@ def train_flags(data: Path, run: Path) -> list[object]:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_place_of_a_bad_image_is_taken_by_one_that_follows(data, workers: int) -> None:
     corrupt(data / "train/normal/2.png")
-    images, bad = load_set("folder", data, "train", size=SIDE), BadImages("skip")
+    images = DataConfig(data_root=str(data)).images("train", size=SIDE)
+    bad = BadImages("skip")
     torch.manual_seed(3)
     before = torch.get_rng_state()
     options = {"epoch": 1, "seed": 0, "processes": Processes(), "num_workers": workers}
