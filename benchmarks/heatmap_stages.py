@@ -117,9 +117,9 @@ def completion_macs(scorer: FastScorer, windows: Tensor) -> float:
     """Multiply-adds of one completion of one window, critic included, p = 0.5."""
     coarse, fine = scorer.stages_for((windows.shape[2], windows.shape[3]))
     total = critic_macs(scorer)
-    for i, layer in enumerate(coarse.chain.layers[1:], start=1):
-        inputs = 0.5 if i <= PUBLISHED_LIVE else 1.0
-        outputs = 0.5 if i < PUBLISHED_LIVE else 1.0
+    for i, layer in enumerate(coarse.chain.layers[2:], start=2):
+        inputs = 0.5 if i <= PUBLISHED_LIVE + 1 else 1.0
+        outputs = 0.5 if i <= PUBLISHED_LIVE else 1.0
         total += inputs * outputs * layer_macs(layer, coarse.chain.needed[i])
     if fine is None:
         return total
@@ -133,9 +133,8 @@ def completion_macs(scorer: FastScorer, windows: Tensor) -> float:
 def prepared_macs(scorer: FastScorer, windows: Tensor) -> float:
     """Multiply-adds that the completions of one window share."""
     coarse, fine = scorer.stages_for((windows.shape[2], windows.shape[3]))
-    conv1 = coarse.first
-    total = critic_macs(scorer) + conv1.weight.numel() * coarse.chain.input_needed.area
-    total += layer_macs(coarse.chain.layers[0], coarse.chain.needed[0])
+    pairs = zip(coarse.chain.layers[:2], coarse.chain.needed[:2], strict=True)
+    total = critic_macs(scorer) + sum(layer_macs(layer, region) for layer, region in pairs)
     if fine is None:
         return total
     for changed in fine.shared_chains(frozenset()):

@@ -1,4 +1,4 @@
-"""Which part of a layer's output is needed, affected by a change, or valid given a part.
+"""Which part of a layer's input is needed, and which of its output a change affects.
 
 All intervals are half-open, in pixels of the layer's own resolution, and clipped to the image; a
 convolution pads with zeros where an interval meets the image's border.
@@ -126,19 +126,3 @@ class ConvGeometry(NamedTuple):
             lo = -(-first // self.stride)
             hi = (changed.hi - 1 + self.padding) // self.stride + 1
         return Span(max(lo, 0), min(hi, self.out_size(size)))
-
-    def valid_outputs(self, known: Region, hw: tuple[int, int]) -> Region:
-        """The outputs that can be computed where the input is known in a region only."""
-        return Region(self._valid(known.rows, hw[0]), self._valid(known.cols, hw[1]))
-
-    def _valid(self, known: Span, size: int) -> Span:
-        from_border, to_border = known.lo == 0, known.hi == size
-        if self.up:
-            lo = 0 if from_border else 2 * known.lo + 1
-            hi = 2 * size if to_border else 2 * known.hi - 1
-        else:
-            width = self.dilation * (self.kernel - 1)
-            lo = 0 if from_border else -(-(known.lo + self.padding) // self.stride)
-            last = (known.hi - 1 + self.padding - width) // self.stride
-            hi = self.out_size(size) if to_border else last + 1
-        return Span(lo, max(lo, hi))

@@ -5,7 +5,7 @@ G gates (2 where the layer is gated, else 1), O and I output and input channels.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -13,11 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.runtime import upcast_to_fp32
-from inpainter.fast.geometry import ConvGeometry, Region, Span
+from inpainter.fast.geometry import ConvGeometry, ConvInput, Region
 from inpainter.fast.winograd import Tiling, Workspace, tiling_for, transformed_kernel, winograd
 from inpainter.networks.dropout import ChannelMasks
 from inpainter.networks.generator import Activation, ConvBlock
-from inpainter.windows import centre_mask
 
 LOG2_E = 1 / math.log(2)
 CHUNK = 131072
@@ -31,26 +30,21 @@ def finish(
     phases: int,
     workspace: Workspace,
     out: Tensor | None = None,
-    in_place: bool = True,
 ) -> Tensor:
     """Activates a convolution's result, gates it, and puts its phases in their places.
 
     y: (N, P*G*C, h, w) channels_last, overwritten; out: (N, C, h, w) or (N, C, 2h, 2w) where P = 4,
-    the place of the result, None = a new tensor, or y if `in_place`. Returns the result,
-    channels_last.
+    the place of the result, None = a new tensor. Returns the result, channels_last.
     """
     n, c, h, w = y.shape
     side = 2 if phases == 4 else 1
     channels = c // (gates * phases)
     places = y.permute(0, 2, 3, 1).unflatten(3, (side, side, gates, channels))
     features = places[..., 0, :]  # (N, h, w, side, side, C)
-    if out is None and in_place and phases == 1 and gates == 1:
-        out, target = y, features
-    else:
-        if out is None:
-            out = y.new_empty(n, h * side, w * side, channels).permute(0, 3, 1, 2)
-        target = out.permute(0, 2, 3, 1).unflatten(2, (w, side)).unflatten(1, (h, side))
-        target = target.permute(0, 1, 3, 2, 4, 5)  # like features
+    if out is None:
+        out = y.new_empty(n, h * side, w * side, channels).permute(0, 3, 1, 2)
+    target = out.permute(0, 2, 3, 1).unflatten(2, (w, side)).unflatten(1, (h, side))
+    target = target.permute(0, 1, 3, 2, 4, 5)  # like features
     if activation == "none":
         target.copy_(features)
         return out
@@ -93,9 +87,6 @@ def _activate(
 
 CHANNEL_MULTIPLE = 8
 """Convolutions prefer channels in multiples of this: dead ones fill the last one up."""
-SLACK = 1.1
-"""A layer computes all it can where that is at most this much more than what is wanted: cheaper
-than copying the wanted part out."""
 
 
 class Patch(NamedTuple):
@@ -183,71 +174,41 @@ class FastLayer:
         return Kernel(flat, bias.flatten().repeat(self.phases).to(dtype), weight.shape[2])
 
     def __call__(
-        self,
-        x: Patch,
-        wanted: Region | None = None,
-        kernel: Kernel | None = None,
-        out: Tensor | None = None,
+        self, x: Patch, wanted: Region, kernel: Kernel | None = None, out: Tensor | None = None
     ) -> Patch:
-        """Runs the layer on a patch.
+        """Runs the layer on a patch, to have a region of its output.
 
-        wanted: what is needed of the output, None = all that the patch allows; the result may be a
-        little more. out: where to write exactly the wanted region.
+        The result may be larger by a pixel where the layer upsamples. out: where to write it, for
+        layers that do not.
         """
         kernel = self.kernel if kernel is None else kernel
-        region = self.geometry.valid_outputs(x.region, x.hw)
-        if wanted is not None and (out is not None or region.area > SLACK * wanted.area):
-            region = wanted
-        y, covered, in_workspace = self.convolve(x, region, kernel)
-        out_hw = self.geometry.out_hw(x.hw)
-        exact = covered == region
-        result = finish(
-            y,
-            self.activation,
-            self.gates,
-            self.phases,
-            self.arithmetic.workspace,
-            out if exact else None,
-            in_place=not in_workspace,
-        )
-        if not exact:
-            result = Patch(result, covered, out_hw).part(region)
-            result = result if out is None else out.copy_(result)
-        return Patch(result, region, out_hw)
+        rows = self.geometry.taps(wanted.rows, x.hw[0])
+        cols = self.geometry.taps(wanted.cols, x.hw[1])
+        region = Region(rows.upsampled(), cols.upsampled()) if self.geometry.up else wanted
+        y = self.convolve(x.part(Region(rows.span, cols.span)), rows, cols, region, kernel)
+        workspace = self.arithmetic.workspace
+        result = finish(y, self.activation, self.gates, self.phases, workspace, out)
+        return Patch(result, region, self.geometry.out_hw(x.hw))
 
-    def convolve(self, x: Patch, region: Region, kernel: Kernel) -> tuple[Tensor, Region, bool]:
-        """Returns (pre-activations, region, whether they live in the shared workspace).
+    def convolve(
+        self, x: Tensor, rows: ConvInput, cols: ConvInput, region: Region, kernel: Kernel
+    ) -> Tensor:
+        """Pre-activations (N, P*G*C, h, w) of an output region, to use before the next convolution.
 
-        What lives there has to be used before the next convolution. The region may be larger by a
-        pixel where the layer upsamples.
+        x: what rows and cols say of the input.
         """
-        stride, dilation, size = (
-            self.geometry.stride,
-            self.geometry.dilation,
-            kernel.weight.shape[2],
-        )
-        rows = self.geometry.taps(region.rows, x.hw[0])
-        cols = self.geometry.taps(region.cols, x.hw[1])
-        values = x.part(Region(rows.span, cols.span))
-        covered, conv_hw = region, region.hw
-        if self.geometry.up:
-            covered = Region(rows.upsampled(), cols.upsampled())
-            conv_hw = (covered.hw[0] // 2, covered.hw[1] // 2)
-        tiling = self.tiling(kernel, conv_hw, values)
+        size, stride, dilation = kernel.weight.shape[2], *self.geometry[1:3]
+        conv_hw = tuple(side // 2 for side in region.hw) if self.geometry.up else region.hw
+        tiling = self.tiling(kernel, conv_hw, x)
         if tiling is not None:
-            form, before = kernel.form(tiling), (rows.before, cols.before)
-            geometry = (size, before, conv_hw, dilation, tiling)
-            y = winograd(values, form, kernel.bias, *geometry, self.arithmetic.workspace)
-            return y, covered, True
+            form, pads = kernel.form(tiling), (rows.before, cols.before)
+            geometry = (size, pads, conv_hw, dilation, tiling)
+            return winograd(x, form, kernel.bias, *geometry, self.arithmetic.workspace)
         pads = (rows.before, cols.before)
-        symmetric = tuple(
-            (side + 2 * pad - dilation * (size - 1) - 1) // stride + 1
-            for side, pad in zip(values.shape[2:], pads, strict=True)
-        )
-        if symmetric != conv_hw:  # conv2d pads opposite sides alike
-            values = F.pad(values, (cols.before, cols.after, rows.before, rows.after))
-            pads = (0, 0)
-        return F.conv2d(values, kernel.weight, kernel.bias, stride, pads, dilation), covered, False
+        if not all(0 <= side.before - side.after < stride for side in (rows, cols)):
+            # conv2d pads opposite sides alike
+            x, pads = F.pad(x, (cols.before, cols.after, rows.before, rows.after)), (0, 0)
+        return F.conv2d(x, kernel.weight, kernel.bias, stride, pads, dilation)
 
     def tiling(self, kernel: Kernel, out_hw: tuple[int, int], x: Tensor) -> Tiling | None:
         """How to tile the output for minimal filtering; None = convolve directly."""
@@ -272,63 +233,6 @@ def phase_kernels(weight: Tensor) -> Tensor:
 
     phases = [phase for rows in halves(weight.double(), 2) for phase in halves(rows, 3)]
     return torch.stack(phases).to(weight.dtype)
-
-
-class FirstLayer:
-    """The first convolution of one stage, or of its branches side by side.
-
-    blocks: convolutions with the same input; window_hw, hole_hw in pixels. The sums are made in
-    fp32 whatever the arithmetic of the layers after them.
-    """
-
-    def __init__(
-        self,
-        blocks: Sequence[ConvBlock],
-        window_hw: tuple[int, int],
-        hole_hw: tuple[int, int],
-        arithmetic: Arithmetic,
-    ) -> None:
-        self.blocks = list(blocks)
-        self.arithmetic = arithmetic
-        self.geometry = ConvGeometry(blocks[0].conv.kernel_size[0])
-        weight = torch.cat([block.conv.weight.detach() for block in blocks])
-        bias = torch.cat([block.conv.bias.detach() for block in blocks])
-        mask = centre_mask(window_hw, hole_hw, weight.device).to(weight.dtype)
-        planes = torch.cat([torch.ones_like(mask), mask], dim=1)
-        constant = F.conv2d(planes, weight[:, -2:], bias, padding=self.geometry.padding)
-        self.constant = constant[0].permute(1, 2, 0).contiguous()  # (H, W, O)
-        # Strides of channels_last, which `contiguous` leaves out where C is 1.
-        self.weight = weight[:, :-2].permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-        self.widths = [block.conv.out_channels for block in blocks]
-
-    def sums(self, image: Tensor, around: Region, region: Region, added: Tensor) -> Tensor:
-        """Pre-activations of an output region: (N, h, w, O), fp32.
-
-        image: (N, C, h', w') of the region `around`, zero elsewhere; added: (N or 1, h, w, O), what
-        the planes or the surroundings contribute.
-        """
-        rim = self.geometry.padding
-        grown = Region(*(Span(s.lo - rim, s.hi + rim) for s in region))
-        inside = grown.common(around)
-        n, channels = image.shape[:2]
-        padded = image.new_zeros(n, *grown.hw, channels, dtype=self.weight.dtype)
-        rows, cols = inside.within(around)
-        target_rows, target_cols = inside.within(grown)
-        padded[:, target_rows, target_cols] = image[:, :, rows, cols].permute(0, 2, 3, 1)
-        sums = F.conv2d(padded.permute(0, 3, 1, 2), self.weight)  # (N, O, h, w), channels_last
-        return sums.permute(0, 2, 3, 1).add_(added)
-
-    def constants(self, region: Region) -> Tensor:
-        """What the mask planes and the bias contribute to a region, (1, h, w, O)."""
-        return self.constant[region.rows.lo : region.rows.hi, region.cols.lo : region.cols.hi][None]
-
-    def activate(self, sums: Tensor, branch: int, out: Tensor | None = None) -> Tensor:
-        """One branch's activations of `sums`, (N, C, h, w) channels_last; overwrites them."""
-        start = sum(self.widths[:branch])
-        y = sums[..., start : start + self.widths[branch]].permute(0, 3, 1, 2)
-        block, gates = self.blocks[branch], 2 if self.blocks[branch].gated else 1
-        y = y.to(self.arithmetic.dtype)
-        return finish(y, block.activation, gates, 1, self.arithmetic.workspace, out)
 
 
 class DropPlan(NamedTuple):

@@ -14,14 +14,15 @@ from torch import Tensor
 
 from common.runtime import upcast_to_fp32
 from inpainter.completion import WindowScorer, score_windows
-from inpainter.fast.layers import Arithmetic, drop_plan
+from inpainter.fast.geometry import whole
+from inpainter.fast.layers import Arithmetic, Patch, drop_plan
 from inpainter.fast.stages import FastCoarse, FastFine
 from inpainter.fast.winograd import Workspace
 from inpainter.networks.critic import Critic, to_channels
 from inpainter.networks.dropout import ElementMasks, WindowMasks
-from inpainter.networks.generator import Generator
+from inpainter.networks.generator import Generator, with_mask_planes
 from inpainter.settings import Metric
-from inpainter.windows import centre_crop
+from inpainter.windows import centre_mask
 
 Precision = Literal["fp32", "bf16", "tf32", "fp64"]
 DTYPES = {"bf16": torch.bfloat16, "fp64": torch.float64}
@@ -104,11 +105,13 @@ class FastScorer:
         if isinstance(masks, ElementMasks):
             yield from self.plain.completions(windows, masks)
             return
-        coarse, fine = self.stages_for((windows.shape[2], windows.shape[3]))
+        hw = (windows.shape[2], windows.shape[3])
+        coarse, fine = self.stages_for(hw)
         # What all completions share.
         active = frozenset() if masks is None else frozenset(masks.keep)
-        known = windows.clone()
-        centre_crop(known, self.mask_hw).zero_()
+        mask = centre_mask(hw, self.mask_hw, windows.device)
+        planes = with_mask_planes(windows * (1 - mask), mask).to(self.arithmetic.dtype)
+        known = Patch(planes.contiguous(memory_format=torch.channels_last), whole(hw), hw)
         prefix = coarse.prefix(known, active)
         around = fine.surroundings(known, active) if fine is not None else None
         # The completions, all from one coarse result where only fine layers drop.

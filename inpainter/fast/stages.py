@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from common.runtime import upcast_to_fp32
 from inpainter.fast.attention import FastAttention
 from inpainter.fast.geometry import Region, centre, whole
 from inpainter.fast.layers import (
@@ -20,7 +19,6 @@ from inpainter.fast.layers import (
     Arithmetic,
     DropPlan,
     FastLayer,
-    FirstLayer,
     Patch,
     Selection,
 )
@@ -83,21 +81,19 @@ class Chain:
 class IncrementalChain:
     """A chain whose input changes in one region only: the rest of every layer is computed once.
 
-    chain: the layers; count: how many of them to run; changed: the region of the first layer's
-    *output* that changes. The first layer is run by the caller, which fills `changed[0]` of its
-    buffer.
+    chain: the layers, none of which upsamples; count: how many of them to run; changed: the region
+    of the input that changes.
     """
 
     def __init__(self, chain: Chain, count: int, changed: Region) -> None:
         self.chain = chain
         self.count = count
-        wanted = chain.needed[:count]
-        affected = [changed]
-        for i in range(1, count):
-            affected.append(chain.layers[i].geometry.affected_outputs(affected[-1], chain.hws[i]))
-        self.changed = [a.common(b) for a, b in zip(affected, wanted, strict=True)]
+        self.changed: list[Region] = []
+        for layer, hw, wanted in zip(chain.layers[:count], chain.hws, chain.needed, strict=False):
+            changed = layer.geometry.affected_outputs(changed, hw)
+            self.changed.append(changed.common(wanted))
         self.buffered = [chain.input_of(i, self.changed[i]) for i in range(1, count)]
-        self.buffered.append(wanted[-1])
+        self.buffered.append(chain.needed[count - 1])
         self.static = self._static_regions()
 
     def _static_regions(self) -> list[Region | None]:
@@ -110,34 +106,29 @@ class IncrementalChain:
             static.append(reduce(Region.hull, regions) if regions else None)
         return static[::-1]
 
-    def surroundings(self, first: Patch) -> list[Tensor]:
+    def surroundings(self, x: Patch) -> list[Tensor]:
         """Buffers of `buffered` regions, one for each layer, with the surroundings in their places.
 
-        first: the first layer's output around a hole of any content, static[0] or more.
+        x: the chain's input, of any content where it changes.
         """
-        buffers, x = [], first
+        buffers = []
         for i, (layer, region) in enumerate(zip(self.chain.layers, self.buffered, strict=False)):
-            if i > 0 and self.static[i] is not None:
+            if self.static[i] is not None:
                 x = layer(x, self.static[i])
-            shape = (len(first.values), *region.hw, layer.kernel.channels)
-            buffer = first.values.new_empty(shape).permute(0, 3, 1, 2)
+            shape = (len(x.values), *region.hw, layer.kernel.channels)
+            buffer = x.values.new_empty(shape).permute(0, 3, 1, 2)
             if not self.changed[i].covers(region):
                 buffer.copy_(x.part(region))
             buffers.append(buffer)
         return buffers
 
-    def place(self, buffers: list[Tensor], i: int) -> Tensor:
-        """Where layer i's changed part lies in its buffer, a view."""
-        rows, cols = self.changed[i].within(self.buffered[i])
-        return buffers[i][:, :, rows, cols]
-
-    def run(self, buffers: list[Tensor]) -> Patch:
-        """Runs the layers after the first over what changed; the result is the last buffer."""
-        for i in range(1, self.count):
-            before = Patch(buffers[i - 1], self.buffered[i - 1], self.chain.hws[i])
-            self.chain.layers[i](before, self.changed[i], out=self.place(buffers, i))
-        last = self.count - 1
-        return Patch(buffers[last], self.buffered[last], self.chain.hws[self.count])
+    def run(self, x: Patch, buffers: list[Tensor]) -> Patch:
+        """Runs the layers over what changed of the input; the result is the last buffer."""
+        for i, (buffer, region) in enumerate(zip(buffers, self.buffered, strict=True)):
+            rows, cols = self.changed[i].within(region)
+            self.chain.layers[i](x, self.changed[i], out=buffer[:, :, rows, cols])
+            x = Patch(buffer, region, self.chain.hws[i + 1])
+        return x
 
 
 class CoarsePrefix(NamedTuple):
@@ -158,20 +149,15 @@ class FastCoarse:
         arithmetic: Arithmetic,
     ) -> None:
         self.hole = centre(window_hw, hole_hw)
-        self.first = FirstLayer([stage.conv1], window_hw, hole_hw, arithmetic)
-        self.chain = Chain(named_layers(stage, "", 2, 17, arithmetic), window_hw, self.hole)
+        self.chain = Chain(named_layers(stage, "", 1, 17, arithmetic), window_hw, self.hole)
 
-    def prefix(self, known: Tensor, active: Collection[str]) -> CoarsePrefix:
+    def prefix(self, known: Patch, active: Collection[str]) -> CoarsePrefix:
         """Runs the layers up to the first that drops, with all their channels.
 
-        known: windows with the hole zeroed, (N, C, H, W).
+        known: windows with the hole zeroed and their mask planes, (N, C + 2, H, W).
         """
-        region = self.chain.input_needed
-        hw = (known.shape[2], known.shape[3])
-        sums = self.first.sums(known, whole(hw), region, self.first.constants(region))
-        x = Patch(self.first.activate(sums, 0), region, hw)
         count = self.chain.shared_layers(active)
-        return CoarsePrefix(self.chain.run(x, NO_DROPOUT, stop=count)[0], count)
+        return CoarsePrefix(self.chain.run(known, NO_DROPOUT, stop=count)[0], count)
 
     def complete(self, prefix: CoarsePrefix, plan: DropPlan) -> Tensor:
         """One completion of the hole: (N, C, h, w), clamped to [-1, 1]."""
@@ -190,23 +176,15 @@ def named_layers(
     ]
 
 
-class Branch(NamedTuple):
-    """The layers of one branch up to the first that drops, and their buffers for a batch."""
-
-    chain: IncrementalChain
-    buffers: list[Tensor]
-
-
 class Surroundings(NamedTuple):
     """What the completions of a batch share.
 
-    sums: pre-activations of both first layers over `changed`, all that a hole can alter; branches:
-    the convolution branch and the attention branch.
+    filled: the stage's input, into whose hole every completion writes; branches: the layers of the
+    convolution branch and of the attention branch up to the first that drops, and their buffers.
     """
 
-    sums: Tensor
-    changed: Region
-    branches: list[Branch]
+    filled: Patch
+    branches: list[tuple[IncrementalChain, list[Tensor]]]
 
 
 class FastFine:
@@ -220,15 +198,12 @@ class FastFine:
         arithmetic: Arithmetic,
     ) -> None:
         self.hole = centre(window_hw, hole_hw)
-        self.hw = window_hw
         self.quarter_hw = (window_hw[0] // 4, window_hw[1] // 4)
-        self.first = FirstLayer([stage.conv1, stage.pmconv1], window_hw, hole_hw, arithmetic)
         self.decoder = Chain(
             named_layers(stage, "all", 11, 17, arithmetic), self.quarter_hw, self.hole
         )
         joint = self.decoder.input_needed
         self.matched = Chain(named_layers(stage, "pm", 9, 10, arithmetic), self.quarter_hw, joint)
-        # The first layers' arithmetic is FirstLayer's; here they give names and geometry.
         self.chains = (
             Chain(named_layers(stage, "", 1, 10, arithmetic), window_hw, joint),
             Chain(named_layers(stage, "pm", 1, 6, arithmetic), window_hw, whole(self.quarter_hw)),
@@ -237,40 +212,24 @@ class FastFine:
         self.attended = self.matched.input_needed
         self.attend = FastAttention(self.quarter_hw, self.attended, self.hole, channels)
         self.width = stage.conv5.out_channels
-        self.incremental_chains: dict[tuple[int, ...], list[IncrementalChain]] = {}
 
     def shared_chains(self, active: Collection[str]) -> list[IncrementalChain]:
-        """The branches' layers up to the first that drops, planned once for each set of these."""
-        counts = tuple(chain.shared_layers(active) for chain in self.chains)
-        if counts not in self.incremental_chains:
-            changed = self.first.geometry.affected_outputs(self.hole, self.hw)
-            self.incremental_chains[counts] = [
-                IncrementalChain(*pair, changed) for pair in zip(self.chains, counts, strict=True)
-            ]
-        return self.incremental_chains[counts]
+        """The branches' layers up to the first that drops."""
+        return [
+            IncrementalChain(chain, chain.shared_layers(active), self.hole) for chain in self.chains
+        ]
 
-    def surroundings(self, known: Tensor, active: Collection[str]) -> Surroundings:
+    def surroundings(self, known: Patch, active: Collection[str]) -> Surroundings:
         """Runs the shared layers over what lies around the hole.
 
-        known: windows with the hole zeroed, (N, C, H, W).
+        known: windows with their mask planes, (N, C + 2, H, W); completions are written into it.
         """
         chains = self.shared_chains(active)
-        changed = chains[0].changed[0].hull(chains[1].changed[0])
-        static = [chain.static[0] for chain in chains if chain.static[0] is not None]
-        region = reduce(Region.hull, static, changed)
-        all_sums = self.first.sums(known, whole(self.hw), region, self.first.constants(region))
-        rows, cols = changed.within(region)
-        sums = all_sums[:, rows, cols].clone()
-        branches = []
-        for i, chain in enumerate(chains):
-            first = Patch(self.first.activate(all_sums, i), region, self.hw)
-            branches.append(Branch(chain, chain.surroundings(first)))
-        return Surroundings(sums, changed, branches)
+        return Surroundings(known, [(chain, chain.surroundings(known)) for chain in chains])
 
     def complete(self, around: Surroundings, hole: Tensor, plan: DropPlan) -> Tensor:
         """One completion from the coarse one: (N, C, h, w) -> (N, C, h, w), clamped to [-1, 1]."""
-        sums = self.first.sums(upcast_to_fp32(hole), self.hole, around.changed, around.sums)
-        around = around._replace(sums=sums)
+        around.filled.part(self.hole)[:, : hole.shape[1]] = hole
         convolved, convolved_channels = self.branch(0, around, plan)
         matching, matching_channels = self.branch(1, around, plan)
         features = matching.part(whole(self.quarter_hw))
@@ -291,10 +250,8 @@ class FastFine:
     ) -> tuple[Patch, Selection | None]:
         """Runs one branch to its end over the changed hole."""
         shared, buffers = around.branches[i]
-        rows, cols = shared.changed[0].within(around.changed)
-        self.first.activate(around.sums[:, rows, cols], i, shared.place(buffers, 0))
         last = self.chains[i].names[shared.count - 1]
-        patch, channels = plan.apply(last, shared.run(buffers))
+        patch, channels = plan.apply(last, shared.run(around.filled, buffers))
         return self.chains[i].run(patch, plan, channels, start=shared.count)
 
 

@@ -42,12 +42,9 @@ def test_intervals_are_those_that_a_convolution_shows(
     assert (affected.lo, affected.hi) == (int(touched[0]), int(touched[-1]) + 1)
     taps = geometry.taps(affected, size)
     assert (taps.span.lo <= changed.lo, taps.span.hi >= changed.hi) == (True, True)
-    valid = geometry.valid_outputs(Region(taps.span, taps.span), (size, size)).rows
-    assert (valid.lo <= affected.lo, valid.hi >= affected.hi) == (True, True)
-    outside = 1 - x
-    clean = (run(outside) == 0).nonzero().flatten() if span != (0, size) else touched
-    known = geometry.valid_outputs(Region(changed, changed), (size, size)).rows
-    assert list(range(*known)) == clean.tolist()
+    outside = torch.ones(size)
+    outside[taps.span.lo : taps.span.hi] = 0
+    assert run(outside)[affected.lo : affected.hi].count_nonzero() == 0
 
 
 @pytest.mark.parametrize("dilation", [1, 3])
