@@ -79,7 +79,7 @@ def clocked(clock: StageClock, subject: Subject, scorer: Callable, window: Tenso
         stages = [
             ("prepare", coarse, "prefix"),
             ("coarse", coarse, "complete"),
-            ("critic", scorer, "features"),
+            ("critic", scorer.critic, "features"),
         ]
         if fine is not None:
             stages += [
@@ -123,9 +123,11 @@ def completion_macs(scorer: FastScorer, windows: Tensor) -> float:
         total += inputs * outputs * layer_macs(layer, coarse.chain.needed[i])
     if fine is None:
         return total
-    for changed in fine.shared_chains(frozenset()):
-        pairs = zip(changed.chain.layers, changed.changed, strict=True)
-        total += sum(layer_macs(layer, region) for layer, region in pairs)
+    for chain in fine.chains:
+        changed, hw = fine.hole, (windows.shape[2], windows.shape[3])
+        for layer, needed in zip(chain.layers, chain.needed, strict=True):
+            changed, hw = layer.geometry.affected_outputs(changed, hw), layer.geometry.out_hw(hw)
+            total += layer_macs(layer, changed.common(needed))
     total += chain_macs(fine.matched) + chain_macs(fine.decoder)
     return total + attention_macs(fine.attend)
 
@@ -135,12 +137,7 @@ def prepared_macs(scorer: FastScorer, windows: Tensor) -> float:
     coarse, fine = scorer.stages_for((windows.shape[2], windows.shape[3]))
     pairs = zip(coarse.chain.layers[:2], coarse.chain.needed[:2], strict=True)
     total = critic_macs(scorer) + sum(layer_macs(layer, region) for layer, region in pairs)
-    if fine is None:
-        return total
-    for changed in fine.shared_chains(frozenset()):
-        pairs = zip(changed.chain.layers, changed.static, strict=True)
-        total += sum(layer_macs(layer, r) for layer, r in pairs if r is not None)
-    return total
+    return total if fine is None else total + sum(map(chain_macs, fine.chains))
 
 
 def chain_macs(chain: Chain) -> float:

@@ -13,9 +13,6 @@ class Span(NamedTuple):
     lo: int
     hi: int
 
-    def hull(self, other: "Span") -> "Span":
-        return Span(min(self.lo, other.lo), max(self.hi, other.hi))
-
     def common(self, other: "Span") -> "Span":
         lo = max(self.lo, other.lo)
         return Span(lo, max(lo, min(self.hi, other.hi)))
@@ -34,18 +31,12 @@ class Region(NamedTuple):
     rows: Span
     cols: Span
 
-    def hull(self, other: "Region") -> "Region":
-        return Region(self.rows.hull(other.rows), self.cols.hull(other.cols))
-
     def common(self, other: "Region") -> "Region":
         return Region(self.rows.common(other.rows), self.cols.common(other.cols))
 
     def within(self, outer: "Region") -> tuple[slice, slice]:
         """Index of this region in the last two dimensions of a tensor that holds `outer`."""
         return self.rows.within(outer.rows), self.cols.within(outer.cols)
-
-    def covers(self, other: "Region") -> bool:
-        return self.common(other) == other
 
     @property
     def hw(self) -> tuple[int, int]:

@@ -16,92 +16,15 @@ from common.runtime import upcast_to_fp32
 from inpainter.fast.geometry import ConvGeometry, ConvInput, Region
 from inpainter.fast.winograd import Tiling, Workspace, tiling_for, transformed_kernel, winograd
 from inpainter.networks.dropout import ChannelMasks
-from inpainter.networks.generator import Activation, ConvBlock
+from inpainter.networks.generator import ConvBlock
 
 LOG2_E = 1 / math.log(2)
 CHUNK = 131072
 """Numbers per thread that are activated at a time on a CPU, so that they stay in its cache."""
 
 
-def finish(
-    y: Tensor,
-    activation: Activation,
-    gates: int,
-    phases: int,
-    workspace: Workspace,
-    out: Tensor | None = None,
-) -> Tensor:
-    """Activates a convolution's result, gates it, and puts its phases in their places.
-
-    y: (N, P*G*C, h, w) channels_last, overwritten; out: (N, C, h, w) or (N, C, 2h, 2w) where P = 4,
-    the place of the result, None = a new tensor. Returns the result, channels_last.
-    """
-    n, c, h, w = y.shape
-    side = 2 if phases == 4 else 1
-    channels = c // (gates * phases)
-    places = y.permute(0, 2, 3, 1).unflatten(3, (side, side, gates, channels))
-    features = places[..., 0, :]  # (N, h, w, side, side, C)
-    if out is None:
-        out = y.new_empty(n, h * side, w * side, channels).permute(0, 3, 1, 2)
-    target = out.permute(0, 2, 3, 1).unflatten(2, (w, side)).unflatten(1, (h, side))
-    target = target.permute(0, 1, 3, 2, 4, 5)  # like features
-    if activation == "none":
-        target.copy_(features)
-        return out
-    inputs = [features, target] + ([places[..., 1, :]] if gates == 2 else [])
-    rows = max(1, CHUNK * torch.get_num_threads() // (w * c)) if y.device.type == "cpu" else n * h
-    if rows >= n * h:
-        _activate(activation, workspace, *inputs)
-        return out
-    for sample in range(n):
-        parts = [x[sample].split(rows) for x in inputs]
-        for part in zip(*parts, strict=True):
-            _activate(activation, workspace, *part)
-    return out
-
-
-def _activate(
-    activation: Activation,
-    workspace: Workspace,
-    features: Tensor,
-    out: Tensor,
-    gate: Tensor | None = None,
-) -> None:
-    """Activates features into out, times the gate's sigmoid if there is one; overwrites both.
-
-    As few calls as there are passes: threads that score side by side wait for each other at calls.
-    """
-    target = out if gate is None else features
-    if activation == "relu":
-        torch.clamp(features, min=0, out=target)
-    else:  # max(x, 2**(min(x, 0) / ln 2) - 1): within 1e-7 of ELU, without its slow expm1
-        scratch = workspace.planned(
-            ("elu", features.shape, features.dtype, features.device),
-            lambda: workspace.take("elu", features.shape, features),
-        )
-        torch.clamp(features, max=0, out=scratch)
-        torch.maximum(features, scratch.mul_(LOG2_E).exp2_().sub_(1), out=target)
-    if gate is not None:
-        torch.mul(features, gate.sigmoid_(), out=out)
-
-
 CHANNEL_MULTIPLE = 8
 """Convolutions prefer channels in multiples of this: dead ones fill the last one up."""
-
-
-class Patch(NamedTuple):
-    """Activations (N, C, h, w) of a region of an image that has `hw` pixels at this resolution."""
-
-    values: Tensor
-    region: Region
-    hw: tuple[int, int]
-
-    def part(self, region: Region) -> Tensor:
-        """The values of a region inside this one, (N, C, h, w), a view."""
-        if region == self.region:
-            return self.values
-        rows, cols = region.within(self.region)
-        return self.values[:, :, rows, cols]
 
 
 class Selection(NamedTuple):
@@ -112,6 +35,25 @@ class Selection(NamedTuple):
 
     index: Tensor
     gain: Tensor
+
+
+class Patch(NamedTuple):
+    """Activations (N, C, h, w) of a region of an image that has `hw` pixels at this resolution.
+
+    channels: which they are, their gains not yet applied; None = all of the layer's.
+    """
+
+    values: Tensor
+    region: Region
+    hw: tuple[int, int]
+    channels: Selection | None = None
+
+    def part(self, region: Region) -> Tensor:
+        """The values of a region inside this one, (N, C, h, w), a view."""
+        if region == self.region:
+            return self.values
+        rows, cols = region.within(self.region)
+        return self.values[:, :, rows, cols]
 
 
 class Arithmetic(NamedTuple):
@@ -186,9 +128,7 @@ class FastLayer:
         cols = self.geometry.taps(wanted.cols, x.hw[1])
         region = Region(rows.upsampled(), cols.upsampled()) if self.geometry.up else wanted
         y = self.convolve(x.part(Region(rows.span, cols.span)), rows, cols, region, kernel)
-        workspace = self.arithmetic.workspace
-        result = finish(y, self.activation, self.gates, self.phases, workspace, out)
-        return Patch(result, region, self.geometry.out_hw(x.hw))
+        return Patch(self.finish(y, out), region, self.geometry.out_hw(x.hw))
 
     def convolve(
         self, x: Tensor, rows: ConvInput, cols: ConvInput, region: Region, kernel: Kernel
@@ -199,7 +139,11 @@ class FastLayer:
         """
         size, stride, dilation = kernel.weight.shape[2], *self.geometry[1:3]
         conv_hw = tuple(side // 2 for side in region.hw) if self.geometry.up else region.hw
-        tiling = self.tiling(kernel, conv_hw, x)
+        tiling = None
+        filtered = self.arithmetic.minimal_filtering and stride == 1
+        if filtered and x.dtype == torch.float32 and x.device.type == "cpu":
+            out_channels, in_channels = kernel.weight.shape[:2]
+            tiling = tiling_for(conv_hw, dilation, size, in_channels, out_channels)
         if tiling is not None:
             form, pads = kernel.form(tiling), (rows.before, cols.before)
             geometry = (size, pads, conv_hw, dilation, tiling)
@@ -210,13 +154,54 @@ class FastLayer:
             x, pads = F.pad(x, (cols.before, cols.after, rows.before, rows.after)), (0, 0)
         return F.conv2d(x, kernel.weight, kernel.bias, stride, pads, dilation)
 
-    def tiling(self, kernel: Kernel, out_hw: tuple[int, int], x: Tensor) -> Tiling | None:
-        """How to tile the output for minimal filtering; None = convolve directly."""
-        on_cpu = x.dtype == torch.float32 and x.device.type == "cpu"
-        if not (on_cpu and self.arithmetic.minimal_filtering and self.geometry.stride == 1):
-            return None
-        out_channels, in_channels, size, _ = kernel.weight.shape
-        return tiling_for(out_hw, self.geometry.dilation, size, in_channels, out_channels)
+    def finish(self, y: Tensor, out: Tensor | None) -> Tensor:
+        """Activates a convolution's result, gates it, and puts its phases in their places.
+
+        y: (N, P*G*C, h, w) channels_last, overwritten; out: (N, C, h, w) or (N, C, 2h, 2w) where
+        P = 4, the place of the result, None = a new tensor. Returns the result, channels_last.
+        """
+        n, c, h, w = y.shape
+        side = 2 if self.phases == 4 else 1
+        channels = c // (self.gates * self.phases)
+        places = y.permute(0, 2, 3, 1).unflatten(3, (side, side, self.gates, channels))
+        features = places[..., 0, :]  # (N, h, w, side, side, C)
+        if out is None:
+            out = y.new_empty(n, h * side, w * side, channels).permute(0, 3, 1, 2)
+        target = out.permute(0, 2, 3, 1).unflatten(2, (w, side)).unflatten(1, (h, side))
+        target = target.permute(0, 1, 3, 2, 4, 5)  # like features
+        if self.activation == "none":
+            target.copy_(features)
+            return out
+        inputs = [features, target] + ([places[..., 1, :]] if self.gates == 2 else [])
+        rows = h * n
+        if y.device.type == "cpu":
+            rows = max(1, CHUNK * torch.get_num_threads() // (w * c))
+        if rows >= n * h:
+            self.activate(*inputs)
+            return out
+        for sample in range(n):
+            for part in zip(*(x[sample].split(rows) for x in inputs), strict=True):
+                self.activate(*part)
+        return out
+
+    def activate(self, features: Tensor, out: Tensor, gate: Tensor | None = None) -> None:
+        """Activates features into out, times the gate's sigmoid if there is one; overwrites both.
+
+        As few calls as there are passes: threads that score side by side wait for each other at
+        calls.
+        """
+        target = out if gate is None else features
+        if self.activation == "relu":
+            torch.clamp(features, min=0, out=target)
+        else:  # max(x, 2**(min(x, 0) / ln 2) - 1): within 1e-7 of ELU, without its slow expm1
+            scratch = self.arithmetic.workspace.planned(
+                ("elu", features.shape, features.dtype, features.device),
+                lambda: self.arithmetic.workspace.take("elu", features.shape, features),
+            )
+            torch.clamp(features, max=0, out=scratch)
+            torch.maximum(features, scratch.mul_(LOG2_E).exp2_().sub_(1), out=target)
+        if gate is not None:
+            torch.mul(features, gate.sigmoid_(), out=out)
 
 
 def phase_kernels(weight: Tensor) -> Tensor:
@@ -244,18 +229,14 @@ class DropPlan(NamedTuple):
     selections: Mapping[str, Selection] = {}
     factors: Mapping[str, Tensor] = {}
 
-    def apply(self, layer: str, x: Patch) -> tuple[Patch, Selection | None]:
-        """Drops channels of a layer's activations.
-
-        Returns the kept channels and which they are, their gains not yet applied; or, where masks
-        differ, all channels multiplied by their factors and None.
-        """
+    def apply(self, layer: str, x: Patch) -> Patch:
+        """Drops channels of a layer's activations: leaves them out, or multiplies by 0."""
         if layer in self.selections:
             selection = self.selections[layer]
-            return x._replace(values=select_channels(x.values, selection)), selection
+            return x._replace(values=select_channels(x.values, selection), channels=selection)
         if layer in self.factors:
-            return x._replace(values=x.values * self.factors[layer]), None
-        return x, None
+            return x._replace(values=x.values * self.factors[layer])
+        return x
 
 
 NO_DROPOUT = DropPlan()
@@ -288,7 +269,7 @@ def drop_plan(masks: ChannelMasks | None, m: int, like: Tensor) -> DropPlan:
         if masks.same:
             selections[name] = selection_of(keep[0], drop.scale, like)
         else:
-            keep = to_device_of(keep, like).to(like.dtype)
+            keep = keep.to(like.device, non_blocking=True).to(like.dtype)
             factors[name] = (keep * drop.scale)[:, :, None, None]
     return DropPlan(selections, factors)
 
@@ -299,9 +280,4 @@ def selection_of(keep: Tensor, scale: float, like: Tensor) -> Selection:
     count = min(-(-count // CHANNEL_MULTIPLE) * CHANNEL_MULTIPLE, len(keep))
     index = torch.argsort(~keep, stable=True)[:count].sort().values
     gain = upcast_to_fp32(keep[index].to(like.dtype)) * scale
-    return Selection(to_device_of(index, like), to_device_of(gain, like))
-
-
-def to_device_of(x: Tensor, like: Tensor) -> Tensor:
-    """x on the device of `like`; the CPU does not wait for a GPU to take it."""
-    return x.to(like.device, non_blocking=True)
+    return Selection(*(x.to(like.device, non_blocking=True) for x in (index, gain)))

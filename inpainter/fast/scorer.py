@@ -3,13 +3,13 @@
 N windows, M completions, C channels, H x W window, h x w hole.
 """
 
+import copy
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from common.runtime import upcast_to_fp32
@@ -18,7 +18,7 @@ from inpainter.fast.geometry import whole
 from inpainter.fast.layers import Arithmetic, Patch, drop_plan
 from inpainter.fast.stages import FastCoarse, FastFine
 from inpainter.fast.winograd import Workspace
-from inpainter.networks.critic import Critic, to_channels
+from inpainter.networks.critic import Critic
 from inpainter.networks.dropout import ElementMasks, WindowMasks
 from inpainter.networks.generator import Generator, with_mask_planes
 from inpainter.settings import Metric
@@ -58,11 +58,14 @@ class FastScorer:
         compiled: bool = False,
     ) -> None:
         self.plain = WindowScorer(generator, critic, metrics, mask_hw)
-        self.generator, self.critic = generator, critic
+        self.generator = generator
         self.metrics, self.mask_hw = metrics, mask_hw
         self.spaces = self.plain.spaces
         self.thin, self.compiled = thin, compiled
         dtype = DTYPES.get(precision, torch.float32)
+        self.critic = critic
+        if critic is not None and precision == "bf16":
+            self.critic = copy.deepcopy(critic).to(dtype)
         self.arithmetic = Arithmetic(dtype, Workspace(), minimal_filtering)
         self.stages: dict[tuple[int, int], tuple[FastCoarse, FastFine | None]] = {}
 
@@ -136,19 +139,13 @@ class FastScorer:
         return self.stages[window_hw]
 
     def represent(self, holes: Tensor) -> dict[str, Tensor]:
-        """Holes (N, C, h, w) as the metrics' spaces see them: pixels, critic features, or both."""
+        """Holes (N, C, h, w) as the metrics' spaces see them: pixels, critic features, or both.
+
+        Features are in the arithmetic's type.
+        """
         spaces = {}
         if "image" in self.spaces:
             spaces["image"] = holes
         if "feature" in self.spaces:
-            spaces["feature"] = self.features(holes)
+            spaces["feature"] = self.critic.features(holes.to(self.arithmetic.dtype))
         return spaces
-
-    def features(self, holes: Tensor) -> Tensor:
-        """The critic's features of holes, in the arithmetic's type: (N, 4d, h/16, w/16)."""
-        x = to_channels(holes, self.critic.channels).to(self.arithmetic.dtype)
-        for block in self.critic.dis_conv_module.children():
-            conv = block.conv
-            weight, bias = conv.weight.to(x.dtype), conv.bias.to(x.dtype)
-            x = F.leaky_relu_(F.conv2d(x, weight, bias, stride=2, padding=2), 0.2)
-        return x

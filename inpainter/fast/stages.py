@@ -6,7 +6,6 @@ is computed once for each window.
 """
 
 from collections.abc import Collection, Sequence
-from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -54,80 +53,34 @@ class Chain:
         """How many layers are the same for all completions: to the first of those that drop."""
         return next((i + 1 for i, name in enumerate(self.names) if name in active), len(self.names))
 
-    def run(
-        self,
-        x: Patch,
-        plan: DropPlan,
-        incoming: Selection | None = None,
-        start: int = 0,
-        stop: int | None = None,
-    ) -> tuple[Patch, Selection | None]:
-        """Runs layers start … stop - 1 and drops what each of them drops.
-
-        incoming: which channels x holds, None = all. Returns the last layer's activations and which
-        channels they are.
-        """
+    def run(self, x: Patch, plan: DropPlan, start: int = 0, stop: int | None = None) -> Patch:
+        """Runs layers start … stop - 1 and drops what each of them drops."""
         layers = list(zip(self.names, self.layers, self.needed, strict=True))
         for name, layer, region in layers[start:stop]:
-            outgoing = plan.selections.get(name)
-            all_channels = incoming is None and outgoing is None
-            x = layer(x, region, None if all_channels else layer.thinned(incoming, outgoing))
-            if name in plan.factors:
-                x = x._replace(values=x.values * plan.factors[name])
-            incoming = outgoing
-        return x, incoming
+            kept = plan.selections.get(name)
+            all_channels = x.channels is None and kept is None
+            x = layer(x, region, None if all_channels else layer.thinned(x.channels, kept))
+            x = x._replace(channels=kept) if kept is not None else plan.apply(name, x)
+        return x
 
+    def outputs(self, x: Patch, count: int) -> list[Patch]:
+        """What the first layers make of an input, each with all its channels."""
+        found = []
+        for layer, region in zip(self.layers[:count], self.needed, strict=False):
+            x = layer(x, region)
+            found.append(x)
+        return found
 
-class IncrementalChain:
-    """A chain whose input changes in one region only: the rest of every layer is computed once.
+    def update(self, x: Patch, outputs: list[Patch], changed: Region) -> Patch:
+        """Computes what a change of the input's region alters in `outputs`; returns the last.
 
-    chain: the layers, none of which upsamples; count: how many of them to run; changed: the region
-    of the input that changes.
-    """
-
-    def __init__(self, chain: Chain, count: int, changed: Region) -> None:
-        self.chain = chain
-        self.count = count
-        self.changed: list[Region] = []
-        for layer, hw, wanted in zip(chain.layers[:count], chain.hws, chain.needed, strict=False):
-            changed = layer.geometry.affected_outputs(changed, hw)
-            self.changed.append(changed.common(wanted))
-        self.buffered = [chain.input_of(i, self.changed[i]) for i in range(1, count)]
-        self.buffered.append(chain.needed[count - 1])
-        self.static = self._static_regions()
-
-    def _static_regions(self) -> list[Region | None]:
-        """Region of each layer's output that depends only on the surroundings; None if unused."""
-        static: list[Region | None] = []
-        for i in reversed(range(self.count)):
-            regions = [] if self.changed[i].covers(self.buffered[i]) else [self.buffered[i]]
-            if static and static[-1] is not None:
-                regions.append(self.chain.input_of(i + 1, static[-1]))
-            static.append(reduce(Region.hull, regions) if regions else None)
-        return static[::-1]
-
-    def surroundings(self, x: Patch) -> list[Tensor]:
-        """Buffers of `buffered` regions, one for each layer, with the surroundings in their places.
-
-        x: the chain's input, of any content where it changes.
+        For layers that do not upsample.
         """
-        buffers = []
-        for i, (layer, region) in enumerate(zip(self.chain.layers, self.buffered, strict=False)):
-            if self.static[i] is not None:
-                x = layer(x, self.static[i])
-            shape = (len(x.values), *region.hw, layer.kernel.channels)
-            buffer = x.values.new_empty(shape).permute(0, 3, 1, 2)
-            if not self.changed[i].covers(region):
-                buffer.copy_(x.part(region))
-            buffers.append(buffer)
-        return buffers
-
-    def run(self, x: Patch, buffers: list[Tensor]) -> Patch:
-        """Runs the layers over what changed of the input; the result is the last buffer."""
-        for i, (buffer, region) in enumerate(zip(buffers, self.buffered, strict=True)):
-            rows, cols = self.changed[i].within(region)
-            self.chain.layers[i](x, self.changed[i], out=buffer[:, :, rows, cols])
-            x = Patch(buffer, region, self.chain.hws[i + 1])
+        for layer, y in zip(self.layers, outputs, strict=False):
+            changed = layer.geometry.affected_outputs(changed, x.hw)
+            region = changed.common(y.region)
+            layer(x, region, out=y.part(region))
+            x = y
         return x
 
 
@@ -157,13 +110,12 @@ class FastCoarse:
         known: windows with the hole zeroed and their mask planes, (N, C + 2, H, W).
         """
         count = self.chain.shared_layers(active)
-        return CoarsePrefix(self.chain.run(known, NO_DROPOUT, stop=count)[0], count)
+        return CoarsePrefix(self.chain.run(known, NO_DROPOUT, stop=count), count)
 
     def complete(self, prefix: CoarsePrefix, plan: DropPlan) -> Tensor:
         """One completion of the hole: (N, C, h, w), clamped to [-1, 1]."""
-        x, channels = plan.apply(self.chain.names[prefix.count - 1], prefix.patch)
-        x, _ = self.chain.run(x, plan, channels, start=prefix.count)
-        return x.part(self.hole).clamp(-1, 1)
+        x = plan.apply(self.chain.names[prefix.count - 1], prefix.patch)
+        return self.chain.run(x, plan, start=prefix.count).part(self.hole).clamp(-1, 1)
 
 
 def named_layers(
@@ -177,14 +129,14 @@ def named_layers(
 
 
 class Surroundings(NamedTuple):
-    """What the completions of a batch share.
+    """What the completions of a batch share, and write their own part into.
 
-    filled: the stage's input, into whose hole every completion writes; branches: the layers of the
-    convolution branch and of the attention branch up to the first that drops, and their buffers.
+    filled: the stage's input; outputs: of the layers up to the first that drops, of the convolution
+    branch and of the attention branch.
     """
 
     filled: Patch
-    branches: list[tuple[IncrementalChain, list[Tensor]]]
+    outputs: list[list[Patch]]
 
 
 class FastFine:
@@ -213,46 +165,37 @@ class FastFine:
         self.attend = FastAttention(self.quarter_hw, self.attended, self.hole, channels)
         self.width = stage.conv5.out_channels
 
-    def shared_chains(self, active: Collection[str]) -> list[IncrementalChain]:
-        """The branches' layers up to the first that drops."""
-        return [
-            IncrementalChain(chain, chain.shared_layers(active), self.hole) for chain in self.chains
-        ]
-
     def surroundings(self, known: Patch, active: Collection[str]) -> Surroundings:
-        """Runs the shared layers over what lies around the hole.
+        """Runs the layers up to the first that drops, for all but what the hole alters.
 
-        known: windows with their mask planes, (N, C + 2, H, W); completions are written into it.
+        known: windows with their mask planes, (N, C + 2, H, W).
         """
-        chains = self.shared_chains(active)
-        return Surroundings(known, [(chain, chain.surroundings(known)) for chain in chains])
+        return Surroundings(
+            known, [chain.outputs(known, chain.shared_layers(active)) for chain in self.chains]
+        )
 
     def complete(self, around: Surroundings, hole: Tensor, plan: DropPlan) -> Tensor:
         """One completion from the coarse one: (N, C, h, w) -> (N, C, h, w), clamped to [-1, 1]."""
         around.filled.part(self.hole)[:, : hole.shape[1]] = hole
-        convolved, convolved_channels = self.branch(0, around, plan)
-        matching, matching_channels = self.branch(1, around, plan)
-        features = matching.part(whole(self.quarter_hw))
-        if matching_channels is not None:
-            index, gain = matching_channels
-            features = features * gain.to(features.dtype)[:, None, None]
-            matching_channels = Selection(index, torch.ones_like(gain))
-        attended = Patch(self.attend(features), self.attended, self.quarter_hw)
-        attended, attended_channels = self.matched.run(attended, plan, matching_channels)
+        convolved, matching = (self.branch(i, around, plan) for i in (0, 1))
+        features, channels = matching.part(whole(self.quarter_hw)), matching.channels
+        if channels is not None:
+            features = features * channels.gain.to(features.dtype)[:, None, None]
+            channels = channels._replace(gain=torch.ones_like(channels.gain))
+        attended = Patch(self.attend(features), self.attended, self.quarter_hw, channels)
+        attended = self.matched.run(attended, plan)
         region = self.decoder.input_needed
         both = torch.cat([convolved.part(region), attended.part(region)], dim=1)
-        channels = joint_selection(convolved_channels, attended_channels, self.width, both)
-        x, _ = self.decoder.run(Patch(both, region, self.quarter_hw), plan, channels)
+        channels = joint_selection(convolved.channels, attended.channels, self.width, both)
+        x = self.decoder.run(Patch(both, region, self.quarter_hw, channels), plan)
         return x.part(self.hole).clamp(-1, 1)
 
-    def branch(
-        self, i: int, around: Surroundings, plan: DropPlan
-    ) -> tuple[Patch, Selection | None]:
+    def branch(self, i: int, around: Surroundings, plan: DropPlan) -> Patch:
         """Runs one branch to its end over the changed hole."""
-        shared, buffers = around.branches[i]
-        last = self.chains[i].names[shared.count - 1]
-        patch, channels = plan.apply(last, shared.run(around.filled, buffers))
-        return self.chains[i].run(patch, plan, channels, start=shared.count)
+        chain, outputs = self.chains[i], around.outputs[i]
+        x = chain.update(around.filled, outputs, self.hole)
+        x = plan.apply(chain.names[len(outputs) - 1], x)
+        return chain.run(x, plan, start=len(outputs))
 
 
 def joint_selection(
