@@ -42,10 +42,7 @@ def random_boxes(
 
 
 def shrunken_masks(
-    boxes: Tensor,
-    image_hw: tuple[int, int],
-    max_delta: tuple[int, int],
-    generator: torch.Generator,
+    boxes: Tensor, image_hw: tuple[int, int], max_delta: tuple[int, int], generator: torch.Generator
 ) -> Tensor:
     """Masks of the boxes, each shrunk on every side by a random amount.
 
@@ -53,29 +50,17 @@ def shrunken_masks(
     top and bottom, and the same at left and right.
     boxes: (N, 4)   returns: (N, 1, H, W) float, 1 = hole.
     """
-    deltas = torch.stack(
-        [
-            torch.randint(
-                most // 2 + 1, (len(boxes),), generator=generator, device=generator.device
-            )
-            for most in max_delta
-        ],
-        dim=1,
-    )  # (N, 2)
-    return masks_from_deltas(boxes, deltas, image_hw)
+    draws = {"size": (len(boxes),), "generator": generator, "device": generator.device}
+    deltas = [torch.randint(most // 2 + 1, **draws) for most in max_delta]
+    return masks_from_deltas(boxes, torch.stack(deltas, dim=1), image_hw)
 
 
 def masks_from_deltas(boxes: Tensor, deltas: Tensor, image_hw: tuple[int, int]) -> Tensor:
     """Masks of the boxes shrunk by given amounts.
 
     boxes: (N, 4)   deltas: (N, 2) pixels off each side, vertical and horizontal
-    returns: (N, 1, H, W) float, 1 = hole. Raises ValueError where the shapes disagree.
+    returns: (N, 1, H, W) float, 1 = hole.
     """
-    if boxes.ndim != 2 or boxes.shape[1] != 4 or deltas.shape != (len(boxes), 2):
-        raise ValueError(
-            f"Expected boxes (N, 4) and deltas (N, 2), got {tuple(boxes.shape)} and "
-            f"{tuple(deltas.shape)}"
-        )
     deltas = deltas.to(boxes.device)
     inside = []
     for axis, size in enumerate(image_hw):
@@ -87,49 +72,24 @@ def masks_from_deltas(boxes: Tensor, deltas: Tensor, image_hw: tuple[int, int]) 
     return (rows[:, :, None] & columns[:, None, :])[:, None].float()  # (N, 1, H, W)
 
 
-def box_mask(boxes: Tensor, image_hw: tuple[int, int]) -> Tensor:
-    """Masks of whole boxes: (N, 4) -> (N, 1, H, W) float, 1 = hole."""
-    return masks_from_deltas(boxes, boxes.new_zeros(len(boxes), 2), image_hw)
-
-
 def crop_boxes(x: Tensor, boxes: Tensor) -> Tensor:
     """Cuts each sample's box out of it.
 
     x: (N, C, H, W)   boxes: (N, 4), all of one height and width   returns: (N, C, h, w).
-    Keep the boxes on the CPU: their numbers are read here. Raises ValueError where the shapes
-    disagree, the boxes differ in size or one leaves the image.
+    Keep the boxes on the CPU: their numbers are read here.
     """
-    if x.ndim != 4 or boxes.shape != (len(x), 4) or len(x) == 0:
-        raise ValueError(
-            f"Expected x (N, C, H, W) and boxes (N, 4) with N > 0, got {tuple(x.shape)} and "
-            f"{tuple(boxes.shape)}"
-        )
     corners = boxes.tolist()
-    height, width = corners[0][2:]
-    for top, left, h, w in corners:
-        if (h, w) != (height, width):
-            raise ValueError(f"Boxes of one batch must have one size, got {height, width}, {h, w}")
-        if top < 0 or left < 0 or top + h > x.shape[2] or left + w > x.shape[3]:
-            raise ValueError(
-                f"Box (top {top}, left {left}, height {h}, width {w}) leaves the image of "
-                f"{tuple(x.shape[2:])} pixels"
-            )
-    if all(corner == corners[0] for corner in corners):
-        top, left = corners[0][:2]
-        return x[:, :, top : top + height, left : left + width]
     # unbind, so that the gradient of one crop is as large as one sample and not as the batch
     return torch.stack(
         [
             sample[:, top : top + height, left : left + width]
-            for sample, (top, left, _, _) in zip(x.unbind(0), corners, strict=True)
+            for sample, (top, left, height, width) in zip(x.unbind(0), corners, strict=True)
         ]
     )
 
 
 def discount_weights(
-    mask_hw: tuple[int, int],
-    gamma: float,
-    device: torch.device | str = "cpu",
+    mask_hw: tuple[int, int], gamma: float, device: torch.device | str = "cpu"
 ) -> Tensor:
     """Weights of the hole's L1, falling from its border to its centre (Yu et al. 2018).
 

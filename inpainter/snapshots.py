@@ -9,7 +9,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -96,11 +96,7 @@ class Progress(NamedTuple):
     """See CollapseWatch."""
 
 
-def save_snapshot(
-    folder: Path,
-    progress: Progress,
-    trained: TrainState,
-) -> None:
+def save_snapshot(folder: Path, progress: Progress, trained: TrainState) -> None:
     """Writes the three files of a step; each appears whole, the generator's last.
 
     Raises TrainingError, before anything is written, where a weight or a number of the optimisers
@@ -144,11 +140,7 @@ def training_tensors(networks: Networks, optimisers: Optimisers) -> dict[str, di
 
 
 def restore_snapshot(
-    folder: Path,
-    which: int | str,
-    trained: TrainState,
-    *,
-    same_run: bool,
+    folder: Path, which: int | str, trained: TrainState, *, same_run: bool
 ) -> Progress:
     """Loads a step (a number, `latest` or `best`) into the networks and optimisers.
 
@@ -234,7 +226,7 @@ def _check_hashes(folder: Path, step: int, saved: object, hashes: Mapping[str, s
 
 def resolve_step(
     folder: Path,
-    which: int | str | Literal["latest", "best"],
+    which: int | str,
     roles: Sequence[str] = ("gen",),
     *,
     option: str | None = None,
@@ -259,13 +251,13 @@ def resolve_step(
     if which == "latest":
         return steps[-1]
     if which == "best":
-        errors = {step: e for step, e in selection_errors(folder).items() if step in steps}
-        if not errors:
+        best = best_of(folder, steps)
+        if best is None:
             raise CheckpointError(
                 f"{folder / LOG_NAME} records no selection error ({SELECTION_KEY}) of a checkpoint "
                 f"that is still there, so there is no best one. {listing} Pass one, or latest."
             )
-        return min(errors, key=lambda step: (errors[step], step))
+        return best
     if re.fullmatch(r"[0-9]{1,18}", str(which)) is None:
         raise CheckpointError(
             f"'{str(which)[:40]}' is no step. Expected a number, latest or best. {listing}{remedy}"
@@ -276,6 +268,12 @@ def resolve_step(
         missing = ", ".join(file.name for file in files if not file.is_file())
         raise CheckpointError(f"No {missing} in {folder}. {listing}{remedy}")
     return step
+
+
+def best_of(folder: Path, steps: Sequence[int]) -> int | None:
+    """The step of the lowest selection error, the earliest on a tie; None where none has one."""
+    errors = {step: e for step, e in selection_errors(folder).items() if step in steps}
+    return min(sorted(errors), key=errors.get, default=None)
 
 
 def selection_errors(folder: Path) -> dict[int, float]:
@@ -312,9 +310,7 @@ def prune_snapshots(folder: Path, keep: int | None) -> None:
     if keep is None:
         return
     steps = steps_in(folder, "state")
-    errors = {step: error for step, error in selection_errors(folder).items() if step in steps}
-    best = {min(errors, key=errors.get)} if errors else set()
-    for step in set(steps) - set(steps[-keep:]) - best:
+    for step in set(steps) - set(steps[-keep:]) - {best_of(folder, steps)}:
         for role in reversed(ROLES):  # what is left of a kill in between goes next time
             checkpoint_path(folder, role, step).unlink(missing_ok=True)
 

@@ -166,8 +166,7 @@ def draw_inputs(
     """
     train, device = config.train, real.device
     total = len(real) * processes.world_size
-    first = len(real) * processes.rank
-    rows = slice(first, first + len(real))
+    rows = slice(len(real) * processes.rank, len(real) * (processes.rank + 1))
     draws = generator_for(config.seed, "step", step)
     crop_hw = train.image_shape[:2]
     boxes = random_boxes(
@@ -183,9 +182,7 @@ def draw_inputs(
         discount=discount_weights(train.mask_shape, gamma, device),
         alpha_local=alphas[0, rows].to(device),
         alpha_global=alphas[1, rows].to(device),
-        drop=draw_dropout(
-            config, generator, step, rows=rows, total=total, draws=draws, device=device
-        ),
+        drop=draw_dropout(config, generator, step, rows, total, draws),
     )
 
 
@@ -193,11 +190,9 @@ def draw_dropout(
     config: PicardConfig,
     generator: Generator,
     step: int,
-    *,
     rows: slice,
     total: int,
     draws: torch.Generator,
-    device: torch.device,
 ) -> Drop | None:
     """Training-time dropout of these rows of the batch of `total`; None where nothing drops."""
     netG, layers = config.netG, generator.droppable_layers()
@@ -209,8 +204,7 @@ def draw_dropout(
         each = [generator_for(config.seed, "elements", step, i) for i in range(total)[rows]]
         return ElementDropout(list(layers), netG.droprate, each)
     random = torch.rand(total, sum(layers.values()), generator=draws)
-    keep = split_by_layer(random >= netG.droprate, layers)
-    return ChannelDropout({name: k[rows].to(device) for name, k in keep.items()}, netG.droprate)
+    return ChannelDropout(split_by_layer(random[rows] >= netG.droprate, layers), netG.droprate)
 
 
 def step_losses(
@@ -273,15 +267,10 @@ def gradient_penalty(
     real, fake: (N, C, h, w), constants; alpha: (N,) in [0, 1]. Returns a scalar >= 0 that can be
     differentiated by the critic's weights.
     """
-    x = interpolate_samples(real, fake, alpha).detach().requires_grad_()
+    alpha = alpha.to(real).view(-1, *[1] * (real.ndim - 1))
+    x = (alpha * real + (1 - alpha) * fake).detach().requires_grad_()
     (gradient,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
     return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
-
-
-def interpolate_samples(real: Tensor, fake: Tensor, alpha: Tensor) -> Tensor:
-    """alpha * real + (1 - alpha) * fake, one alpha in [0, 1] per sample; alpha: (N,)."""
-    alpha = alpha.to(real.device, real.dtype).view(-1, *[1] * (real.ndim - 1))
-    return alpha * real + (1 - alpha) * fake
 
 
 def reconstruction_terms(

@@ -6,6 +6,7 @@ H x W image, h x w window, stride s, gh x gw grid of windows; all in pixels.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -99,14 +100,8 @@ def pad_image(image: Tensor, grid: WindowGrid) -> Tensor:
     left, right, top, bottom = grid.pad
     if not any(grid.pad):
         return image
-    rows = _mirrored(image.shape[1], top, bottom)
-    cols = _mirrored(image.shape[2], left, right)
-    return image[:, rows][:, :, cols]
-
-
-def _mirrored(side: int, before: int, after: int) -> Tensor:
-    """Indices of a mirrored axis, however far the padding reaches."""
-    return torch.from_numpy(np.pad(np.arange(side), (before, after), mode="reflect"))
+    pads = ((0, 0), (top, bottom), (left, right))
+    return torch.from_numpy(np.pad(image.numpy(), pads, mode="reflect"))  # however far they reach
 
 
 def cut_windows(padded: Tensor, grid: WindowGrid, numbers: list[int]) -> Tensor:
@@ -163,15 +158,13 @@ def averaged_heatmap(scores: Tensor, grid: WindowGrid, area_hw: tuple[int, int])
         count[area] += 1
     mean = (total / count.clamp(min=1)).to(scores.dtype)
     if tuple(area_hw) != tuple(grid.window_hw):
-        rows = _covered(padded_hw[0], grid.grid_hw[0], grid.stride, inset[0], h)
-        cols = _covered(padded_hw[1], grid.grid_hw[1], grid.stride, inset[1], w)
+        last = grid.corner(len(grid) - 1)
+        rows, cols = (  # each place along an axis, or the nearest one that an area covers
+            torch.arange(padded_hw[i]).clamp(inset[i], last[i] + inset[i] + area_hw[i] - 1)
+            for i in (0, 1)
+        )
         mean = mean[rows][:, cols]
     return mean[top : top + grid.image_hw[0], left : left + grid.image_hw[1]]
-
-
-def _covered(side: int, count: int, stride: int, inset: int, area: int) -> Tensor:
-    """(side,): each place along an axis, or the nearest one that an area covers."""
-    return torch.arange(side).clamp(inset, (count - 1) * stride + inset + area - 1)
 
 
 def leaves_border(test: TestConfig, image_hw: tuple[int, int]) -> bool:
@@ -183,9 +176,7 @@ def leaves_border(test: TestConfig, image_hw: tuple[int, int]) -> bool:
 
 
 def centre_mask(
-    image_hw: tuple[int, int],
-    mask_hw: tuple[int, int],
-    device: torch.device | str = "cpu",
+    image_hw: tuple[int, int], mask_hw: tuple[int, int], device: torch.device | str = "cpu"
 ) -> Tensor:
     """Mask of a hole of mask_hw pixels in the image's centre: (1, 1, H, W) float, 1 = hole."""
     mask = torch.zeros(1, 1, *image_hw, device=device)
@@ -239,9 +230,11 @@ def filled_in(scores: Tensor, grid: WindowGrid, K: int, final: list[int]) -> Ten
     Between windows of the first pass linearly along rows and columns; final: numbers of those that
     keep their scores.
     """
-    rows, cols = (_every(side, K) for side in grid.grid_hw)
-    coarse = scores.unflatten(1, grid.grid_hw)[:, rows][:, :, cols]
-    full = _stretched(_stretched(coarse, rows, 1), cols, 2).flatten(1)
+    full = scores.unflatten(1, grid.grid_hw).numpy()
+    for axis, side in enumerate(grid.grid_hw, start=1):
+        lines = partial(_between, np.array(_every(side, K)))
+        full = np.apply_along_axis(lines, axis, full)
+    full = torch.from_numpy(full).to(scores.dtype).flatten(1)
     full[:, final] = scores[:, final]
     return full
 
@@ -250,12 +243,6 @@ def _every(side: int, K: int) -> list[int]:
     return sorted({*range(0, side, K), side - 1})
 
 
-def _stretched(values: Tensor, places: list[int], dim: int) -> Tensor:
-    """Linear interpolation of slices that lie at `places` along a dimension to all in between."""
-    at = torch.tensor(places)
-    target = torch.arange(places[-1] + 1)
-    right = torch.searchsorted(at, target).clamp(min=min(1, len(places) - 1))
-    left = (right - 1).clamp(min=0)
-    share = (target - at[left]) / (at[right] - at[left]).clamp(min=1)
-    share = share.to(values.dtype).view(-1, *[1] * (values.ndim - dim - 1))
-    return torch.lerp(values.index_select(dim, left), values.index_select(dim, right), share)
+def _between(places: np.ndarray, line: np.ndarray) -> np.ndarray:
+    """A line whose values between `places` are interpolated linearly."""
+    return np.interp(np.arange(len(line)), places, line[places])

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from common.checkpoint import (
@@ -94,12 +95,12 @@ def load_local_critic(folder: Path, step: int, config: PicardConfig) -> Critic:
     critics = require_mapping(load_tensors(path), str(path), ("localD",))
     state = require_state_dict(critics["localD"], source)
     critic = Critic(config.netD.input_dim, config.netD.ndf, config.test.mask_shape)
-    first, linear = "dis_conv_module.conv1.conv.weight", "linear.weight"
-    if all(name in state for name in (first, linear)) and (
-        state[first].ndim == 4 and state[first].shape[0] > 0 and state[linear].ndim == 2
-    ):
-        ndf, input_dim = state[first].shape[:2]
-        positions = state[linear].shape[1] // (4 * ndf)
+    nothing = torch.empty(0)
+    first = state.get("dis_conv_module.conv1.conv.weight", nothing)
+    linear = state.get("linear.weight", nothing)
+    if first.ndim == 4 and len(first) > 0 and linear.ndim == 2:
+        ndf, input_dim = first.shape[:2]
+        positions = linear.shape[1] // (4 * ndf)
         h, w = config.test.mask_shape
         settings = {
             "netD.input_dim": (input_dim, config.netD.input_dim),
