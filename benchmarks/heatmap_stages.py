@@ -5,6 +5,7 @@ are put around functions and taken off again. Multiplications are those of direc
 (minimal filtering makes do with fewer), as if half of the coarse trunk's channels were dropped.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -147,7 +148,7 @@ def chain_macs(chain: Chain) -> float:
 
 def layer_macs(layer: FastLayer, region: Region) -> float:
     """Of a layer's output region; an upsampling layer's four phases have 2x2 kernels."""
-    return layer.weight.numel() / layer.phases * region.area
+    return layer.weight.numel() / layer.phases * math.prod(region.hw)
 
 
 def attention_macs(attend: FastAttention) -> float:

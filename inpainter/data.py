@@ -169,14 +169,7 @@ class NormalCrops(Dataset):
             if crop is not None:
                 np.divide(crop, image.scale, out=row, dtype=np.float32)
                 return
-            share = self.rule.min_tissue_fraction
-            missing = (
-                f"tissue on {share:.0%} of its pixels" if share > 0 else "anything but background"
-            )
-            self._skip(
-                index,
-                f"no crop of {TRIES} shows {missing}; train.min_tissue_fraction is {share:g}",
-            )
+            self._skip(index, self._no_crop())
         examples = "; ".join(f"{path}: {why}" for path, why in list(self.skipped.items())[:3])
         raise ImageError(f"None of the {n} training images gives a crop. For example: {examples}")
 
@@ -213,6 +206,12 @@ class NormalCrops(Dataset):
         self._unusable.add(index)
         self._skip(index, reason)
         return None
+
+    def _no_crop(self) -> str:
+        """Reason for passing over an image that has tissue, but not in the crops drawn."""
+        share = self.rule.min_tissue_fraction
+        missing = f"tissue on {share:.0%} of its pixels" if share > 0 else "anything but background"
+        return f"no crop of {TRIES} shows {missing}; train.min_tissue_fraction is {share:g}"
 
     def _skip(self, index: int, reason: str) -> None:
         """Lists an image as passed over, or raises."""

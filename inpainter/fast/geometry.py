@@ -6,6 +6,8 @@ convolution pads with zeros where an interval meets the image's border.
 
 from typing import NamedTuple
 
+from inpainter.windows import centre_corner
+
 
 class Span(NamedTuple):
     """[lo, hi) along one axis."""
@@ -20,9 +22,6 @@ class Span(NamedTuple):
     def within(self, outer: "Span") -> slice:
         """Where this span lies in a tensor that holds `outer`."""
         return slice(self.lo - outer.lo, self.hi - outer.lo)
-
-    def __len__(self) -> int:
-        return self.hi - self.lo
 
 
 class Region(NamedTuple):
@@ -42,10 +41,6 @@ class Region(NamedTuple):
     def hw(self) -> tuple[int, int]:
         return self.rows.hi - self.rows.lo, self.cols.hi - self.cols.lo
 
-    @property
-    def area(self) -> int:
-        return self.hw[0] * self.hw[1]
-
 
 def whole(hw: tuple[int, int]) -> Region:
     """The region of a complete image of hw pixels."""
@@ -53,8 +48,8 @@ def whole(hw: tuple[int, int]) -> Region:
 
 
 def centre(hw: tuple[int, int], hole_hw: tuple[int, int]) -> Region:
-    """The central hole of an image, as `inpainter.masks.centre_corner` places it."""
-    top, left = ((size - hole) // 2 for size, hole in zip(hw, hole_hw, strict=True))
+    """The central hole of an image."""
+    top, left = centre_corner(hw, hole_hw)
     return Region(Span(top, top + hole_hw[0]), Span(left, left + hole_hw[1]))
 
 

@@ -166,7 +166,7 @@ class FastFine:
         self.width = stage.conv5.out_channels
 
     def surroundings(self, known: Patch, active: Collection[str]) -> Surroundings:
-        """Runs the layers up to the first that drops, for all but what the hole alters.
+        """Runs the layers up to the first that drops, before the hole has any content.
 
         known: windows with their mask planes, (N, C + 2, H, W).
         """

@@ -11,8 +11,6 @@ from inpainter.settings import GeneratorConfig
 
 Drop = Callable[[str, Tensor], Tensor]
 """Called as drop(layer name, activations (N, C, H, W)); returns them with what it drops zeroed."""
-KeepMasks = Mapping[str, Tensor]
-"""Layer name -> (N, C) bool, true where the channel is kept; other layers keep everything."""
 
 
 def active_dropout_layers(config: GeneratorConfig, droppable: Sequence[str]) -> list[str]:
@@ -44,9 +42,12 @@ def _containing(names: Sequence[str], entries: Sequence[str], strip_self: bool) 
 
 
 class ChannelDropout:
-    """Dropout2d with given masks: kept channels are scaled by 1 / (1 - p), the others zeroed."""
+    """Dropout2d with given masks: kept channels are scaled by 1 / (1 - p), the others zeroed.
 
-    def __init__(self, keep: KeepMasks, p: float) -> None:
+    keep: layer name -> (N, C) bool, true where the channel is kept; other layers keep everything.
+    """
+
+    def __init__(self, keep: Mapping[str, Tensor], p: float) -> None:
         self.keep = keep
         self.scale = 1 / (1 - p)
 
@@ -94,7 +95,7 @@ class ChannelMasks:
     def of_window(self, i: int) -> "ChannelMasks":
         """The masks of one of the windows."""
         keep = {name: masks[i : i + 1] for name, masks in self.keep.items()}
-        return ChannelMasks(keep, self.p, same=True)
+        return replace(self, keep=keep, same=True)
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,8 @@ class ImageDropout:
     """What drops while the windows of one image are completed; `masks` draws it, window by window.
 
     A window's masks follow from the seed, the image's name and the window's number alone, so
-    results depend neither on the batch nor on the windows before.
+    results depend neither on the batch nor on the windows before. Each channel is kept with
+    probability 1 - p. The first completions of a larger M are those of a smaller one.
     """
 
     layers: Mapping[str, int]
@@ -143,28 +145,12 @@ class ImageDropout:
         if self.elementwise:
             keys = tuple((self.seed, self.image_name, number) for number in numbers)
             return ElementMasks(tuple(self.layers), self.M, self.p, keys)
+        # Seeded by hash, drawn by torch: another generator would change every heatmap made so far.
         drawn_for = ["all"] * len(numbers) if self.shared else numbers
-        keep = draw_keep_masks(self.layers, self.seed, self.image_name, drawn_for, self.M, self.p)
+        generators = [generator_for(self.seed, self.image_name, each) for each in drawn_for]
+        draws = [torch.rand(self.M, sum(self.layers.values()), generator=g) for g in generators]
+        keep = split_by_layer(torch.stack(draws) >= self.p, self.layers)
         return ChannelMasks(keep, self.p, same=self.shared)
-
-
-def draw_keep_masks(
-    layers: Mapping[str, int],
-    seed: int,
-    image_name: str,
-    window_numbers: Sequence[int | str],
-    M: int,
-    p: float,
-) -> dict[str, Tensor]:
-    """Layer -> (N, M, C) bool: the channels that M completions of N windows keep.
-
-    layers: name -> channels. Each channel is kept with probability 1 - p. The first completions of
-    a larger M are those of a smaller one.
-    """
-    # Seeded by hash, drawn by torch: another generator would change every heatmap made so far.
-    generators = [generator_for(seed, image_name, number) for number in window_numbers]
-    draws = [torch.rand(M, sum(layers.values()), generator=g) for g in generators]
-    return split_by_layer(torch.stack(draws) >= p, layers)
 
 
 def split_by_layer(keep: Tensor, layers: Mapping[str, int]) -> dict[str, Tensor]:

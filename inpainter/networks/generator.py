@@ -119,7 +119,7 @@ class ConvBlock(nn.Module):
         return activate(features, self.activation) * torch.sigmoid(gate)
 
 
-def he_init(network: nn.Module, last_layer_gain: float = 0.1) -> None:
+def he_init(network: nn.Module) -> None:
     """He initialisation of every ConvBlock; layers without activation start small.
 
     Torch's default loses the signal layer by layer (a completion of a fresh generator then has a
@@ -129,7 +129,7 @@ def he_init(network: nn.Module, last_layer_gain: float = 0.1) -> None:
         if not isinstance(block, ConvBlock):
             continue
         fan_in = block.conv.weight[0].numel()
-        gain = last_layer_gain if block.activation == "none" else math.sqrt(2)
+        gain = 0.1 if block.activation == "none" else math.sqrt(2)
         gain *= 2 if block.gated else 1  # an open gate starts at sigmoid(0) = 1/2
         with torch.no_grad():
             features = block.conv.weight[: block.out_channels]
@@ -174,14 +174,9 @@ class Stage(nn.Module):
         for i, layer in enumerate(first):
             stride = 2 if layer.endswith("downsample") else 1
             activation = "relu" if prefix + layer == "pmconv6" else self.elu
-            kernel_size = 5 if i == 0 else 3
-            self.add(
-                prefix + layer,
-                (widths[i], widths[i + 1]),
-                kernel_size,
-                stride=stride,
-                activation=activation,
-            )
+            size = 5 if i == 0 else 3
+            channels = (widths[i], widths[i + 1])
+            self.add(prefix + layer, channels, size, stride=stride, activation=activation)
         for number, dilation in enumerate(dilations, start=7):
             self.add(f"{prefix}conv{number}_atrous", (widths[-1], widths[-1]), dilation=dilation)
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from inpainter.networks.critic import Critic, to_channels
-from inpainter.networks.dropout import ChannelDropout, active_dropout_layers, draw_keep_masks
+from inpainter.networks.dropout import ChannelDropout, ImageDropout, active_dropout_layers
 from inpainter.networks.generator import ConvBlock, Generator, clamp_output, fast_elu, he_init
 from inpainter.settings import GeneratorConfig
 from tests.inpainter.weights import lively_generator, random_window
@@ -100,8 +100,8 @@ def test_dropping_every_channel_of_a_layer_still_completes() -> None:
 
 def test_channels_drop_at_the_given_rate_and_longer_draws_begin_like_shorter_ones() -> None:
     layers = {"a": 64, "b": 32}
-    long = draw_keep_masks(layers, 1, "image.png", [3, 4], 200, 0.25)
-    short = draw_keep_masks(layers, 1, "image.png", [4], 7, 0.25)
+    long = ImageDropout(layers, 200, 0.25, 1, "image.png").masks([3, 4]).keep
+    short = ImageDropout(layers, 7, 0.25, 1, "image.png").masks([4]).keep
     assert long["a"].shape == (2, 200, 64)
     assert abs(long["a"].float().mean() - 0.75) < 0.02
     assert all((long[name][1:, :7] == short[name]).all() for name in layers)
