@@ -21,8 +21,6 @@ from inpainter.networks.generator import ConvBlock
 LOG2_E = 1 / math.log(2)
 CHUNK = 131072
 """Numbers per thread that are activated at a time on a CPU, so that they stay in its cache."""
-
-
 CHANNEL_MULTIPLE = 8
 """Convolutions prefer channels in multiples of this: dead ones fill the last one up."""
 
@@ -66,15 +64,11 @@ class Arithmetic(NamedTuple):
 
 
 class Kernel:
-    """Weights as a convolution takes them: (P*G*O, I, k, k), and their forms for minimal filtering.
+    """Weights as a convolution takes them, (P*G*O, I, k, k), and their minimal-filtering forms."""
 
-    channels: O, what the layer leaves behind.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor, channels: int) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
         self.weight = weight
         self.bias = bias
-        self.channels = channels
         self.forms: dict[tuple[int, int], Tensor] = {}
 
     def form(self, tiling: Tiling) -> Tensor:
@@ -113,7 +107,7 @@ class FastLayer:
         if inputs is not None:
             weight = weight.index_select(3, inputs.index) * inputs.gain[:, None, None]
         flat = weight.flatten(0, 2).to(dtype).contiguous(memory_format=torch.channels_last)
-        return Kernel(flat, bias.flatten().repeat(self.phases).to(dtype), weight.shape[2])
+        return Kernel(flat, bias.flatten().repeat(self.phases).to(dtype))
 
     def __call__(
         self, x: Patch, wanted: Region, kernel: Kernel | None = None, out: Tensor | None = None
