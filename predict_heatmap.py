@@ -16,6 +16,7 @@ from pathlib import Path
 from common.cli import add_common_arguments, load_from_arguments, run_script
 from common.config import config_to_yaml
 from common.files import escaped
+from inpainter.calibrate import calibrate
 from inpainter.prediction import PredictionOptions, predict
 from inpainter.settings import PicardConfig
 from inpainter.snapshots import run_folder
@@ -34,6 +35,9 @@ def parse_arguments() -> argparse.Namespace:
         help="where to write (default: <heatmaps_dir>/<dataset_name>/dropout/<time>; a run with "
              "the same settings and checkpoint goes on where it stopped)")  # fmt: skip
     add("--annotations", type=Path, metavar="FILE|DIR", help=boxes)
+    add("--calibrate", action="store_true",
+        help="first measure normal images (calibration_data_path, else train_data_path) for "
+             "test.calibration and keep that beside the checkpoint")  # fmt: skip
     add("--overwrite", action="store_true", help="redo images that are finished")
     add_common_arguments(parser, PicardConfig, default_config="configs/default.yaml")
     return parser.parse_args()
@@ -48,6 +52,8 @@ def main() -> int:
     names = ("checkpoint_iter", "image_dir", "output_dir", "annotations", "overwrite")
     given = {name: getattr(arguments, name) for name in names}
     checkpoint_dir = arguments.checkpoint_dir or run_folder(config)
+    if arguments.calibrate:
+        print(f"Calibration: {calibrate(config, checkpoint_dir, arguments.checkpoint_iter)}")
     result = predict(config, PredictionOptions(checkpoint_dir, **given, command=sys.argv))
     done, before, bad = result.finished, result.already_there, result.bad
     counts = f"{len(done)} images scored, {len(before)} were finished before, {len(bad)} left out"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from common.runtime import upcast_to_fp32
+from inpainter.calibration import DESCRIPTION, describe
 from inpainter.networks.critic import Critic
 from inpainter.networks.dropout import Drop, ImageDropout, WindowMasks, active_dropout_layers
 from inpainter.networks.generator import Generator
@@ -66,13 +67,15 @@ class WindowScorer:
         return spaces_of(self.metrics)
 
     @torch.inference_mode()
-    def __call__(self, windows: Tensor, masks: WindowMasks | None) -> dict[Metric, Tensor]:
+    def __call__(
+        self, windows: Tensor, masks: WindowMasks | None, *, describing: bool = False
+    ) -> dict[str, Tensor]:
         """Scores of a batch: every metric's (N,) values, larger = more anomalous.
 
         windows: (N, C, H, W) in [-1, 1]; masks: channels that completions keep, None without
-        dropout.
+        dropout. describing: add DESCRIPTION, what inpainter.calibration.describe says of them.
         """
-        return score_windows(self, windows, masks)
+        return score_windows(self, windows, masks, describing=describing)
 
     def completions(self, windows: Tensor, masks: WindowMasks | None) -> Iterator[Tensor]:
         """The holes' completions, (N, C, h, w) each, one after the other; one if nothing drops."""
@@ -96,25 +99,57 @@ class WindowScorer:
 
 
 def score_windows(
-    scorer: Scorer, windows: Tensor, masks: WindowMasks | None
-) -> dict[Metric, Tensor]:
+    scorer: Scorer, windows: Tensor, masks: WindowMasks | None, *, describing: bool = False
+) -> dict[str, Tensor]:
     """Every metric's (N,) values of a batch, from the completions that the scorer makes.
 
     windows: (N, C, H, W) in [-1, 1]; masks: channels that completions keep, None without
-    dropout.
+    dropout. describing: also DESCRIPTION, (N, F).
     """
     truth = scorer.represent(centre_crop(windows, scorer.mask_hw))
     distances: dict[str, list[Tensor]] = {space: [] for space in truth}
+    moments = Moments()
     if scorer.spaces - {"no_dropout"}:
         for completion in scorer.completions(windows, masks):
             estimate = scorer.represent(completion)
             for space, values in distances.items():
                 values.append(l2_distance(truth[space], estimate[space]))
+            if describing:
+                moments.add(completion)
     if "no_dropout" in scorer.spaces:
         (estimate,) = scorer.completions(windows, None)
         distances["no_dropout"] = [l2_distance(centre_crop(windows, scorer.mask_hw), estimate)]
+        if describing and moments.count == 0:
+            moments.add(estimate)
     stacked = {space: torch.stack(values, dim=1) for space, values in distances.items()}  # (N, M)
-    return metric_values(scorer.metrics, stacked)
+    result: dict[str, Tensor] = dict(metric_values(scorer.metrics, stacked))
+    if describing:
+        result[DESCRIPTION] = describe(windows, moments.mean, moments.spread())
+    return result
+
+
+class Moments:
+    """Mean and spread of completions that come one after the other (Welford's sums)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = self.squares = torch.zeros(())
+        """(N, C, h, w) both, from the first completion on."""
+
+    def add(self, completion: Tensor) -> None:
+        """Takes in one completion of every window, (N, C, h, w)."""
+        self.count += 1
+        if self.count == 1:
+            self.mean = completion.float().clone()
+            self.squares = torch.zeros_like(self.mean)
+            return
+        difference = completion - self.mean
+        self.mean += difference / self.count
+        self.squares += difference * (completion - self.mean)
+
+    def spread(self) -> Tensor:
+        """Standard deviation between the completions, averaged over pixels and channels: (N,)."""
+        return (self.squares / max(self.count - 1, 1)).sqrt().mean(dim=(1, 2, 3))
 
 
 def l2_distance(truth: Tensor, completion: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from torch.utils.data import Dataset, get_worker_info
 from common.image_batches import read_batches
 from common.images import ImageError, largest_stored, read_image
 from common.runtime import RuntimeSetupError, generator_for
+from inpainter.windows import resized, scaled_hw
 
 LOG = logging.getLogger(__name__)
 TRIES = 50
@@ -101,7 +102,8 @@ class NormalCrops(Dataset):
     (on_bad_image "skip"), or raises ImageError ("error").
     cache_mb: MiB of decoded images kept in memory, in each process; those read first stay.
     subset_frac: use this fraction of the files, drawn from the seed.
-    white_value: the stored value that means white, as read_image takes it.
+    white_value: the stored value that means white, as read_image takes it. scales: the factors at
+    which each image is shown; every epoch has each image at each of them.
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class NormalCrops(Dataset):
         cache_mb: int = 0,
         subset_frac: float | None = None,
         white_value: int | None = None,
+        scales: Sequence[float] = (1.0,),
     ) -> None:
         if not paths:
             raise ImageError("No training images were given; expected at least one path.")
@@ -127,15 +130,16 @@ class NormalCrops(Dataset):
         self._unusable: set[int] = set()
         self._usable: set[int] = set()
         self.white_value = white_value
+        self.scales = tuple(scales)
         self._room = cache_mb * 2**20  # bytes
         self._cached: dict[int, StoredImage] = {}
 
     def __len__(self) -> int:
-        """Number of images, that is of crops in an epoch; indices beyond are later epochs."""
-        return len(self.paths)
+        """Crops in an epoch, one of each image and scale; indices beyond are later epochs."""
+        return len(self.paths) * len(self.scales)
 
     def __getitem__(self, i: int) -> Tensor:
-        """Crop number i >= 0, (C, h, w) float32 in [-1, 1], of epoch i // number of images."""
+        """Crop number i >= 0, (C, h, w) float32 in [-1, 1], of epoch i // len(self)."""
         return self.crops([i])[0]
 
     def crops(self, indices: Sequence[int], stream: str = "crop") -> Tensor:
@@ -154,7 +158,7 @@ class NormalCrops(Dataset):
         """Writes crop i, in [0, 1], into row (C, h, w)."""
         if i < 0:
             raise IndexError(f"Crop numbers start at 0, got {i}")
-        n = len(self.paths)
+        n = len(self)
         epoch, position = divmod(i, n)
         order = _order(n, self.seed, epoch)
         generator = generator_for(self.seed, stream, i)
@@ -171,16 +175,21 @@ class NormalCrops(Dataset):
                 return
             self._skip(index, self._no_crop())
         examples = "; ".join(f"{path}: {why}" for path, why in list(self.skipped.items())[:3])
-        raise ImageError(f"None of the {n} training images gives a crop. For example: {examples}")
+        raise ImageError(
+            f"None of the {len(self.paths)} training images gives a crop. For example: {examples}"
+        )
 
     def decoded(self, index: int) -> StoredImage:
         """The image with this number, at least as large as a crop; the same, cached or not.
 
-        Raises ImageError where its file cannot be read.
+        index: image * number of scales + scale. Raises ImageError where its file cannot be read.
         """
         if index in self._cached:
             return self._cached[index]
-        image = read_image(self.paths[index], self.shape[0], white_value=self.white_value)
+        scale = self.scales[index % len(self.scales)]
+        image = read_image(self.path_of(index), self.shape[0], white_value=self.white_value)
+        if scale < 1:
+            image = resized(image, scaled_hw((image.shape[1], image.shape[2]), scale)).clamp(0, 1)
         stored = StoredImage(self.rule.fit(image).numpy(), 1.0)
         smallest = smallest_exact(stored.values, self.white_value) if self._room > 0 else stored
         if smallest.values.nbytes > self._room:
@@ -188,6 +197,10 @@ class NormalCrops(Dataset):
         self._room -= smallest.values.nbytes
         self._cached[index] = smallest
         return smallest
+
+    def path_of(self, index: int) -> Path:
+        """The file of an image at one of its scales; see decoded."""
+        return self.paths[index // len(self.scales)]
 
     def _image(self, index: int) -> StoredImage | None:
         """The decoded image; None where no crop of it can ever be used."""
@@ -201,7 +214,7 @@ class NormalCrops(Dataset):
                 return image
             reason = "the whole image is black"
             if image.values.max() > 0:
-                largest = largest_stored(self.paths[index], self.white_value)
+                largest = largest_stored(self.path_of(index), self.white_value)
                 reason += f": {largest}, below {BACKGROUND_MAX}"
         self._unusable.add(index)
         self._skip(index, reason)
@@ -215,7 +228,7 @@ class NormalCrops(Dataset):
 
     def _skip(self, index: int, reason: str) -> None:
         """Lists an image as passed over, or raises."""
-        path = self.paths[index]
+        path = self.path_of(index)
         if self.on_bad_image == "error":
             named = reason if str(path) in reason else f"{path}: {reason}"
             raise ImageError(f"{named} (train.on_bad_image: skip passes over such images)")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from common.images import ImageError, to_signed
 from common.runtime import tf32_products
+from inpainter.calibration import DESCRIPTION, Calibration
 from inpainter.completion import WindowScorer
 from inpainter.fast.scorer import FastScorer
 from inpainter.networks.dropout import ImageDropout
@@ -21,6 +22,8 @@ from inpainter.windows import (
     first_pass,
     heatmap_from_grid,
     pad_image,
+    resized,
+    scaled_hw,
     second_pass,
     tissue_fractions,
     window_grid,
@@ -51,16 +54,73 @@ class Heatmaps:
         return {k: stitch(scores, self.grid, self.test) for k, scores in self.grids.items()}
 
 
+@dataclass(frozen=True)
+class ScaledHeatmaps:
+    """The same of an image that was scored at several scales."""
+
+    image_hw: tuple[int, int]
+    n_windows: int
+    """Of all scales, those to come included."""
+    scales: tuple[Heatmaps, ...]
+    """As far as they are computed."""
+
+    @property
+    def n_scored(self) -> int:
+        return sum(part.n_scored for part in self.scales)
+
+    @cached_property
+    def heatmaps(self) -> dict[Metric, Tensor]:
+        """By metric, (H, W) float32, the mean over the scales; larger = more anomalous."""
+        maps = [part.heatmaps for part in self.scales]
+        return {
+            metric: torch.stack(
+                [resized(each[metric][None], self.image_hw)[0] for each in maps]
+            ).mean(dim=0)
+            for metric in maps[0]
+        }
+
+
+def score_at_scales(
+    image: Tensor,
+    scorer: WindowScorer | FastScorer,
+    test: TestConfig,
+    dropout: ImageDropout | None,
+    device: torch.device,
+    calibrations: Mapping[float, Calibration],
+) -> Iterator[Heatmaps | ScaledHeatmaps]:
+    """Scores one image at every one of test.scales; yields and raises as score_image does.
+
+    calibrations: by scale; empty where test.calibration is off.
+    """
+    image_hw = (image.shape[1], image.shape[2])
+    sizes = {scale: scaled_hw(image_hw, scale) for scale in test.scales}
+    if list(sizes.values()) == [image_hw]:
+        yield from score_image(
+            image, scorer, test, dropout, device, calibrations.get(test.scales[0])
+        )
+        return
+    window_hw, stride, alignment = test.patch_shape[:2], test.patch_stride, test.heatmap_alignment
+    n_windows = sum(len(window_grid(hw, window_hw, stride, alignment)) for hw in sizes.values())
+    done: tuple[Heatmaps, ...] = ()
+    for scale, hw in sizes.items():
+        small = resized(image, hw)
+        for part in score_image(small, scorer, test, dropout, device, calibrations.get(scale)):
+            yield ScaledHeatmaps(image_hw, n_windows, (*done, part))
+        done = (*done, part)
+
+
 def score_image(
     image: Tensor,
     scorer: WindowScorer | FastScorer,
     test: TestConfig,
     dropout: ImageDropout | None,
     device: torch.device,
+    calibration: Calibration | None = None,
 ) -> Iterator[Heatmaps]:
     """Scores one image; yields what is known after each batch of windows, and at last the whole.
 
-    image: (C, H, W) in [0, 1]; dropout: what drops, None if nothing does. Raises WindowError for an
+    image: (C, H, W) in [0, 1]; dropout: what drops, None if nothing does; calibration: what windows
+    are compared with, at last (until then the scores are distances). Raises WindowError for an
     image smaller than the window where test.heatmap_alignment is stretched, ImageError for
     scores that are not finite.
     """
@@ -72,6 +132,7 @@ def score_image(
     by_metric = dict(zip(scorer.metrics, scores.unflatten(1, grid.grid_hw), strict=True))
     heatmaps = Heatmaps(grid, test, by_metric)
     completed: list[int] = []
+    descriptions: list[Tensor] = []
     K = 1 if test.refine == "off" else min(test.refine, max(grid.grid_hw))
     for numbers in batches_to_score(grid, to_score, K, scores, batch_size(test, device)):
         windows = cut_windows(padded, grid, numbers)
@@ -79,15 +140,22 @@ def score_image(
             windows = windows.pin_memory().to(device, non_blocking=True)
         masks = None if dropout is None else dropout.masks(numbers)
         with tf32_products(test.precision == "tf32"):
-            values = scorer(to_signed(windows), masks)
+            values = scorer(to_signed(windows), masks, describing=calibration is not None)
         scores[:, numbers] = torch.stack([values[name].float() for name in scorer.metrics]).cpu()
+        if calibration is not None:
+            descriptions.append(values[DESCRIPTION].cpu())
         completed += numbers
         heatmaps = replace(heatmaps, n_scored=len(completed))
         yield heatmaps
+    require_finite(by_metric)
+    if calibration is not None and completed:
+        distances = dict(zip(scorer.metrics, scores[:, completed], strict=True))
+        corners = torch.tensor([grid.corner(number) for number in completed])
+        ratios = calibration.ratios(distances, torch.cat(descriptions), corners, test.mask_shape)
+        scores[:, completed] = torch.stack([ratios[name] for name in scorer.metrics])
     if K > 1:
         skipped = set(range(len(grid))).difference(to_score)
         scores.copy_(filled_in(scores, grid, K, [*completed, *skipped]))
-    require_finite(by_metric)
     yield replace(heatmaps)  # a new one: a picture of the last may have been drawn before
 
 

@@ -6,7 +6,7 @@ heatmaps = predictor("scan.dcm")  # {"MCD_image": (H, W) tensor, ...}
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +23,11 @@ from common.config import load_config
 from common.files import escaped
 from common.images import read_image
 from common.runtime import resolve_device
+from inpainter.calibration import Calibrations, load_calibrations
 from inpainter.completion import WindowScorer, dropout_of, spaces_of
 from inpainter.fast.scorer import FastScorer
-from inpainter.heatmap import Heatmaps, score_image
+from inpainter.heatmap import Heatmaps, ScaledHeatmaps, score_at_scales
+from inpainter.networks.dropout import ImageDropout
 from inpainter.networks.loading import load_generator, load_local_critic
 from inpainter.settings import Metric, PicardConfig
 from inpainter.snapshots import resolve_step
@@ -46,6 +48,8 @@ class Predictor:
     """Folder and step of the weights, in words."""
     weights: dict[str, str]
     """SHA-256 of the checkpoint's files, by role."""
+    calibrations: Calibrations = field(default_factory=dict)
+    """By scale; none with test.calibration: off."""
 
     def __call__(
         self, image: str | Path | np.ndarray | Tensor, *, name: str | None = None
@@ -62,15 +66,20 @@ class Predictor:
         *_, last = self.score_image(self.pixels_of(image), name)
         return last.heatmaps
 
-    def score_image(self, pixels: Tensor, name: str) -> Iterator[Heatmaps]:
+    def score_image(self, pixels: Tensor, name: str) -> Iterator[Heatmaps | ScaledHeatmaps]:
         """Yields what is known after each batch of windows, and at last the whole.
 
         pixels: (C, H, W) in [0, 1]. See `inpainter.heatmap.score_image`.
         """
-        config, test = self.config, self.config.test
+        test, dropout = self.config.test, self.dropout(name)
+        return score_at_scales(pixels, self.scorer, test, dropout, self.device, self.calibrations)
+
+    def dropout(self, name: str) -> ImageDropout | None:
+        """What drops while completing the windows of an image of this name."""
+        config = self.config
         # Random numbers depend on the name, which need not be UTF-8.
-        dropout = dropout_of(self.scorer.generator, config.netG, test, config.seed, escaped(name))
-        return score_image(pixels, self.scorer, test, dropout, self.device)
+        parts = (config.netG, config.test, config.seed, escaped(name))
+        return dropout_of(self.scorer.generator, *parts)
 
     def pixels_of(self, image: str | Path | np.ndarray | Tensor) -> Tensor:
         """An image as the networks take it: (C, H, W) float32 in [0, 1] on the CPU."""
@@ -145,7 +154,12 @@ def open_checkpoint(
             scorer = build_scorer(config, folder, step, device, with_critic=needs_critic)
             if weights == {role: content_hash(path) for role, path in paths.items()}:
                 source = f"{folder.resolve()} step {step}"
-                return Predictor(config, scorer, device, source, weights)
+                calibrations: Calibrations = {}
+                if config.test.calibration != "off":
+                    path = checkpoint_path(folder, "calibration", step)
+                    calibrations = load_calibrations(path, config, weights)
+                    weights["calibration"] = content_hash(path)
+                return Predictor(config, scorer, device, source, weights, calibrations)
         except (CheckpointError, FileNotFoundError):
             vanished = not all(path.is_file() for path in paths.values())
             if not (vanished and wanted in ("latest", "best") and tries_left):

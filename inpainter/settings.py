@@ -35,6 +35,7 @@ COARSE_DROPPABLE = (*COARSE_TRUNK, *(f"conv{i}" for i in range(11, 17)))
 FINE_DROPPABLE = (*COARSE_TRUNK, *ATTENTION_BRANCH, *(f"allconv{i}" for i in range(11, 17)))
 PUBLISHED_FINE = tuple(f"self.{name}" for name in FINE_DROPPABLE)
 Dilation = Annotated[int, kind.AtLeast(1, 1024)]
+Scale = Annotated[float, kind.Range(0.01, 1)]
 Margin = Annotated[int, kind.AtLeast(0, 2**14)]
 Metric = Literal[
     "MCD_image",
@@ -77,6 +78,12 @@ def check_shapes(outer_key: str, outer: tuple[int, ...], hole: tuple[int, ...]) 
     require(outer[2] in (1, 3), outer_key, outer, expected)
     fits = hole[0] < outer[0] and hole[1] < outer[1]
     require(fits, hole_key, hole, f"must be smaller than {outer_key}, {list(outer[:2])}")
+
+
+def check_scales(key: str, scales: tuple[float, ...]) -> None:
+    """Raises a ConfigError unless there are scales, each once."""
+    distinct = 0 < len(scales) == len(set(scales))
+    require(distinct, key, scales, "needs one scale or more, each once")
 
 
 @dataclass(frozen=True)
@@ -149,6 +156,8 @@ class TrainConfig:
     """Turn crops by up to this many degrees, either way: for few training images."""
     max_scale: Annotated[float, kind.Range(1, 100)] = 1.0
     """Show crops larger or smaller by up to this factor, >= 1."""
+    scales: tuple[Scale, ...] = (1.0,)
+    """Sizes at which images are shown to the networks, as factors of their own, in equal shares."""
     min_tissue_fraction: kind.Share = 0.0
     """Redraw crops with a smaller share of pixels brighter than tissue_threshold, in [0, 1)."""
     tissue_threshold: kind.Share = 0.005
@@ -169,6 +178,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_fields(self, "train")
         check_shapes("train.image_shape", self.image_shape, self.mask_shape)
+        check_scales("train.scales", self.scales)
         for axis in (0, 1):
             room = self.image_shape[axis] - 2 * self.margin[axis] - self.mask_shape[axis]
             expected = "must leave room for the box in the crop"
@@ -235,6 +245,11 @@ class TestConfig:
     """Drop the same channels in all windows of an image: for GPUs, where it is faster."""
     compile: bool = False
     """Compile the attention with torch.compile: some seconds at the start."""
+    calibration: Literal["off", "knn"] = "off"
+    """knn: each window's distance over what similar windows of normal images have, and similar ones
+    elsewhere in the image (ours; --calibrate). off: the published distance."""
+    scales: tuple[Scale, ...] = (1.0,)
+    """Sizes at which an image is scored, as factors of its own: the heatmap is their mean."""
     refine: Literal["off"] | Annotated[int, kind.AtLeast(2, 2**14)] = "off"
     """K: score every K-th window first, the rest only around the upper fifth; else interpolate."""
 
@@ -243,6 +258,10 @@ class TestConfig:
         check_shapes("test.patch_shape", self.patch_shape, self.mask_shape)
         fits = self.engine == "fast" or self.precision != "bf16"
         require(fits, "test.precision", self.precision, "bf16 needs test.engine: fast")
+        check_scales("test.scales", self.scales)
+        one = self.calibration != "off" or len(self.scales) == 1
+        expected = "distances at several scales compare only with test.calibration: knn"
+        require(one, "test.scales", self.scales, expected)
         metrics = self.heatmap_metrics
         distinct = 0 < len(metrics) == len(set(metrics))
         require(distinct, "test.heatmap_metrics", metrics, "needs one metric or more, each once")
@@ -329,6 +348,8 @@ class PicardConfig:
     """Folder of normal training images."""
     test_data_path: kind.PathText | None = None
     """Folder of images to score."""
+    calibration_data_path: kind.PathText | None = None
+    """Folder of normal images that test.calibration measures; none = those of training."""
     white_value: kind.WhiteValue | None = None
     """Stored value that means white in files of more bits, e.g. 4095; none = the type's largest."""
     expname: kind.NameText = "PICARD-train"

@@ -48,7 +48,7 @@ SELECTION_KEY = "select_l1"
 
 WHERE = (
     *("dataset_name", "expname", "checkpoints_dir", "logs_dir", "heatmaps_dir", "train.resume"),
-    *("train_data_path", "test_data_path", "data_with_subfolder"),
+    *("train_data_path", "test_data_path", "data_with_subfolder", "calibration_data_path"),
 )
 """Where things lie; that the images are the same is seen from their contents."""
 MACHINE = ("cuda", "gpu_ids", "device", "num_workers", "train.channels_last", "train.cache_mb")

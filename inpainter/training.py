@@ -25,11 +25,19 @@ from common.runtime import (
     tf32_products,
 )
 from common.training import open_run, refuse_to_overwrite
+from inpainter.calibrate import calibrate
 from inpainter.data import CropRule, NormalCrops, crop_batches, fixed_crops
 from inpainter.networks import build_networks, require_training_memory
 from inpainter.recorder import Recorder
 from inpainter.settings import PicardConfig, input_path
-from inpainter.snapshots import Progress, restore_snapshot, run_folder, run_name, tidy_snapshots
+from inpainter.snapshots import (
+    Progress,
+    resolve_step,
+    restore_snapshot,
+    run_folder,
+    run_name,
+    tidy_snapshots,
+)
 from inpainter.step import TrainState, build_optimisers, training_step
 
 LOG = logging.getLogger(__name__)
@@ -86,7 +94,12 @@ def train(
             step = train_steps(state, crops, start.step, stop, recorder)
         if crops.skipped:
             LOG.warning("%d of %d images were skipped.", len(crops.skipped), len(crops.paths))
-        return TrainResult(folder, step, stop.exit_status, crops.skipped)
+        is_main = processes.is_main
+    if is_main and config.test.calibration != "off" and stop.exit_status == 0:
+        kinds = ("latest", "best") if config.train.select_crops else ("latest",)
+        for step_to_use in sorted({resolve_step(folder, kind) for kind in kinds}):
+            calibrate(config, folder, step_to_use)
+    return TrainResult(folder, step, stop.exit_status, crops.skipped)
 
 
 def train_steps(
@@ -188,6 +201,7 @@ def training_crops(config: PicardConfig) -> NormalCrops:
         cache_mb=train.cache_mb,
         subset_frac=train.subset_frac,
         white_value=config.white_value,
+        scales=train.scales,
     )
 
 

@@ -95,6 +95,21 @@ def window_grid(
     return WindowGrid(image_hw, window_hw, stride, (grid[0], grid[1]), (*pads[1], *pads[0]))
 
 
+def scaled_hw(image_hw: tuple[int, int], scale: float) -> tuple[int, int]:
+    """The size of an image that is shown smaller by this factor in (0, 1]; at least a pixel."""
+    return max(1, round(image_hw[0] * scale)), max(1, round(image_hw[1] * scale))
+
+
+def resized(image: Tensor, image_hw: tuple[int, int]) -> Tensor:
+    """An image, or a heatmap, of another size: (C, H, W) -> (C, *image_hw), antialiased bilinear.
+
+    The same where the size is the same.
+    """
+    if tuple(image.shape[1:]) == tuple(image_hw):
+        return image
+    return F.interpolate(image[None], size=image_hw, mode="bilinear", antialias=True)[0]
+
+
 def pad_image(image: Tensor, grid: WindowGrid) -> Tensor:
     """Mirrors the image's borders as the grid needs; (C, H, W) -> (C, H + ..., W + ...)."""
     left, right, top, bottom = grid.pad

@@ -70,25 +70,23 @@ class FastScorer:
         self.stages: dict[tuple[int, int], tuple[FastCoarse, FastFine | None]] = {}
 
     @torch.inference_mode()
-    def __call__(self, windows: Tensor, masks: WindowMasks | None) -> dict[Metric, Tensor]:
-        """Scores of a batch: every metric's (N,) values, larger = more anomalous.
-
-        windows: (N, C, H, W) in [-1, 1]; masks: channels that completions keep, None without
-        dropout.
-        """
+    def __call__(
+        self, windows: Tensor, masks: WindowMasks | None, *, describing: bool = False
+    ) -> dict[str, Tensor]:
+        """Scores of a batch, as WindowScorer's."""
         self.stages_for((windows.shape[2], windows.shape[3]))  # before threads ask for them
         if not self.one_by_one(windows):
-            return score_windows(self, windows, masks)
+            return score_windows(self, windows, masks, describing=describing)
 
         @torch.inference_mode()
-        def score(i: int) -> dict[Metric, Tensor]:
+        def score(i: int) -> dict[str, Tensor]:
             own_masks = None if masks is None else masks.of_window(i)
-            return score_windows(self, windows[i : i + 1], own_masks)
+            return score_windows(self, windows[i : i + 1], own_masks, describing=describing)
 
         workers = torch.get_num_threads() if windows.device.type == "cpu" else 1
         in_parallel = workers > 1 and len(windows) > 1
         scores = list((self.threads.map if in_parallel else map)(score, range(len(windows))))
-        return {metric: torch.cat([each[metric] for each in scores]) for metric in self.metrics}
+        return {key: torch.cat([each[key] for each in scores]) for key in scores[0]}
 
     def one_by_one(self, windows: Tensor) -> bool:
         """Whether windows are completed one at a time, so that each is thinned by its own masks."""

@@ -1,0 +1,132 @@
+"""Measures normal images with a trained checkpoint, for test.calibration: see calibration.py."""
+
+import dataclasses
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from common.checkpoint import checkpoint_path
+from common.errors import UserError
+from common.image_folders import list_images
+from common.image_sets import data_identity
+from common.images import ImageError, to_signed
+from common.runtime import generator_for, tf32_products
+from inpainter.calibration import (
+    DESCRIPTION,
+    N_NEIGHBOURS,
+    Calibration,
+    Calibrations,
+    save_calibrations,
+)
+from inpainter.heatmap import batch_size, batched, require_finite, windows_to_score
+from inpainter.predictor import Predictor, open_checkpoint
+from inpainter.settings import PicardConfig, input_path
+from inpainter.snapshots import resolve_step
+from inpainter.windows import cut_windows, pad_image, resized, scaled_hw, window_grid
+
+LOG = logging.getLogger(__name__)
+N_WINDOWS = 6000
+"""Windows of normal images at each scale."""
+PLACES = 8
+"""Windows are drawn from a grid of this many places along a hole's side, or a finer one."""
+
+
+def calibrate(config: PicardConfig, folder: Path, wanted: int | str) -> Path:
+    """Measures windows of normal images and writes calibration_%08d.pt beside the checkpoint.
+
+    The images are those of calibration_data_path, or else those of train_data_path, whose
+    completions are a little better than those of images never seen. wanted: a step, `latest` or
+    `best`. Raises ConfigError, CheckpointError and ImageError, all with their remedy.
+    """
+    off = dataclasses.replace(config.test, calibration="off", scales=(1.0,))
+    step = resolve_step(folder, wanted, option="--checkpoint_iter")
+    predictor = open_checkpoint(dataclasses.replace(config, test=off), folder, step)
+    predictor.require_finite_weights()
+    key = "train_data_path" if config.calibration_data_path is None else "calibration_data_path"
+    root = input_path(getattr(config, key), key)
+    paths = list_images(
+        root,
+        recursive=config.data_with_subfolder,
+        on_bad=config.test.on_bad_image,
+        remedy="set data_with_subfolder: true",
+    )
+    found = measured(predictor, paths, config.test.scales, root)
+    path = checkpoint_path(folder, "calibration", step)
+    counts = [len(each.known) for each in found.values()]
+    normals = {"from": key, "windows": counts, "images": data_identity(paths, root)}
+    save_calibrations(path, found, config, predictor.weights, normals)
+    what = "images held out from training" if key != "train_data_path" else "the training images"
+    LOG.info("Calibrated on %s windows of %s: %s", "+".join(map(str, counts)), what, path)
+    return path
+
+
+def measured(
+    predictor: Predictor, paths: Sequence[Path], scales: Sequence[float], root: Path
+) -> Calibrations:
+    """Calibrations by scale, from about N_WINDOWS windows of these images in equal shares.
+
+    An image that cannot be scored is passed over with a warning, or raises ImageError or
+    WindowError (on_bad_image: error); too few windows in all raise ImageError.
+    """
+    test = predictor.config.test
+    share = -(-N_WINDOWS // len(paths))
+    batches: dict[float, list[dict[str, Tensor]]] = {scale: [] for scale in scales}
+    silent = not sys.stderr.isatty()
+    for path in tqdm(paths, unit="image", desc="calibrating", disable=silent, leave=False):
+        name = path.relative_to(root).as_posix()
+        try:
+            image = predictor.pixels_of(path)
+            hw = (image.shape[1], image.shape[2])
+            for scale in scales:
+                small = resized(image, scaled_hw(hw, scale))
+                batches[scale] += describe_windows(predictor, small, name, share)
+        except UserError as error:
+            if test.on_bad_image == "error":
+                raise
+            LOG.warning("Passed over: %s: %s", name, error)
+    return {scale: fitted(batches[scale], scale) for scale in scales}
+
+
+def describe_windows(
+    predictor: Predictor, image: Tensor, name: str, count: int
+) -> list[dict[str, Tensor]]:
+    """Scores and descriptions of `count` windows of an image, or of all it has, in batches.
+
+    image: (C, H, W) in [0, 1]; name: its name below its folder, which decides which.
+    """
+    test, config = predictor.config.test, predictor.config
+    stride = max(1, min(test.patch_stride, min(test.mask_shape) // PLACES))
+    hw = (image.shape[1], image.shape[2])
+    grid = window_grid(hw, test.patch_shape[:2], stride, test.heatmap_alignment)
+    padded = pad_image(image, grid)
+    numbers = windows_to_score(padded, grid, test)
+    order = torch.randperm(len(numbers), generator=generator_for(config.seed, "calibrate", name))
+    chosen = sorted(numbers[i] for i in order[:count].tolist())
+    dropout = predictor.dropout(name)
+    found = []
+    for batch in batched(chosen, batch_size(test, predictor.device)):
+        windows = to_signed(cut_windows(padded, grid, batch).to(predictor.device))
+        masks = None if dropout is None else dropout.masks(batch)
+        with tf32_products(test.precision == "tf32"):
+            scores = predictor.scorer(windows, masks, describing=True)
+        found.append({key: values.float().cpu() for key, values in scores.items()})
+    return found
+
+
+def fitted(batches: Sequence[dict[str, Tensor]], scale: float) -> Calibration:
+    """The calibration from batches of scores. Raises ImageError for too few windows, or NaN."""
+    n_windows = sum(len(batch[DESCRIPTION]) for batch in batches)
+    if n_windows < N_NEIGHBOURS:
+        raise ImageError(
+            f"The normal images have only {n_windows} windows with tissue at scale {scale}, and a "
+            f"calibration needs {N_NEIGHBOURS} or more. Give more images (calibration_data_path), "
+            "or lower test.min_tissue_fraction."
+        )
+    scores = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+    require_finite(scores)
+    return Calibration.fit(scores.pop(DESCRIPTION), scores)
