@@ -10,10 +10,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from common.checkpoint import checkpoint_path
+from common.checkpoint import (
+    CheckpointError,
+    checkpoint_path,
+    load_tensors,
+    require_mapping,
+)
 from common.errors import UserError
 from common.image_folders import list_images
-from common.image_sets import data_identity
+from common.image_sets import data_changes, data_identity
 from common.images import ImageError, to_signed
 from common.runtime import generator_for, tf32_products
 from inpainter.calibration import (
@@ -23,6 +28,7 @@ from inpainter.calibration import (
     Calibrations,
     save_calibrations,
 )
+from inpainter.data import split_held_out
 from inpainter.heatmap import batch_size, batched, require_finite, windows_to_score
 from inpainter.predictor import Predictor, open_checkpoint
 from inpainter.settings import PicardConfig, input_path
@@ -39,15 +45,33 @@ PLACES = 8
 def calibrate(config: PicardConfig, folder: Path, wanted: int | str) -> Path:
     """Measures windows of normal images and writes calibration_%08d.pt beside the checkpoint.
 
-    The images are those of calibration_data_path, or else those of train_data_path, whose
-    completions are a little better than those of images never seen. wanted: a step, `latest` or
-    `best`. Raises ConfigError, CheckpointError and ImageError, all with their remedy.
+    wanted: a step, `latest` or `best`. Raises ConfigError, CheckpointError and ImageError, all with
+    their remedy.
     """
     off = dataclasses.replace(config.test, calibration="off", scales=(1.0,))
     step = resolve_step(folder, wanted, option="--checkpoint_iter")
     predictor = open_checkpoint(dataclasses.replace(config, test=off), folder, step)
     predictor.require_finite_weights()
-    key = "train_data_path" if config.calibration_data_path is None else "calibration_data_path"
+    paths, root, origin = normal_images(config, checkpoint_path(folder, "state", step))
+    found = measured(predictor, paths, config.test.scales, root)
+    path = checkpoint_path(folder, "calibration", step)
+    counts = [len(each.known) for each in found.values()]
+    normals = {"from": origin, "windows": counts, "images": data_identity(paths, root)}
+    save_calibrations(path, found, config, predictor.weights, normals)
+    LOG.info("Calibrated on %s windows of %s: %s", "+".join(map(str, counts)), origin, path)
+    return path
+
+
+def normal_images(config: PicardConfig, state: Path) -> tuple[list[Path], Path, str]:
+    """Images to measure, the folder that they lie below, and where they are from, in words.
+
+    Those of calibration_data_path; else those that train.held_out kept from training; else the
+    training images, whose completions are somewhat better than those of images never seen.
+    state: the step's state_%08d.pt, which says what was trained on. Raises CheckpointError where
+    the training folder has changed since, so that what is held out may have been trained on.
+    """
+    elsewhere = config.calibration_data_path is not None
+    key = "calibration_data_path" if elsewhere else "train_data_path"
     root = input_path(getattr(config, key), key)
     paths = list_images(
         root,
@@ -55,14 +79,19 @@ def calibrate(config: PicardConfig, folder: Path, wanted: int | str) -> Path:
         on_bad=config.test.on_bad_image,
         remedy="set data_with_subfolder: true",
     )
-    found = measured(predictor, paths, config.test.scales, root)
-    path = checkpoint_path(folder, "calibration", step)
-    counts = [len(each.known) for each in found.values()]
-    normals = {"from": key, "windows": counts, "images": data_identity(paths, root)}
-    save_calibrations(path, found, config, predictor.weights, normals)
-    what = "images held out from training" if key != "train_data_path" else "the training images"
-    LOG.info("Calibrated on %s windows of %s: %s", "+".join(map(str, counts)), what, path)
-    return path
+    if elsewhere:
+        return paths, root, "the images of calibration_data_path"
+    trained, held_out = split_held_out(paths, config.train.held_out, config.seed)
+    if not held_out:
+        return paths, root, "the training images (train.held_out keeps some for this)"
+    if state.is_file():
+        saved = require_mapping(load_tensors(state), str(state)).get("images")
+        if changes := data_changes(saved, data_identity(trained, root)):
+            raise CheckpointError(
+                f"{state}: {changes}, so nobody knows which images were held out. Restore the "
+                "folder, or give other normal images as calibration_data_path."
+            )
+    return held_out, root, "images held out from training"
 
 
 def measured(

@@ -1,9 +1,11 @@
-"""Calibrated completion distance: how many times larger than where normal tissue looks alike.
+"""Calibrated completion distance: how unlikely it is where normal tissue looks alike.
 
 A completion is far from the truth wherever tissue is hard to predict, at bones, borders and texture
-too, not only at lesions. So every window's distance is divided by the one to expect there: what
-windows of normal images with similar surroundings have, and what such windows elsewhere in the same
-image have (which tells a scanner's noise from a lesion). Ours, not of the paper.
+too, not only at lesions. So each window's log distance is compared with those of the windows of
+normal images that have the most similar surroundings: z, its deviation from their mean in their
+standard deviations. Scanners differ, so z is then compared within the image: a line is fitted to z
+against the expected log distance, robustly, and taken off. The score is the surprise, -log10 of the
+chance that a normal window is as far or farther: 3 = one in a thousand. Ours, not of the paper.
 
 N windows of an image, B windows of normal images, F numbers that describe a window's surroundings,
 D of them after the projection, C H W window, h w hole.
@@ -35,12 +37,14 @@ from inpainter.windows import centre_crop
 
 DESCRIPTION = "description"
 """Key of the descriptions among a batch's scores."""
-N_NEIGHBOURS = 40
+N_NEIGHBOURS = 20
 N_DIMENSIONS = 24
-FEWEST_NEIGHBOURS = 8
-"""Windows elsewhere in the image that it takes for these to be asked as well."""
-MOST_OTHERS = 4096
-"""Windows of the same image among which the similar ones are looked for, evenly spread."""
+LEAST_DEVIATION = 0.05
+"""Added to the neighbours' standard deviation of the log distance."""
+LARGEST_Z = 8.0
+"""Surprise 15.2: beyond it the normal distribution means nothing."""
+FEWEST_WINDOWS = 20
+"""Scored windows that an image needs for the comparison within it."""
 PATCHES, EDGE_PATCHES = 8, 4
 """Patches along a window's side over which grey values, and edges, are averaged."""
 WEAK_EDGE, SMALL_SPREAD = 0.01, 0.001
@@ -99,63 +103,49 @@ class Calibration:
         mean = torch.from_numpy(mean.astype(np.float32))
         return cls(mean, axes, (descriptions - mean) @ axes, dict(distances))
 
-    def ratios(
-        self,
-        distances: Mapping[Metric, Tensor],
-        descriptions: Tensor,
-        corners: Tensor,
-        hole_hw: tuple[int, int],
+    def surprise(
+        self, distances: Mapping[Metric, Tensor], descriptions: Tensor
     ) -> dict[Metric, Tensor]:
-        """Distances of windows of one image over those to expect: by metric, (N,) >= 0.
+        """-log10 of the chance that a normal window is so far or farther: by metric, (N,) >= 0.
 
-        1 is as expected, larger = more anomalous. distances: by metric, (N,); descriptions: (N, F);
-        corners: (N, 2), top and left in pixels, which tell windows whose holes overlap: those say
-        nothing of one another. The expectation is the geometric mean of two: over the nearest
-        windows of normal images, and (where there are enough) over the nearest of this image.
+        Larger = more anomalous; 0.3 is the middle of normal windows. All windows of one image that
+        are scored. distances: by metric, (N,) >= 0; descriptions: (N, F).
         """
-        projected = (descriptions - self.mean) @ self.axes
-        step = math.ceil(len(projected) / MOST_OTHERS)
-        others, other_corners = projected[::step], corners[::step]
-        near, elsewhere = [], []
-        for some, theirs in zip(projected.split(CHUNK), corners.split(CHUNK), strict=True):
-            near.append(nearest(some, self.known))
-            elsewhere.append(nearest(some, others, apart(theirs, other_corners, hole_hw)))
-        near, elsewhere = torch.cat(near), torch.cat(elsewhere)
+        projected = ((descriptions - self.mean) @ self.axes).split(CHUNK)
+        near = torch.cat([nearest(some, self.known) for some in projected])  # (N, k)
         result = {}
         for metric, values in distances.items():
             bank = self.distances[metric]
-            floor = bank.median()  # so that distances near 0 give no large ratios
-            logs, bank = (values + floor).log(), (bank + floor).log()
-            expected = bank[near].mean(dim=1)
-            own = medians(logs[::step], elsewhere)
-            expected = torch.where(own.isnan(), expected, (expected + own) / 2)
-            result[metric] = (logs - expected).exp()
+            floor = bank.median().clamp(min=1e-6)  # so that distances near 0 are not far apart
+            logs, bank = (values + floor).double().log(), (bank + floor).double().log()
+            expected, deviation = bank[near].mean(dim=1), bank[near].std(dim=1)
+            z = (logs - expected) / (deviation + LEAST_DEVIATION)
+            if len(z) >= FEWEST_WINDOWS:
+                z = z - robust_line(expected, z)
+            chance = torch.special.log_ndtr(-z.clamp(-LARGEST_Z, LARGEST_Z))
+            result[metric] = (-chance / math.log(10)).float()
         return result
 
 
-def nearest(queries: Tensor, points: Tensor, may: Tensor | None = None) -> Tensor:
-    """Indices of the nearest points, (N, k): the nearest first, -1 where there are not so many.
-
-    queries: (N, D); points: (P, D); may: (N, P), False for points that do not count.
-    """
+def nearest(queries: Tensor, points: Tensor) -> Tensor:
+    """Indices of the nearest points, (N, k). queries: (N, D); points: (P, D)."""
     # Not by matrix products, whose rounding depends on how many windows are asked for at once.
     far = torch.cdist(queries, points, compute_mode="donot_use_mm_for_euclid_dist")
-    if may is not None:
-        far[~may] = math.inf
-    near = far.topk(min(N_NEIGHBOURS, len(points)), largest=False)
-    return near.indices.where(near.values.isfinite(), -1)
+    return far.topk(min(N_NEIGHBOURS, len(points)), largest=False).indices
 
 
-def apart(corners: Tensor, others: Tensor, hole_hw: tuple[int, int]) -> Tensor:
-    """Which holes do not overlap, (N, P) bool; corners of their windows: (N, 2) and (P, 2)."""
-    return ((corners[:, None] - others).abs() >= torch.tensor(hole_hw)).any(dim=2)
-
-
-def medians(values: Tensor, indices: Tensor) -> Tensor:
-    """Median of values (P,) at indices (N, k), -1 for none: (N,), NaN where there are too few."""
-    chosen = values[indices.clamp(min=0)].masked_fill(indices < 0, math.nan)
-    enough = (indices >= 0).sum(dim=1) >= FEWEST_NEIGHBOURS
-    return chosen.nanmedian(dim=1).values.where(enough, math.nan)
+def robust_line(x: Tensor, y: Tensor) -> Tensor:
+    """The line through y (N,) at x (N,), which a few outliers do not bend (Huber's weights)."""
+    X = torch.stack([torch.ones_like(x), x - x.mean()], dim=1)
+    ridge = torch.diag(x.new_tensor([0.0, 1e-6 * len(x)]))
+    weights = torch.ones_like(y)
+    for _ in range(10):
+        weighted = X * weights[:, None]
+        line = X @ torch.linalg.solve(weighted.T @ X + ridge, weighted.T @ y)
+        off = (y - line).abs()
+        scale = 1.4826 * off.median() + 1e-6  # the standard deviation, of normal residuals
+        weights = (scale / off.clamp(min=1e-9)).clamp(max=1)
+    return line
 
 
 Calibrations = dict[float, Calibration]

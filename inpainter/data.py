@@ -266,6 +266,20 @@ def _subset(paths: list[Path], fraction: float | None, seed: int) -> list[Path]:
     return [paths[index] for index in sorted(order[:count])]
 
 
+def split_held_out(paths: Sequence[Path], share: float, seed: int) -> tuple[list[Path], list[Path]]:
+    """Images to train on, and the share that is kept from training; both in the given order.
+
+    At least one of each, where there are two images or more and share > 0.
+    """
+    count = min(max(1, round(share * len(paths))), len(paths) - 1) if share > 0 else 0
+    order = torch.randperm(len(paths), generator=generator_for(seed, "held out")).tolist()
+    kept = set(order[:count])
+    parts: tuple[list[Path], list[Path]] = ([], [])
+    for index, path in enumerate(paths):
+        parts[index in kept].append(path)
+    return parts
+
+
 @dataclass(frozen=True)
 class CropRule:
     """How crops are taken from an image; the settings of the same names under `train:`."""

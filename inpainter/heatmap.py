@@ -150,13 +150,14 @@ def score_image(
     require_finite(by_metric)
     if calibration is not None and completed:
         distances = dict(zip(scorer.metrics, scores[:, completed], strict=True))
-        corners = torch.tensor([grid.corner(number) for number in completed])
-        ratios = calibration.ratios(distances, torch.cat(descriptions), corners, test.mask_shape)
-        scores[:, completed] = torch.stack([ratios[name] for name in scorer.metrics])
+        surprise = calibration.surprise(distances, torch.cat(descriptions))
+        scores = torch.zeros_like(scores)  # those of the last are distances still
+        scores[:, completed] = torch.stack([surprise[name] for name in scorer.metrics])
+        by_metric = dict(zip(scorer.metrics, scores.unflatten(1, grid.grid_hw), strict=True))
     if K > 1:
         skipped = set(range(len(grid))).difference(to_score)
         scores.copy_(filled_in(scores, grid, K, [*completed, *skipped]))
-    yield replace(heatmaps)  # a new one: a picture of the last may have been drawn before
+    yield replace(heatmaps, grids=by_metric)  # a new one: the last may have been drawn before
 
 
 def require_finite(grids: Mapping[Metric, Tensor]) -> None:

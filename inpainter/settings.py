@@ -158,6 +158,8 @@ class TrainConfig:
     """Show crops larger or smaller by up to this factor, >= 1."""
     scales: tuple[Scale, ...] = (1.0,)
     """Sizes at which images are shown to the networks, as factors of their own, in equal shares."""
+    held_out: kind.Share = 0.0
+    """Share of the images that training does not see, for test.calibration to measure, in [0, 1)."""
     min_tissue_fraction: kind.Share = 0.0
     """Redraw crops with a smaller share of pixels brighter than tissue_threshold, in [0, 1)."""
     tissue_threshold: kind.Share = 0.005
@@ -349,7 +351,8 @@ class PicardConfig:
     test_data_path: kind.PathText | None = None
     """Folder of images to score."""
     calibration_data_path: kind.PathText | None = None
-    """Folder of normal images that test.calibration measures; none = those of training."""
+    """Folder of normal images that test.calibration measures; none = those that train.held_out
+    keeps from training, or else those of training."""
     white_value: kind.WhiteValue | None = None
     """Stored value that means white in files of more bits, e.g. 4095; none = the type's largest."""
     expname: kind.NameText = "PICARD-train"

@@ -26,7 +26,13 @@ from common.runtime import (
 )
 from common.training import open_run, refuse_to_overwrite
 from inpainter.calibrate import calibrate
-from inpainter.data import CropRule, NormalCrops, crop_batches, fixed_crops
+from inpainter.data import (
+    CropRule,
+    NormalCrops,
+    crop_batches,
+    fixed_crops,
+    split_held_out,
+)
 from inpainter.networks import build_networks, require_training_memory
 from inpainter.recorder import Recorder
 from inpainter.settings import PicardConfig, input_path
@@ -183,6 +189,9 @@ def training_crops(config: PicardConfig) -> NormalCrops:
         on_bad=train.on_bad_image,
         remedy="set data_with_subfolder: true",
     )
+    paths, held_out = split_held_out(paths, train.held_out, config.seed)
+    if held_out:
+        LOG.info("%d images are kept from training, %d are trained on.", len(held_out), len(paths))
     rule = CropRule(
         train.image_shape[:2],
         train.random_crop,

@@ -1,0 +1,240 @@
+"""PICARD on real images with known lesions: trains, calibrates, scores, and compares with baselines.
+
+    python benchmarks/real/picard.py mias --data FOLDER --seeds 3
+    python benchmarks/real/picard.py idrid --data FOLDER --seeds 3
+
+FOLDER holds the set as benchmarks/real/README.md says. Scales, strides and the baselines' blurs were
+chosen on the images listed in chosen_<set>.txt; the table is of the others. A training that is
+finished in --output is not repeated.
+"""
+
+import argparse
+import csv
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))  # run by path, uninstalled
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from common.checkpoint import checkpoint_path
+from common.cli import run_script
+from common.images import read_image, read_mask
+from demos import picard_report as report
+from demos.baselines import fit_difference_of_gaussians, fit_intensity, fit_knn
+from inpainter.predictor import Predictor, load_predictor
+from inpainter.windows import resized, scaled_hw
+
+HERE = Path(__file__).resolve().parent
+CONFIG = "configs/demo_ct.yaml"
+N_STEPS = 5000
+Scorer = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A set of images, ready to train on and to score."""
+
+    training: Path
+    """Folder of normal images to train on."""
+    held_out: Path
+    """Folder of other normal images, for the calibration."""
+    cases: list[report.Case]
+    settings: tuple[str, ...]
+    """What differs from configs/demo_ct.yaml."""
+    scale: float
+    blurs: tuple[float, ...]
+    """Standard deviations that the chosen half picks the filters' from, in pixels."""
+    channel: int = 0
+    """The channel that the baselines see."""
+
+
+def link(names: Sequence[Path], folder: Path) -> Path:
+    """A folder of links to these files, and nothing else."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
+    for path in names:
+        (folder / path.name).symlink_to(path.resolve())
+    return folder
+
+
+def mias(data: Path, output: Path) -> Task:
+    """Mini-MIAS at 512 x 512; films 2k - 1 and 2k are one woman's, and stay together.
+
+    Trained on are women without any lesion, a fifth of whom are held out. A pixel is of the breast
+    where it is brighter than 8 of 255; a lesion is its circle.
+    """
+    rows = list(csv.DictReader((data / "lesions_full_1024.csv").open()))
+    images = {Path(row["image"]).stem: data / "images" / row["image"] for row in rows}
+    woman = {name: (int(name[3:6]) + 1) // 2 for name in images}
+    ill = {woman[Path(row["image"]).stem] for row in rows if row["class"] != "NORM"}
+    healthy = sorted({*woman.values()} - ill)
+    order = np.random.default_rng(0).permutation(len(healthy))
+    held = {healthy[i] for i in order[: len(healthy) // 5]}
+    normal = [name for name in images if woman[name] not in ill]
+    circles: dict[str, list[tuple[float, ...]]] = {}
+    for row in rows:
+        if row["radius"]:
+            numbers = tuple(float(row[key]) / 2 for key in ("y", "x", "radius"))
+            circles.setdefault(Path(row["image"]).stem, []).append(numbers)
+    down, right = np.mgrid[:512, :512]
+    cases = []
+    for name, found in sorted(circles.items()):
+        image = read_image(images[name], 1)
+        truth = np.zeros((512, 512), bool)
+        for y, x, radius in found:
+            truth |= (down - y) ** 2 + (right - x) ** 2 <= radius**2
+        cases.append(report.Case(name, image, truth, (image[0].numpy() > 8 / 255) | truth, "MIAS"))
+    return Task(
+        link([images[n] for n in normal if woman[n] not in held], output / "train"),
+        link([images[n] for n in normal if woman[n] in held], output / "held_out"),
+        cases,
+        ("train.scales=[0.25]", "test.scales=[0.25]"),
+        scale=0.25,
+        blurs=(4, 8, 16, 32),
+    )
+
+
+def idrid(data: Path, output: Path) -> Task:
+    """IDRiD at 1072 x 712, in colour; a lesion is any of the four kinds.
+
+    Trained on are the 133 photographs of grade 0 of the official training part (118 is left out: it
+    is in the test part as well, with grade 3); the 34 of its test part are held out.
+    """
+    cases = []
+    for path in sorted((data / "lesion_images").glob("*.jpg")):
+        image = read_image(path, 3)
+        truth = read_mask(data / "masks_any" / f"{path.stem}.png")
+        field = image.amax(dim=0).numpy() > 0.1
+        cases.append(report.Case(path.stem, image, truth, field | truth, "IDRiD, any lesion"))
+    training = [p for p in sorted((data / "normal_train").glob("*.jpg")) if "118" not in p.stem]
+    return Task(
+        link(training, output / "train"),
+        link(sorted((data / "normal_test").glob("*.jpg")), output / "held_out"),
+        cases,
+        (
+            *("train.image_shape=[32, 32, 3]", "test.patch_shape=[32, 32, 3]"),
+            *("netG.input_dim=3", "netD.input_dim=3", "netG.ngf=16"),
+            *("train.scales=[0.25]", "test.scales=[0.25]", "test.patch_stride=8"),
+        ),
+        scale=0.25,
+        blurs=(1.5, 3, 6),
+        channel=1,
+    )
+
+
+TASKS = {"mias": mias, "idrid": idrid}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("set", choices=TASKS)
+    add("--data", type=Path, required=True, metavar="DIR", help="the set's folder")
+    add("--seeds", type=int, default=1, metavar="N", help="trainings (default: 1)")
+    add("--output", type=Path, metavar="DIR", help="(default: demo/real/<set>)")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", dest="more", help="a setting")
+    add("--limit", type=int, metavar="N", help="score the first N images of each half only")
+    add("--half", choices=("reported", "chosen"), default="reported", help="images to report on")
+    arguments = parser.parse_args()
+    output = (arguments.output or report.ROOT / "demo" / "real" / arguments.set).resolve()
+    task = TASKS[arguments.set](arguments.data, output)
+    names = set((HERE / f"chosen_{arguments.set}.txt").read_text().split())
+    chosen = [case for case in task.cases if case.name in names][: arguments.limit]
+    reported = [case for case in task.cases if case.name not in names][: arguments.limit]
+    cases = reported if arguments.half == "reported" else chosen
+    started = time.monotonic()
+    heatmaps: dict[str, list] = {}
+    for seed in range(arguments.seeds):
+        predictor = trained(task, output, seed, arguments.more)
+        for method, maps in scored(predictor, cases).items():
+            heatmaps.setdefault(method, []).append(maps)
+    heatmaps |= baselines(task, chosen, cases)
+    rows = report.compare(cases, heatmaps)
+    record = {"set": arguments.set, "half": arguments.half, "settings": task.settings,
+              "more": arguments.more, "seconds": time.monotonic() - started}  # fmt: skip
+    shown = ("MCD_image calibrated", "MCD_image", "smoothed intensity", "k-NN of patches")
+    report.save_results(rows, cases, heatmaps, shown, output, record)
+    print(report.format_table(rows))
+    return 0
+
+
+def trained(task: Task, output: Path, seed: int, more: Sequence[str]) -> Predictor:
+    """The best snapshot of a training, calibrated; trains where there is none."""
+    folder = output / "checkpoints" / "real" / f"hole_seed{seed}"
+    settings = [
+        *("dataset_name=real", f"expname=seed{seed}", f"train_data_path={task.training}"),
+        *(f"calibration_data_path={task.held_out}", f"checkpoints_dir={output / 'checkpoints'}"),
+        *(f"logs_dir={output / 'logs'}", f"train.n_steps={N_STEPS}", "train.cache_mb=2048"),
+        *("train.snapshot_save_iter=1000", "train.keep_snapshots=1", "test.calibration=knn"),
+        "test.heatmap_M_inpaint=5",
+        *("test.heatmap_metrics=[MCD_image, MeanCD_image]", *task.settings, *more),
+    ]
+    if not list(folder.glob("calibration_*.pt")):
+        report.train(CONFIG, settings, partial(print, flush=True), seed=seed)
+    return load_predictor(folder, "best", device="cpu")
+
+
+def scored(predictor: Predictor, cases: Sequence[report.Case]) -> dict[str, list]:
+    """Heatmaps by method, then image: every metric as published, and calibrated."""
+    found: dict[str, list] = {}
+    for case in tqdm(cases, unit="image", disable=not sys.stderr.isatty()):
+        *_, raw, calibrated = predictor.score_image(case.image, case.name)
+        for suffix, result in (("", raw), (" calibrated", calibrated)):
+            for metric, heatmap in result.heatmaps.items():
+                found.setdefault(metric + suffix, []).append(heatmap.numpy())
+    return found
+
+
+def baselines(
+    task: Task, chosen: Sequence[report.Case], cases: Sequence[report.Case]
+) -> dict[str, list]:
+    """Heatmaps of methods that need no training loop, by name: one seed, then image."""
+    filters: Mapping[str, Callable[[float], Scorer]] = {
+        "smoothed intensity": lambda sigma: fit_intensity((), sigma),
+        "difference of Gaussians": lambda sigma: fit_difference_of_gaussians((), sigma, 10 * sigma),
+    }
+    maps = {}
+    for name, made in filters.items():
+        best = max(task.blurs, key=lambda sigma: _auroc(task, made(sigma), chosen))
+        print(f"{name}: {best} pixels, chosen on {len(chosen)} images", flush=True)
+        maps[name] = [[_plane(made(best), case.image, task.channel) for case in cases]]
+    training = [_small(read_image(path), task) for path in sorted(task.training.iterdir())]
+    knn = fit_knn(training)
+    maps["k-NN of patches"] = [[
+        resized(knn(_small(case.image, task))[None], case.truth.shape)[0].numpy() for case in cases
+    ]]  # fmt: skip
+    return maps
+
+
+def _small(image: Tensor, task: Task) -> Tensor:
+    """(C, H, W) -> (1, h, w): the channel that counts, at the size that the network sees."""
+    channel = min(task.channel, len(image) - 1)
+    plane = image[channel : channel + 1]
+    return resized(plane, scaled_hw((image.shape[1], image.shape[2]), task.scale))
+
+
+def _plane(scorer: Scorer, image: Tensor, channel: int) -> NDArray[np.float32]:
+    return scorer(image[channel : channel + 1]).numpy()
+
+
+def _auroc(task: Task, scorer: Scorer, cases: Sequence[report.Case]) -> float:
+    """Mean pixel AUROC over images."""
+    maps = {"": [[_plane(scorer, case.image, task.channel) for case in cases]]}
+    return report.compare(cases, maps, n_resamples=2)[0].auroc.value
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    run_script(main)
