@@ -36,8 +36,6 @@ from inpainter.snapshots import resolve_step
 from inpainter.windows import cut_windows, pad_image, resized, scaled_hw, window_grid
 
 LOG = logging.getLogger(__name__)
-N_WINDOWS = 6000
-"""Windows of normal images at each scale."""
 PLACES = 8
 """Windows are drawn from a grid of this many places along a hole's side, or a finer one."""
 
@@ -97,13 +95,13 @@ def normal_images(config: PicardConfig, state: Path) -> tuple[list[Path], Path, 
 def measured(
     predictor: Predictor, paths: Sequence[Path], scales: Sequence[float], root: Path
 ) -> Calibrations:
-    """Calibrations by scale, from about N_WINDOWS windows of these images in equal shares.
+    """Calibrations by scale, from test.calibration_windows windows in equal shares of the images.
 
     An image that cannot be scored is passed over with a warning, or raises ImageError or
     WindowError (on_bad_image: error); too few windows in all raise ImageError.
     """
     test = predictor.config.test
-    share = -(-N_WINDOWS // len(paths))
+    share = -(-test.calibration_windows // len(paths))
     batches: dict[float, list[dict[str, Tensor]]] = {scale: [] for scale in scales}
     silent = not sys.stderr.isatty()
     for path in tqdm(paths, unit="image", desc="calibrating", disable=silent, leave=False):

@@ -159,7 +159,7 @@ class TrainConfig:
     scales: tuple[Scale, ...] = (1.0,)
     """Sizes at which images are shown to the networks, as factors of their own, in equal shares."""
     held_out: kind.Share = 0.0
-    """Share of the images that training does not see, for test.calibration to measure, in [0, 1)."""
+    """Share of the images kept from training, for test.calibration to measure, in [0, 1)."""
     min_tissue_fraction: kind.Share = 0.0
     """Redraw crops with a smaller share of pixels brighter than tissue_threshold, in [0, 1)."""
     tissue_threshold: kind.Share = 0.005
@@ -248,8 +248,10 @@ class TestConfig:
     compile: bool = False
     """Compile the attention with torch.compile: some seconds at the start."""
     calibration: Literal["off", "knn"] = "off"
-    """knn: each window's distance over what similar windows of normal images have, and similar ones
-    elsewhere in the image (ours; --calibrate). off: the published distance."""
+    """knn: -log10 of the chance that a normal window with such surroundings is so far from its
+    completions (training measures normal windows at its end, or --calibrate); off: the distance."""
+    calibration_windows: Annotated[int, kind.AtLeast(20, 10**6)] = 6000
+    """Windows of normal images that are measured for it, at each scale."""
     scales: tuple[Scale, ...] = (1.0,)
     """Sizes at which an image is scored, as factors of its own: the heatmap is their mean."""
     refine: Literal["off"] | Annotated[int, kind.AtLeast(2, 2**14)] = "off"
