@@ -1,11 +1,11 @@
-"""PICARD on real images with known lesions: trains, calibrates, scores, and compares with baselines.
+"""PICARD on real images with known lesions: trains, calibrates, scores, compares with baselines.
 
     python benchmarks/real/picard.py mias --data FOLDER --seeds 3
     python benchmarks/real/picard.py idrid --data FOLDER --seeds 3
 
-FOLDER holds the set as benchmarks/real/README.md says. Scales, strides and the baselines' blurs were
-chosen on the images listed in chosen_<set>.txt; the table is of the others. A training that is
-finished in --output is not repeated.
+FOLDER holds the set as docs/results.md says. Scales, strides and the baselines' blurs were chosen
+on the images listed in chosen_<set>.txt; the table is of the others. A training that is finished in
+--output is not repeated.
 """
 
 import argparse
@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from common.checkpoint import checkpoint_path
 from common.cli import run_script
 from common.images import read_image, read_mask
 from demos import picard_report as report
