@@ -35,9 +35,16 @@ from demos.data.lung_ct import (
 
 CONFIG = "configs/demo_ct.yaml"
 SHRINK = 4  # 512 x 512 to 128 x 128: pixels of 2.3 and 2.5 mm, a hole of 16 is 36 and 40 mm
-SHOWN = ("MCD_feature", "MCD_image", "no_dropout", "knn_16x16")
+SHOWN = ("MCD_image calibrated", "MCD_image", "no_dropout", "knn_16x16")
+CALIBRATED = report.Variant(" calibrated", ("test.heatmap_metrics=[MCD_image, MeanCD_image]",))
+DISTANCES = report.Variant("", ("test.calibration=off",))
 ONE_COMPLETION = report.Variant(
-    " M=1", ("test.heatmap_M_inpaint=1", "test.heatmap_metrics=[MCD_image, MCD_feature]")
+    " M=1",
+    (
+        "test.calibration=off",
+        "test.heatmap_M_inpaint=1",
+        "test.heatmap_metrics=[MCD_image, MCD_feature]",
+    ),
 )
 TINY = (
     "train.n_steps=4",
@@ -47,6 +54,7 @@ TINY = (
     "netD.ndf=2",
     "test.patch_stride=16",
     "test.heatmap_M_inpaint=2",
+    "test.calibration_windows=200",
 )
 
 
@@ -168,7 +176,7 @@ def main() -> int:
         shutil.rmtree(direction.folder, ignore_errors=True)
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     overrides = [*(TINY if arguments.tiny else ()), *arguments.set]
-    variants = [report.Variant()] if arguments.tiny else [report.Variant(), ONE_COMPLETION]
+    variants = [CALIBRATED, DISTANCES] + ([] if arguments.tiny else [ONE_COMPLETION])
     with ThreadPoolExecutor(len(directions)) as pool:
         jobs = [pool.submit(each.run, seeds, overrides, variants) for each in directions]
         results = [job.result() for job in jobs]
