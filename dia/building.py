@@ -10,7 +10,6 @@ from torch.optim import Optimizer
 from common.checkpoint import content_hash
 from common.config import resolve_path
 from common.config_types import require
-from common.datasets import dataset_row
 from common.image_batches import BadImages, batches_per_epoch
 from common.image_sets import ImageSet, set_identity
 from common.runtime import Processes, require_memory
@@ -79,7 +78,7 @@ def require_training_memory(config: DiaConfig, device: torch.device) -> None:
     last_stage = 3 * 9 * (8 * settings.width) ** 2 * 3
     what = f"The encoder (--width {settings.width})"
     require_memory(last_stage * FLOAT_BYTES, what, device, "Lower --width.")
-    side = config.data.resize_to or dataset_row(config.data.dataset).size
+    side = config.data.side
     views = views_in(settings.mode) * effective_shift(settings).count
     rows = settings.batch_size * views * 3 * side**2
     what = f"A batch (--batch_size {settings.batch_size}, {views} views of {side}² pixels)"
@@ -138,7 +137,7 @@ def build_negatives(config: DiaConfig, device: torch.device) -> NegativeViewConf
         dissolve=dissolve,
         last_step=last_step,
         resolution=settings.diff_resolution,
-        fit=dataset_row(config.data.dataset).fit,
+        fit=config.data.row.fit,
         kernel_size=settings.kernel_size,
         resize_to_constant=settings.resize_to_constant,
         blur_all_views=settings.blur_all_views,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import torch
 
-from common.datasets import DatasetError, dataset_row
+from common.datasets import DatasetError
 from common.image_folders import SHOWN
 from common.image_sets import ImageSet, contaminate
 from common.runtime import generator_for
@@ -21,7 +21,7 @@ EvaluationSets = Mapping[str, ImageSet]
 
 def load_split(config: DiaConfig, split: str, name: str | None = None) -> ImageSet:
     """A split of the configured dataset, or of another one at the same image size."""
-    size = None if name is None else dataset_row(config.data.dataset).size
+    size = None if name is None else config.data.row.size
     return config.data.images(split, name, size=config.data.resize_to or size)
 
 
@@ -71,7 +71,7 @@ def warn_of_all_classes(config: DiaConfig, whole: ImageSet) -> None:
     present = sorted(set(whole.labels.tolist()))
     if len(present) < 2:
         return
-    normal = dataset_row(config.data.dataset).normal
+    normal = config.data.row.normal
     classes = ", ".join(f"{number} ({whole.classes[number]})" for number in present[:SHOWN])
     more = f" and {len(present) - SHOWN} more" if len(present) > SHOWN else ""
     LOG.warning(

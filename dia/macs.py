@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from common.config import resolve_path
-from common.datasets import dataset_row
 from dia.encoders import build_encoder
 from dia.settings import DiaConfig
 from dia.shifts import parse_shift
@@ -67,8 +66,8 @@ def encoder_macs(config: DiaConfig) -> Macs:
         encoder = build_encoder(
             settings.model, n_classes=2, n_shifts=kind.count, width=settings.width
         ).eval()
-    side = config.data.resize_to or dataset_row(config.data.dataset).size
-    return count_macs(encoder, lambda: encoder(torch.empty(1, 3, side, side, device="meta")))
+    image = torch.empty(1, 3, config.data.side, config.data.side, device="meta")
+    return count_macs(encoder, lambda: encoder(image))
 
 
 def dissolving_macs(config: DiaConfig) -> Macs:

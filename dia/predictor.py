@@ -21,7 +21,6 @@ from torch import Tensor
 
 from common.checkpoint import CheckpointError
 from common.config import ConfigError, load_config
-from common.datasets import dataset_row
 from common.image_batches import BadImages, Batch, ordered_batches, reading
 from common.image_sets import ImageSet
 from common.runtime import eval_mode, resolve_device, tf32_products
@@ -153,12 +152,8 @@ def score(
         if train_images is None:
             raise ValueError(f"{ood_score} compares with training images; pass train_images")
         train = as_image_set(encoder, train_images, train_names)
-        features = {
-            name: extract_features(encoder, images, BadImages())
-            for name, images in (("train", train), ("test", test))
-        }
-    scored = bank_scores(encoder, features.pop("train"), features, ood_score)
-    return torch.from_numpy(scored["test"].scores)
+        bank, tested = (extract_features(encoder, images, BadImages()) for images in (train, test))
+    return torch.from_numpy(bank_scores(encoder, bank, {"": tested}, ood_score)[""].scores)
 
 
 def as_image_set(encoder: TrainedEncoder, images: Images, names: Sequence[str] | None) -> ImageSet:
@@ -188,7 +183,7 @@ def as_image_set(encoder: TrainedEncoder, images: Images, names: Sequence[str] |
         [0] * len(items),
         own_names if names is None else names,
         classes=("unknown",),
-        size=data.resize_to or dataset_row(data.dataset).size,
+        size=data.side,
         white_value=data.white_value,
     )
 
@@ -222,17 +217,16 @@ def with_run_settings(
 
     given: dotted keys that the command gives; ConfigError where one of them contradicts the run.
     """
-    row, kind = dataset_row(run.data.dataset), effective_shift(run.contrastive)
+    kind = effective_shift(run.contrastive)
     keys = ("contrastive.model", "contrastive.width", "contrastive.simclr_dim")
     values: dict[str, Any] = {key: attrgetter(key)(run) for key in keys}
     values["contrastive.shift_trans_type"] = kind.base
-    values["data.resize_to"] = run.data.resize_to or row.size
-    if dataset_row(config.data.dataset) == row:
+    values["data.resize_to"] = run.data.side
+    if config.data.row == run.data.row:
         values["data.one_class_idx"] = run.data.one_class_idx
     current = {key: attrgetter(key)(config) for key in values}
     current["contrastive.shift_trans_type"] = parse_shift(config.contrastive.shift_trans_type).base
-    if current["data.resize_to"] is None:
-        current["data.resize_to"] = dataset_row(config.data.dataset).size
+    current["data.resize_to"] = config.data.side
     for key, value in values.items():
         # The run's own file may name a shift that its mode, simclr, left unused.
         if key in given and current[key] not in (value, attrgetter(key)(run)):

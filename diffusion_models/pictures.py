@@ -12,7 +12,6 @@ from torch import Tensor
 
 from common.config import resolve_path
 from common.config_types import require
-from common.datasets import dataset_row
 from common.image_batches import BadImages, ordered_batches, reading
 from common.images import write_image
 from common.runtime import generator_for
@@ -79,7 +78,7 @@ def random_training_images(config: DdpmConfig, count: int, side: int) -> Tensor:
     """Up to `count` images of any class of the training split: (B, 3, side, side) in [0, 1]."""
     images, data = config.data.images("train"), config.data
     order = torch.randperm(len(images), generator=generator_for(config.seed, "eval"))[:count]
-    drawn = ImagesAtSide(images.subset(order.numpy()), side, dataset_row(data.dataset).fit)
+    drawn = ImagesAtSide(images.subset(order.numpy()), side, data.row.fit)
     bad = BadImages(data.on_bad_image)
     with reading(ordered_batches(drawn, count, data.num_workers, bad)) as batches:
         return next(batches).images

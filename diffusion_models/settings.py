@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from common import config_types as kind
 from common.config import resolve_path
 from common.config_types import ConfigError, check_fields, require
-from common.datasets import DatasetError, Remedies, dataset_row
+from common.datasets import DatasetError, DatasetRow, Remedies, dataset_row
 from common.image_sets import ImageSet, load_set
 
 Schedule = Literal["cosine", "linear"]
@@ -57,6 +57,16 @@ class DataConfig:
         except DatasetError as error:
             hint = "Any folder of images works as --dataset folder --data_root FOLDER."
             raise ConfigError(f"data.dataset: {error} {hint}", key="data.dataset") from None
+
+    @property
+    def row(self) -> DatasetRow:
+        """What common/datasets.py says of the dataset."""
+        return dataset_row(self.dataset)
+
+    @property
+    def side(self) -> int:
+        """Image side in pixels for train_dia.py and eval.py."""
+        return self.resize_to or self.row.size
 
     def images(self, split: str, name: str | None = None, *, size: int | None = None) -> ImageSet:
         """The train or test split of the dataset, or of the one of another name; see load_set."""
@@ -186,6 +196,5 @@ class DdpmConfig:
     @property
     def normal_class(self) -> int:
         """The class number that is trained on."""
-        normal = dataset_row(self.data.dataset).normal
-        numbers = (self.diffusion.on_label, self.data.one_class_idx, normal)
+        numbers = (self.diffusion.on_label, self.data.one_class_idx, self.data.row.normal)
         return next(number for number in numbers if number is not None)

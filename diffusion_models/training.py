@@ -25,7 +25,7 @@ from common.checkpoint import (
     save_atomic,
 )
 from common.config import REPOSITORY, config_to_dict, resolve_path
-from common.datasets import DatasetError, dataset_row
+from common.datasets import DatasetError
 from common.image_batches import (
     BadImages,
     batches_per_epoch,
@@ -267,7 +267,7 @@ def training_images(config: DdpmConfig) -> ImagesAtSide:
             f"{config.data.dataset}: at least 2 are needed. Check --data_root, --one_class_idx and "
             "--ratio."
         )
-    return ImagesAtSide(normal, config.diffusion.side, dataset_row(config.data.dataset).fit)
+    return ImagesAtSide(normal, config.diffusion.side, config.data.row.fit)
 
 
 def require_training_memory(config: DdpmConfig, device: torch.device) -> None:
