@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from common.images import ImageError, read_image, to_signed, write_image, write_image16
 from common.runtime import generator_for
-from inpainter.data import CropRule, NormalCrops, fixed_crops
+from inpainter.data import CropRule, NormalCrops, fixed_crops, split_held_out
 
 SHAPE = (16, 16, 1)
 
@@ -238,3 +239,27 @@ def test_nearly_black_image_is_passed_over_with_its_largest_value_and_range(tmp_
         patches([path])[0]
     bright = patches([path], white_value=299)[0]
     assert bright.max() == 1
+
+
+def test_every_epoch_shows_every_image_at_every_scale(tmp_path):
+    for number in range(3):
+        write_image(tmp_path / f"{number}.png", textured(number, 1, 40, 48))
+    paths = sorted(tmp_path.iterdir())
+    dataset = patches(paths, scales=[1, 0.5])
+    images = [read_image(path, 1) for path in paths]
+    halves = [F.interpolate(i[None], (20, 24), mode="bilinear", antialias=True)[0] for i in images]
+    shown = [to_signed(image) for image in (*images, *halves)]
+    crops = dataset.crops(range(len(dataset)))
+    found = [next(k for k, image in enumerate(shown) if find(crop, image)) for crop in crops]
+    assert sorted(found) == [0, 1, 2, 3, 4, 5]
+
+
+def test_held_out_images_are_a_share_drawn_by_seed_and_never_all(paths):
+    trained, held_out = split_held_out(paths, 0.4, seed=1)
+    assert (len(trained), len(held_out)) == (3, 2)
+    assert sorted([*trained, *held_out]) == paths
+    assert split_held_out(paths, 0.4, seed=1) == (trained, held_out)
+    assert any(split_held_out(paths, 0.4, seed)[1] != held_out for seed in range(2, 6))
+    assert split_held_out(paths, 0, seed=1) == (paths, [])
+    assert [len(part) for part in split_held_out(paths[:2], 0.01, seed=1)] == [1, 1]
+    assert split_held_out(paths[:1], 0.5, seed=1) == (paths[:1], [])

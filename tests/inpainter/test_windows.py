@@ -15,6 +15,8 @@ from inpainter.windows import (
     heatmap_from_grid,
     leaves_border,
     pad_image,
+    resized,
+    scaled_hw,
     second_pass,
     tissue_fractions,
     window_grid,
@@ -186,3 +188,12 @@ def test_windows_between_are_interpolated_and_known_ones_stay() -> None:
     expected = plane.clone()
     expected[7] = -3.0
     torch.testing.assert_close(filled_in(values[None], GRID, 2, [*done, 7])[0], expected)
+
+
+def test_smaller_images_keep_at_least_a_pixel_and_the_same_size_changes_nothing() -> None:
+    assert scaled_hw((41, 3), 0.25) == (10, 1)
+    assert scaled_hw((3, 3), 0.01) == (1, 1)
+    image = torch.rand(1, 5, 7)
+    assert resized(image, (5, 7)) is image
+    constant = torch.full((2, 9, 9), 0.3)
+    assert torch.allclose(resized(constant, (4, 5)), torch.full((2, 4, 5), 0.3))
