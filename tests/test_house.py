@@ -3,6 +3,7 @@
 import ast
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,15 +32,17 @@ def python_files() -> list[Path]:
     return sorted([*REPOSITORY.glob("*.py"), *nested])
 
 
-def imported_modules(path: Path) -> Iterator[str]:
+@cache
+def imported_modules(path: Path) -> frozenset[str]:
     """Dotted names that a file imports anywhere; `from a import b` gives a and a.b."""
+    names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import; write the package's name"
-            yield node.module or ""
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return frozenset(names)
 
 
 def is_script(path: Path) -> bool:
@@ -70,7 +73,7 @@ def test_small_module_has_more_than_one_importer() -> None:
     }
     for path in python_files():
         if not path.is_relative_to(REPOSITORY / "tests"):
-            for module in set(imported_modules(path)) & set(small):
+            for module in imported_modules(path) & set(small):
                 small[module] += 1
     assert [module for module, importers in small.items() if importers < 2] == []
 

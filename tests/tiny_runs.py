@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 import multiprocessing
 import os
 import runpy
@@ -26,6 +27,7 @@ from common.images import write_image, write_image16
 from dia.settings import DiaConfig
 from diffusion_models.settings import DiffusionConfig
 from inpainter.networks import build_networks
+from inpainter.prediction import PredictionOptions, PredictionResult, predict
 from inpainter.settings import PicardConfig
 from tests.image_files import write_png16
 
@@ -273,6 +275,16 @@ def read_table(path: Path) -> list[dict[str, str]]:
     """Rows of a CSV file."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log.jsonl."""
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def predicted(folder: Path, config: PicardConfig, **options: object) -> PredictionResult:
+    """What a prediction by the checkpoint in `folder / "model"` returns."""
+    return predict(config, PredictionOptions(folder / "model", **options))
 
 
 def heatmaps_in(folder: Path, metric: str = "MCD_image") -> dict[str, torch.Tensor]:

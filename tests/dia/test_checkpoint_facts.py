@@ -14,7 +14,7 @@ from dia.settings import ContrastiveConfig, DiaConfig
 from diffusion_models.diffusion import GaussianDiffusion
 from diffusion_models.dissolve import Dissolver
 from diffusion_models.unet import Unet
-from tests.dia.test_training import changed
+from tests.tiny_dia import changed
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from common.checkpoint import CheckpointError
 from common.config import ConfigError
 from common.images import write_image
 from dia.evaluation import evaluate
-from dia.settings import ContrastiveConfig, DiaConfig, EvaluationConfig
+from dia.settings import DiaConfig, EvaluationConfig
 from dia.training import train
-from tests.dia.test_resume import SIDE, write_normals
-from tests.dia.test_training import changed, scores_in
+from tests.dia.test_training import scores_in
+from tests.tiny_dia import SIDE, changed, tiny_contrastive, write_normals
 from tests.tiny_runs import texture
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -30,12 +30,10 @@ def finished(tmp_path_factory) -> DiaConfig:
         for number in range(2):
             image = texture(SIDE, SIDE, 3, seed=20 + number + len(kind))
             write_image(root / "data" / "test" / kind / f"{number}.png", image)
-    settings = ContrastiveConfig(
-        model="resnet18", width=4, mode="simclr_CSI", shift_trans_type="rotation", batch_size=2,
-        epochs=1, warmup=1, select_by="last", run_dir=str(root / "run"),
-    )  # fmt: skip
     few = EvaluationConfig(ood_samples=1, bootstrap_samples=10)
-    config = DiaConfig(device="cpu", data=data, contrastive=settings, evaluation=few)
+    config = DiaConfig(
+        device="cpu", data=data, contrastive=tiny_contrastive(root / "run"), evaluation=few
+    )
     train(config)
     evaluate(of_run(config, root / "run"), "ood_pre", [])
     return config

@@ -12,60 +12,40 @@ import torch
 from torch import Tensor, nn
 
 from common.checkpoint import load_tensors
-from common.images import write_image
 from common.runtime import Processes, start_processes, stop_processes
 from dia import training as contrastive
 from dia.encoders import Heads
 from dia.losses import contrastive_losses
 from dia.settings import ContrastiveConfig, DiaConfig
 from diffusion_models import training as ddpm
-from diffusion_models.settings import DataConfig, DdpmConfig, DiffusionConfig
-from tests.tiny_runs import ended, forked_pair, texture, wait_for_text
+from diffusion_models.settings import DdpmConfig
+from tests.tiny_dia import tiny_contrastive, tiny_diffusion, write_normals
+from tests.tiny_runs import ended, forked_pair, wait_for_text
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SIDE = 16
 ENDLESS = 1_000_000
 
 
-def images_in(folder: Path) -> DataConfig:
-    for number in range(6):
-        image = texture(SIDE, SIDE, 3, seed=number)
-        write_image(folder / "data" / "train" / "normal" / f"{number}.png", image)
-    return DataConfig(
-        dataset="folder", data_root=str(folder / "data"), one_class_idx=0, resize_to=SIDE
-    )
-
-
 def encoder_training(folder: Path) -> Callable[[], object]:
-    settings = ContrastiveConfig(
-        model="resnet18",
-        width=8,
-        mode="simclr_CSI",
-        shift_trans_type="rotation",
-        batch_size=3,
-        epochs=ENDLESS,
-        save_step=ENDLESS,
-        select_by="last",
-        run_dir=str(folder / "run"),
+    settings = tiny_contrastive(folder / "run", batch_size=3, epochs=ENDLESS, save_step=ENDLESS)
+    config = DiaConfig(
+        device="cpu", data=write_normals(folder / "data", count=6), contrastive=settings
     )
-    config = DiaConfig(device="cpu", data=images_in(folder), contrastive=settings)
     return partial(contrastive.train, config)
 
 
 def diffusion_training(folder: Path) -> Callable[[], object]:
-    settings = DiffusionConfig(
-        image_size=SIDE,
-        dim=8,
-        dim_mults=(1, 2),
+    settings = tiny_diffusion(
+        folder / "run",
         ddpm_batch_size=3,
-        gradient_accumulate_every=1,
         train_num_steps=ENDLESS,
         save_every=ENDLESS,
         log_every=1,
-        output_dir=str(folder / "run"),
     )
-    config = DdpmConfig(device="cpu", data=images_in(folder), diffusion=settings)
+    config = DdpmConfig(
+        device="cpu", data=write_normals(folder / "data", count=6), diffusion=settings
+    )
     return partial(ddpm.train, config)
 
 

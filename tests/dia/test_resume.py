@@ -1,47 +1,33 @@
 """Going on with a run: the same settings and images, or a named refusal."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from common.checkpoint import CheckpointError, UserError
-from common.images import write_image
-from dia.settings import ContrastiveConfig, DiaConfig
+from dia.settings import DiaConfig
 from dia.training import train
 from diffusion_models import training as ddpm
-from diffusion_models.settings import DataConfig, DdpmConfig, DiffusionConfig
-from tests.dia.test_training import changed, train_until
-from tests.tiny_runs import texture
+from diffusion_models.settings import DdpmConfig
+from tests.tiny_dia import (
+    changed,
+    tiny_contrastive,
+    tiny_diffusion,
+    train_until,
+    write_normals,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-SIDE = 16
-
-
-def write_normals(root: Path, first: int = 0) -> DataConfig:
-    for number in range(4):
-        image = texture(SIDE, SIDE, 3, seed=first + number)
-        write_image(root / "train" / "normal" / f"{number}.png", image)
-    return DataConfig(dataset="folder", data_root=str(root), one_class_idx=0, resize_to=SIDE)
 
 
 @pytest.fixture(scope="module")
 def dia_run(tmp_path_factory) -> DiaConfig:
     """One of two epochs of CSI, stopped."""
     root = tmp_path_factory.mktemp("dia")
-    settings = ContrastiveConfig(
-        model="resnet18",
-        width=4,
-        mode="simclr_CSI",
-        shift_trans_type="rotation",
-        batch_size=2,
-        epochs=2,
-        warmup=1,
-        select_by="last",
-        run_dir=str(root / "run"),
-    )
+    settings = tiny_contrastive(root / "run", epochs=2)
     config = DiaConfig(device="cpu", data=write_normals(root / "data"), contrastive=settings)
     train_until(config, 1)
     return changed(config, "contrastive", run_dir=None, resume_path=str(root / "run"))
@@ -51,22 +37,9 @@ def dia_run(tmp_path_factory) -> DiaConfig:
 def ddpm_run(tmp_path_factory) -> DdpmConfig:
     """One of two steps."""
     root = tmp_path_factory.mktemp("ddpm")
-    settings = DiffusionConfig(
-        image_size=SIDE,
-        dim=8,
-        dim_mults=(1, 2),
-        timesteps=20,
-        ddpm_batch_size=2,
-        gradient_accumulate_every=1,
-        train_num_steps=1,
-        save_every=1,
-        sampling_timesteps=1,
-        num_samples=1,
-        steps=10,
-        strip_steps=(0, 10),
-        output_dir=str(root / "run"),
+    config = DdpmConfig(
+        device="cpu", data=write_normals(root / "data"), diffusion=tiny_diffusion(root / "run")
     )
-    config = DdpmConfig(device="cpu", data=write_normals(root / "data"), diffusion=settings)
     ddpm.train(config)
     return changed(config, "diffusion", train_num_steps=2)
 
@@ -151,33 +124,33 @@ BROKEN_DDPM = {
 }
 
 
-@pytest.mark.parametrize("kind", BROKEN_DIA)
-def test_state_that_holds_something_else_is_named_in_one_line(dia_run, kind: str) -> None:
-    path = folder_of(dia_run) / "state.pt"
+def refusal(path: Path, edit: Callable[[dict], object], go_on: Callable[[], object]) -> str:
+    """The one line with which a run does not go on while a file holds something else."""
     before = path.read_bytes()
-    torch.save(BROKEN_DIA[kind](torch.load(path)), path)
+    torch.save(edit(torch.load(path)), path)
     try:
         with pytest.raises(UserError) as caught:
-            train(dia_run)
+            go_on()
     finally:
         path.write_bytes(before)
-    assert "run" in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 600
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 600
+    return message
+
+
+@pytest.mark.parametrize("kind", BROKEN_DIA)
+def test_state_that_holds_something_else_is_named_in_one_line(dia_run, kind: str) -> None:
+    state = folder_of(dia_run) / "state.pt"
+    assert "run" in refusal(state, BROKEN_DIA[kind], lambda: train(dia_run))
 
 
 @pytest.mark.parametrize("kind", BROKEN_DDPM)
 def test_diffusion_checkpoint_that_holds_something_else_is_named(ddpm_run, kind: str) -> None:
-    path = folder_of(ddpm_run) / "model-1.pt"
-    before = path.read_bytes()
-    torch.save(BROKEN_DDPM[kind](torch.load(path)), path)
-    try:
-        with pytest.raises(UserError, match=r"model-1\.pt") as caught:
-            ddpm.train(ddpm_run, resume=folder_of(ddpm_run))
-    finally:
-        path.write_bytes(before)
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 600
+    folder = folder_of(ddpm_run)
+    model = folder / "model-1.pt"
+    said = refusal(model, BROKEN_DDPM[kind], lambda: ddpm.train(ddpm_run, resume=folder))
+    assert model.name in said
 
 
 def test_resumed_diffusion_run_writes_its_curves_where_they_were(ddpm_run) -> None:

@@ -1,10 +1,7 @@
 """Both trainings and the evaluation on tiny images: resuming, refusals, results."""
 
-import dataclasses
 import json
-import logging
 import os
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +14,12 @@ from common.config import ConfigError
 from common.image_sets import load_set
 from dia.data import warn_of_all_classes
 from dia.evaluation import evaluate
-from dia.settings import ContrastiveConfig, DiaConfig, EvaluationConfig
-from dia.training import TrainResult, train
+from dia.settings import DiaConfig, EvaluationConfig
+from dia.training import train
 from diffusion_models import training as ddpm
 from diffusion_models.pictures import draw_dissolved, draw_samples
 from diffusion_models.settings import DataConfig, DdpmConfig, DiffusionConfig
-
-SIDE = 16
+from tests.tiny_dia import SIDE, changed, tiny_contrastive, tiny_diffusion, train_until
 
 
 @pytest.fixture(scope="module")
@@ -46,20 +42,15 @@ def data_root(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def ddpm_config(data_root: Path, tmp_path_factory) -> DdpmConfig:
-    settings = DiffusionConfig(
-        image_size=SIDE,
-        dim=8,
-        dim_mults=(1, 2),
-        timesteps=100,
+    settings = tiny_diffusion(
+        tmp_path_factory.mktemp("ddpm") / "whole",
         ddpm_batch_size=4,
+        gradient_accumulate_every=2,
         train_num_steps=4,
         save_every=2,
         ema_update_every=1,
         sampling_timesteps=2,
         num_samples=4,
-        steps=50,
-        strip_steps=(0, 50),
-        output_dir=str(tmp_path_factory.mktemp("ddpm") / "whole"),
     )
     data = DataConfig(dataset="kvasir", data_root=str(data_root))
     return DdpmConfig(device="cpu", data=data, diffusion=settings)
@@ -72,8 +63,8 @@ def diffusion_model(ddpm_config: DdpmConfig) -> Path:
 
 @pytest.fixture(scope="module")
 def config(data_root: Path, diffusion_model: Path, tmp_path_factory) -> DiaConfig:
-    contrastive = ContrastiveConfig(
-        model="resnet18",
+    contrastive = tiny_contrastive(
+        tmp_path_factory.mktemp("dia") / "whole",
         width=8,
         mode="simclr_DIA",
         shift_trans_type="diffusion_rotation",
@@ -82,8 +73,7 @@ def config(data_root: Path, diffusion_model: Path, tmp_path_factory) -> DiaConfi
         batch_size=3,
         epochs=2,
         save_step=1,
-        warmup=1,
-        run_dir=str(tmp_path_factory.mktemp("dia") / "whole"),
+        select_by="test",
     )
     data = DataConfig(dataset="kvasir", data_root=str(data_root), one_class_idx=0, resize_to=SIDE)
     evaluation = EvaluationConfig(select_ood_samples=1, bootstrap_samples=20)
@@ -93,37 +83,6 @@ def config(data_root: Path, diffusion_model: Path, tmp_path_factory) -> DiaConfi
 @pytest.fixture(scope="module")
 def trained(config: DiaConfig) -> Path:
     return train(config).folder
-
-
-class CtrlC(logging.Handler):
-    """Asks to stop, as Ctrl-C does, when the log says that an epoch is done."""
-
-    def __init__(self, epoch: int) -> None:
-        super().__init__()
-        self.epoch = epoch
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.getMessage().startswith(f"epoch {self.epoch}:"):
-            signal.raise_signal(signal.SIGINT)
-
-
-def train_until(config: DiaConfig, epoch: int) -> TrainResult:
-    """A training that is stopped in this epoch, whatever `epochs` says."""
-    logger, handler = logging.getLogger("dia.training"), CtrlC(epoch)
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        return train(config)
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-
-
-def changed(config, section: str, **values):
-    return dataclasses.replace(
-        config, **{section: dataclasses.replace(getattr(config, section), **values)}
-    )
 
 
 def assert_same_weights(a: Path, b: Path, entry: str | None = None) -> None:
@@ -227,7 +186,7 @@ def test_features_are_reused_until_an_image_changes(config, trained, data_root, 
     evaluate(settings, "ood_pre", [])
     assert len(list((trained / "features").iterdir())) == 4
     image.write_bytes(before)
-    kept = next((trained / "features").iterdir())
+    kept = features[0]
     torch.save([1, 2], kept)
     evaluate(settings, "ood_pre", [])
     assert set(torch.load(kept)) == {"names", "simclr", "shift", "left_out"}

@@ -8,7 +8,8 @@ import torch
 from common.checkpoint import CheckpointError
 from diffusion_models import training
 from diffusion_models.dissolve import Dissolver, load_dissolver
-from diffusion_models.settings import DataConfig, DdpmConfig, DiffusionConfig
+from diffusion_models.settings import DataConfig, DdpmConfig
+from tests.tiny_dia import tiny_diffusion
 from tests.tiny_runs import write_images
 
 
@@ -32,21 +33,7 @@ def test_signed_range_keeps_images_in_zero_one(diffusion, images) -> None:
 
 
 def test_run_folder_is_loaded_in_one_line_with_its_newest_weights(images, tmp_path: Path) -> None:
-    settings = DiffusionConfig(
-        image_size=16,
-        dim=8,
-        dim_mults=(1, 2),
-        timesteps=100,
-        ddpm_batch_size=2,
-        train_num_steps=2,
-        train_lr=0.01,
-        save_every=1,
-        sampling_timesteps=1,
-        num_samples=1,
-        steps=50,
-        strip_steps=(0,),
-        output_dir=str(tmp_path / "run"),
-    )
+    settings = tiny_diffusion(tmp_path / "run", train_num_steps=2, train_lr=0.01)
     (tmp_path / "data").mkdir()
     data = DataConfig(data_root=str(write_images(tmp_path / "data")))
     training.train(DdpmConfig(device="cpu", data=data, diffusion=settings))

@@ -14,10 +14,7 @@ from common.images import write_image
 from inpainter import prediction, predictor
 from inpainter.heatmap_folder import list_heatmaps
 from inpainter.prediction import (
-    PredictionOptions,
-    PredictionResult,
     influential_settings,
-    predict,
 )
 from inpainter.settings import PicardConfig
 from inpainter.windows import WindowError
@@ -27,6 +24,7 @@ from tests.tiny_runs import (
     PREDICT,
     RGB,
     heatmaps_in,
+    predicted,
     read_table,
     run_script,
     texture,
@@ -51,10 +49,6 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
-def run(folder: Path, config: PicardConfig, **options: object) -> PredictionResult:
-    return predict(config, PredictionOptions(folder / "model", **options))
-
-
 def replace_checkpoint(folder: Path, config: PicardConfig) -> None:
     """Other weights of the same step."""
     write_checkpoint(folder / "other", config, step=2)
@@ -69,45 +63,45 @@ def test_grey_and_colour_images_of_8_and_16_bits_are_drawn(tmp_path, colours) ->
     names = write_every_format(tmp_path / "test", channels=3 if colours else 1)
     config = tiny_config(tmp_path, *colours, ONE_METRIC, PLOTS)
     write_checkpoint(tmp_path / "model", config)
-    result = run(tmp_path, config)
+    result = predicted(tmp_path, config)
     assert (result.finished, result.notes) == (names, [])
     assert len(list((result.folder / "plots").iterdir())) == len(names)
 
 
 def test_heatmaps_of_replaced_weights_are_not_taken_for_the_new_ones(folder) -> None:
     config = tiny_config(folder, ONE_METRIC)
-    first = run(folder, config)
-    given = run(folder, config, output_dir=folder / "mine")
+    first = predicted(folder, config)
+    given = predicted(folder, config, output_dir=folder / "mine")
     replace_checkpoint(folder, config)
-    second = run(folder, config)
+    second = predicted(folder, config)
     assert second.folder != first.folder
     assert second.finished == ["0.png", "1.png", "2.png"]
     assert not torch.equal(heatmaps_in(second.folder)["0.png"], heatmaps_in(first.folder)["0.png"])
     with pytest.raises(
         CheckpointError, match=r"another checkpoint: gen [0-9a-f]{12}\.\.\.[0-9a-f]{12} there"
     ):
-        run(folder, config, output_dir=given.folder)
+        predicted(folder, config, output_dir=given.folder)
 
 
 def test_only_the_critic_that_is_used_counts(folder) -> None:
     image, feature = (tiny_config(folder, f"test.heatmap_metrics=[MCD_{kind}]")
                       for kind in ("image", "feature"))  # fmt: skip
     for config in (image, feature):
-        run(folder, config)
+        predicted(folder, config)
     weights = load_tensors(checkpoint_path(folder / "model", "dis", 1))
     weights["localD"]["linear.weight"] *= 2
     save_atomic(weights, checkpoint_path(folder / "model", "dis", 1))
-    assert run(folder, image).finished == []
-    assert len(run(folder, feature).finished) == 3
+    assert predicted(folder, image).finished == []
+    assert len(predicted(folder, feature).finished) == 3
 
 
 def test_replaced_images_are_scored_again_and_a_mere_new_date_is_none(folder) -> None:
     config = tiny_config(folder, ONE_METRIC)
-    first = run(folder, config)
+    first = predicted(folder, config)
     before = heatmaps_in(first.folder)
     write_image(folder / "test" / "1.png", texture(40, 44, seed=9))
     os.utime(folder / "test" / "2.png", ns=(1, 1))
-    second = run(folder, config)
+    second = predicted(folder, config)
     assert (second.folder, second.finished) == (first.folder, ["1.png"])
     assert second.notes == ["1 scored again: the file has changed since: 1.png"]
     after = heatmaps_in(second.folder)
@@ -118,9 +112,9 @@ def test_replaced_images_are_scored_again_and_a_mere_new_date_is_none(folder) ->
 
 def test_images_that_are_gone_are_no_longer_listed_and_that_is_said(folder) -> None:
     config = tiny_config(folder)
-    first = run(folder, config)
+    first = predicted(folder, config)
     (folder / "test" / "1.png").unlink()
-    second = run(folder, config)
+    second = predicted(folder, config)
     assert second.notes == ["1 no longer among the images, so no longer in the tables: 1.png"]
     for table in ("images.csv", "scores.csv", "heatmaps.csv"):
         rows = read_table(first.folder / table)
@@ -129,17 +123,17 @@ def test_images_that_are_gone_are_no_longer_listed_and_that_is_said(folder) -> N
 
 def test_heatmaps_without_a_record_of_contents_are_made_anew(folder) -> None:
     config = tiny_config(folder, ONE_METRIC)
-    result = run(folder, config, output_dir=folder / "old")
+    result = predicted(folder, config, output_dir=folder / "old")
     (result.folder / "images.csv").unlink()
     (result.folder / "run.txt").write_text(
         f"checkpoint {folder / 'model'} step 1\nimages {folder / 'test'}\nsettings 01234567\n"
     )
-    again = run(folder, config, output_dir=result.folder)
+    again = predicted(folder, config, output_dir=result.folder)
     assert len(again.finished) == 3
     assert "3 scored again: this folder does not record from which content" in again.notes[0]
     (result.folder / "run.txt").write_text("checkpoint elsewhere step 1\nimages x\nsettings 0\n")
     with pytest.raises(CheckpointError, match="another checkpoint"):
-        run(folder, config, output_dir=result.folder)
+        predicted(folder, config, output_dir=result.folder)
 
 
 def test_every_setting_counts_but_those_that_change_no_heatmap(folder) -> None:
@@ -162,7 +156,7 @@ def test_step_that_a_training_deletes_is_looked_up_again(folder, monkeypatch) ->
 
     build = predictor.build_scorer
     monkeypatch.setattr(predictor, "build_scorer", load_and_lose)
-    result = run(folder, config)
+    result = predicted(folder, config)
     assert "step 1\n" in (result.folder / "run.txt").read_text()
 
 
@@ -186,7 +180,7 @@ def test_images_of_any_name_are_scored_drawn_and_found_again(tmp_path) -> None:
         (tmp_path / "test" / "plain.png").rename(tmp_path / "test" / name)
     config = tiny_config(tmp_path, ONE_METRIC, PLOTS)
     write_checkpoint(tmp_path / "model", config)
-    result = run(tmp_path, config)
+    result = predicted(tmp_path, config)
     assert sorted(result.finished) == sorted(ODD_NAMES)
     assert result.notes == []
     assert len(list((result.folder / "plots").iterdir())) == len(ODD_NAMES)
@@ -194,7 +188,7 @@ def test_images_of_any_name_are_scored_drawn_and_found_again(tmp_path) -> None:
     assert {entry.image for entry in entries} == set(ODD_NAMES)
     assert len({entry.file for entry in entries}) == len(ODD_NAMES)
     assert all(entry.file.is_file() for entry in entries)
-    assert run(tmp_path, config).finished == []
+    assert predicted(tmp_path, config).finished == []
 
 
 def test_command_prints_a_name_that_is_no_utf8(tmp_path) -> None:
@@ -215,7 +209,7 @@ def test_images_that_share_a_stem_have_heatmaps_of_their_own(tmp_path) -> None:
         write_image(tmp_path / "test" / name, texture(32, 32, seed=seed))
     config = tiny_config(tmp_path, "data_with_subfolder=true", ONE_METRIC)
     write_checkpoint(tmp_path / "model", config)
-    maps = heatmaps_in(run(tmp_path, config).folder)
+    maps = heatmaps_in(predicted(tmp_path, config).folder)
     assert len({heat.flatten()[0].item() for heat in maps.values()}) == len(maps) == 4
 
 
@@ -224,13 +218,13 @@ def test_annotations_that_do_not_fit_cost_no_heatmap(folder) -> None:
     write_image(folder / "masks" / "1.png", torch.ones(40, 44))
     write_image(folder / "masks" / "elsewhere.png", torch.ones(40, 44))
     config = tiny_config(folder, ONE_METRIC, PLOTS)
-    result = run(folder, config, annotations=folder / "masks")
+    result = predicted(folder, config, annotations=folder / "masks")
     assert len(result.finished) == 3
     assert "1 with an annotation that is not drawn: 0.png" in result.notes
     assert any(note.startswith("1 annotated, but not among the images") for note in result.notes)
     boxes = folder / "boxes.csv"
     boxes.write_text("image,top,left,height,width\n2.png,100,0,5,5\n")
-    again = run(folder, config, annotations=boxes, overwrite=True)
+    again = predicted(folder, config, annotations=boxes, overwrite=True)
     assert again.notes == ["1 with an annotation that is not drawn: 2.png"]
 
 
@@ -241,10 +235,10 @@ def test_weights_that_are_not_finite_leave_no_nan_in_the_tables(folder) -> None:
     save_atomic(weights, path)
     config = tiny_config(folder, ONE_METRIC)
     with pytest.raises(CheckpointError, match=r"step 1: .*(NaN|finite)"):
-        run(folder, config, output_dir=folder / "out")
+        predicted(folder, config, output_dir=folder / "out")
     assert read_table(folder / "out" / "scores.csv") == []
     write_checkpoint(folder / "model", config)  # whole weights may go into the empty folder
-    assert run(folder, config, output_dir=folder / "out").finished != []
+    assert predicted(folder, config, output_dir=folder / "out").finished != []
 
 
 USED = {
@@ -259,14 +253,14 @@ USED = {
 def test_checkpoint_that_holds_something_else_is_refused_in_one_line(folder, role, edit) -> None:
     change(checkpoint_path(folder / "model", role, 1), edit)
     with pytest.raises(CheckpointError, match=r"model") as refused:
-        run(folder, tiny_config(folder, "test.heatmap_metrics=[MCD_feature]"))
+        predicted(folder, tiny_config(folder, "test.heatmap_metrics=[MCD_feature]"))
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("wanted", ["²", "-1", "1" * 5000, "1 ", "", "newest"])
 def test_word_that_is_no_step_is_refused_with_the_flag_of_this_program(folder, wanted) -> None:
     with pytest.raises(CheckpointError, match=r"is no step.*there: 1\. .*--checkpoint_iter\."):
-        run(folder, tiny_config(folder), checkpoint_iter=wanted)
+        predicted(folder, tiny_config(folder), checkpoint_iter=wanted)
 
 
 @pytest.mark.parametrize(
@@ -286,10 +280,10 @@ def test_record_that_says_no_error_makes_no_step_the_best(folder, line: str) -> 
     write_checkpoint(folder / "model", config, step=2)
     (folder / "model" / "log.jsonl").write_text(line + "\n")
     with pytest.raises(CheckpointError, match=r"log\.jsonl records no .*Steps there: 1, 2"):
-        run(folder, config, checkpoint_iter="best")
+        predicted(folder, config, checkpoint_iter="best")
     with (folder / "model" / "log.jsonl").open("a") as log:
         log.write('{"step": 2, "select_l1": 0.5}\n')
-    result = run(folder, config, checkpoint_iter="best")
+    result = predicted(folder, config, checkpoint_iter="best")
     assert "step 2\n" in (result.folder / "run.txt").read_text()
 
 
@@ -297,7 +291,7 @@ def test_record_that_says_no_error_makes_no_step_the_best(folder, line: str) -> 
 def test_yaml_bomb_beside_the_checkpoint_is_refused_in_a_short_line(folder, name: str) -> None:
     (folder / "model" / "config.yaml").write_text(BOMBS[name])
     with pytest.raises(ConfigError, match=r"config\.yaml") as refused:
-        run(folder, tiny_config(folder))
+        predicted(folder, tiny_config(folder))
     assert len(str(refused.value)) < len(str(folder)) + 500
 
 
@@ -312,7 +306,7 @@ def test_image_that_became_a_pipe_or_vanished_is_left_out(folder, monkeypatch) -
         return found
 
     monkeypatch.setattr(prediction, "list_images", list_then_replace)
-    result = run(folder, tiny_config(folder, ONE_METRIC))
+    result = predicted(folder, tiny_config(folder, ONE_METRIC))
     assert result.finished == ["2.png"]
     assert all("no longer" in result.bad[name] for name in ("0.png", "1.png"))
     rows = read_table(result.folder / "left_out.csv")
@@ -322,7 +316,7 @@ def test_image_that_became_a_pipe_or_vanished_is_left_out(folder, monkeypatch) -
 def test_image_without_any_tissue_is_named(folder) -> None:
     write_image(folder / "test" / "1.png", torch.zeros(40, 44))
     config = tiny_config(folder, ONE_METRIC, "test.only_check_nonblack_pixels=true")
-    result = run(folder, config)
+    result = predicted(folder, config)
     assert result.notes == ["1 without tissue: no window of it was scored, its heatmap is 0: 1.png"]
     rows = {row["image"]: row for row in read_table(result.folder / "images.csv")}
     assert rows["1.png"]["completed_windows"] == "0"
@@ -332,7 +326,7 @@ def test_image_without_any_tissue_is_named(folder) -> None:
 def test_stride_that_leaves_gaps_is_refused_before_anything_is_written(folder) -> None:
     config = with_test(tiny_config(folder), heatmap_type="averaged_hole", patch_stride=17)
     with pytest.raises(WindowError, match="Use a stride of 16 or less"):
-        run(folder, config)
+        predicted(folder, config)
     assert not (folder / "heatmaps").exists()
 
 
@@ -359,33 +353,33 @@ def test_damaged_tables_are_named_with_the_remedy_and_overwrite_mends_them(
     folder, table: str, content: bytes, message: str
 ) -> None:
     config = tiny_config(folder, ONE_METRIC)
-    run(folder, config, output_dir=folder / "mine")
+    predicted(folder, config, output_dir=folder / "mine")
     (folder / "mine" / table).write_bytes(content)
     with pytest.raises(UserError, match=rf"{message}.*--overwrite"):
-        run(folder, config, output_dir=folder / "mine")
-    assert len(run(folder, config, output_dir=folder / "mine", overwrite=True).finished) == 3
+        predicted(folder, config, output_dir=folder / "mine")
+    assert len(predicted(folder, config, output_dir=folder / "mine", overwrite=True).finished) == 3
 
 
 def test_line_that_a_kill_cut_short_is_dropped(folder) -> None:
     config = tiny_config(folder, ONE_METRIC)
-    result = run(folder, config)
+    result = predicted(folder, config)
     path = result.folder / "scores.csv"
     whole = path.read_bytes()
     path.write_bytes(whole[:-7])
-    assert run(folder, config).finished == ["2.png"]
+    assert predicted(folder, config).finished == ["2.png"]
     assert path.read_bytes() == whole
 
 
 def test_output_path_that_is_a_file_is_refused_with_the_remedy(folder) -> None:
     (folder / "mine").write_text("text")
     with pytest.raises(CheckpointError, match=r"mine is a file\. Pass a folder"):
-        run(folder, tiny_config(folder), output_dir=folder / "mine")
+        predicted(folder, tiny_config(folder), output_dir=folder / "mine")
 
 
 def test_finished_images_are_told_without_reading_tables_or_images_again(folder) -> None:
     """3000 images are sorted out from the tables as they were read once."""
     config = tiny_config(folder, ONE_METRIC, "test.save_heatmap_data=false")
-    result = run(folder, config)
+    result = predicted(folder, config)
     (source,) = [row for row in read_table(result.folder / "images.csv") if row["image"] == "0.png"]
     (scores,) = [row for row in read_table(result.folder / "scores.csv") if row["image"] == "0.png"]
     names = [f"copy{number}.png" for number in range(3000)]
@@ -396,5 +390,5 @@ def test_finished_images_are_told_without_reading_tables_or_images_again(folder)
             csv.DictWriter(file, row, lineterminator="\n").writerows(
                 [row | {"image": name} for name in names]
             )
-    again = run(folder, config)
+    again = predicted(folder, config)
     assert (len(again.already_there), again.finished) == (3003, [])

@@ -1,16 +1,13 @@
 """The prediction run as a function: what the numbers depend on."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from common.images import write_image, write_image16
-from inpainter.prediction import PredictionOptions, PredictionResult, predict
-from inpainter.settings import PicardConfig
 from tests.tiny_runs import (
     RGB,
     heatmaps_in,
+    predicted,
     read_table,
     texture,
     tiny_config,
@@ -25,43 +22,31 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 LIVELY = ("netG.dropout_which=ALL", "test.heatmap_metrics=[MCD_image, MCD_feature, no_dropout]")
 
 
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    """Three images and a checkpoint."""
-    write_images(tmp_path / "test", size=(48, 64))
-    write_checkpoint(tmp_path / "model", tiny_config(tmp_path))
-    return tmp_path
-
-
-def run(folder: Path, config: PicardConfig, **options: object) -> PredictionResult:
-    return predict(config, PredictionOptions(folder / "model", **options))
-
-
-def heatmaps(result: PredictionResult, metric: str = "MCD_image") -> dict[str, torch.Tensor]:
-    return heatmaps_in(result.folder, metric)
-
-
 def test_heatmaps_do_not_depend_on_batch_size_or_on_other_images(folder) -> None:
     config = tiny_config(folder, *LIVELY, "test.patch_stride=8")
     results = [
-        run(folder, with_test(config, parallel_batchsize=size), output_dir=folder / f"by{size}")
+        predicted(
+            folder, with_test(config, parallel_batchsize=size), output_dir=folder / f"by{size}"
+        )
         for size in (1, 3, 32)
     ]
     (folder / "test" / "0.png").unlink()
-    results.append(run(folder, config, output_dir=folder / "fewer"))
+    results.append(predicted(folder, config, output_dir=folder / "fewer"))
     for metric in config.test.heatmap_metrics:
-        first, *others = (heatmaps(result, metric) for result in results)
+        first, *others = (heatmaps_in(result.folder, metric) for result in results)
         assert len(first) == 3
         assert all(heat.std() > 0 for heat in first.values())
         for other in others:
             for name, heat in other.items():
                 torch.testing.assert_close(heat, first[name], rtol=1e-4, atol=1e-5)
-    with_dropout, without = (heatmaps(results[0], metric) for metric in ("MCD_image", "no_dropout"))
+    with_dropout, without = (
+        heatmaps_in(results[0].folder, metric) for metric in ("MCD_image", "no_dropout")
+    )
     assert all(not torch.allclose(with_dropout[name], without[name]) for name in without)
 
 
 def test_scores_csv_says_max_mean_and_p99_of_the_tensors(folder) -> None:
-    result = run(folder, tiny_config(folder, *LIVELY))
+    result = predicted(folder, tiny_config(folder, *LIVELY))
     rows = read_table(result.folder / "scores.csv")
     assert [(row["image"], row["metric"]) for row in rows] == [
         (image, metric)
@@ -69,7 +54,7 @@ def test_scores_csv_says_max_mean_and_p99_of_the_tensors(folder) -> None:
         for metric in ("MCD_image", "MCD_feature", "no_dropout")
     ]
     for row in rows:
-        heat = heatmaps(result, row["metric"])[row["image"]]
+        heat = heatmaps_in(result.folder, row["metric"])[row["image"]]
         assert heat.shape == (48, 64)
         assert float(row["max"]) == pytest.approx(heat.max().item(), rel=1e-6)
         assert float(row["mean"]) == pytest.approx(heat.double().mean().item(), rel=1e-6)
@@ -80,22 +65,26 @@ def test_scores_csv_says_max_mean_and_p99_of_the_tensors(folder) -> None:
 def test_centred_heatmaps_cover_images_smaller_than_the_window(folder) -> None:
     write_image(folder / "test" / "small.png", texture(20, 25))
     config = tiny_config(folder, "test.heatmap_alignment=centred", "test.patch_stride=8")
-    result = run(folder, config)
+    result = predicted(folder, config)
     assert result.bad == {}
-    assert heatmaps(result)["small.png"].shape == (20, 25)
-    assert heatmaps(result)["0.png"].shape == (48, 64)
+    assert heatmaps_in(result.folder)["small.png"].shape == (20, 25)
+    assert heatmaps_in(result.folder)["0.png"].shape == (48, 64)
 
 
 def test_the_first_completions_of_a_larger_m_are_those_of_a_smaller(tmp_path) -> None:
     write_images(tmp_path / "test", size=(32, 32))  # one window: the heatmap is its score
     config = tiny_config(tmp_path, *LIVELY, "test.heatmap_metrics=[MCD_image, MeanCD_image]")
     write_checkpoint(tmp_path / "model", config)
-    single = run(tmp_path, with_test(config, heatmap_M_inpaint=1), output_dir=tmp_path / "single")
-    double = run(tmp_path, with_test(config, heatmap_M_inpaint=2), output_dir=tmp_path / "double")
-    for name, first in heatmaps(single).items():
-        second = 2 * heatmaps(double, "MeanCD_image")[name] - first
+    single = predicted(
+        tmp_path, with_test(config, heatmap_M_inpaint=1), output_dir=tmp_path / "single"
+    )
+    double = predicted(
+        tmp_path, with_test(config, heatmap_M_inpaint=2), output_dir=tmp_path / "double"
+    )
+    for name, first in heatmaps_in(single.folder).items():
+        second = 2 * heatmaps_in(double.folder, "MeanCD_image")[name] - first
         assert not torch.allclose(first, second)
-        torch.testing.assert_close(heatmaps(double)[name], torch.minimum(first, second))
+        torch.testing.assert_close(heatmaps_in(double.folder)[name], torch.minimum(first, second))
 
 
 def test_without_dropout_every_metric_is_the_one_completions(folder) -> None:
@@ -104,10 +93,10 @@ def test_without_dropout_every_metric_is_the_one_completions(folder) -> None:
         "test.droprate=0",
         "test.heatmap_metrics=[MCD_image, MeanCD_image, MedCD_image, no_dropout]",
     )
-    result = run(folder, config)
-    first = heatmaps(result, "no_dropout")
+    result = predicted(folder, config)
+    first = heatmaps_in(result.folder, "no_dropout")
     for metric in ("MCD_image", "MeanCD_image", "MedCD_image"):
-        for name, heat in heatmaps(result, metric).items():
+        for name, heat in heatmaps_in(result.folder, metric).items():
             torch.testing.assert_close(heat, first[name])
 
 
@@ -118,18 +107,18 @@ def test_windows_without_tissue_are_not_completed(folder) -> None:
     config = tiny_config(
         folder, "test.only_check_nonblack_pixels=true", "test.log_compute_times=true"
     )
-    result = run(folder, config)
+    result = predicted(folder, config)
     rows = {row["image"]: row for row in read_table(result.folder / "compute_times.csv")}
     counts = {name: (row["windows"], row["completed_windows"]) for name, row in rows.items()}
     assert counts == {"0.png": ("6", "1"), "1.png": ("6", "6"), "2.png": ("6", "6")}
     assert all(float(row["seconds"]) > 0 for row in rows.values())
-    assert (heatmaps(result)["0.png"][:, 48:].abs() < 1).all()
+    assert (heatmaps_in(result.folder)["0.png"][:, 48:].abs() < 1).all()
 
 
 @pytest.mark.parametrize("heatmap_type", ["averaged", "averaged_hole"])
 def test_averaged_heatmaps_leave_no_pixel_without_score(folder, heatmap_type) -> None:
     config = tiny_config(folder, f"test.heatmap_type={heatmap_type}")
-    heat = heatmaps(run(folder, config))["0.png"]
+    heat = heatmaps_in(predicted(folder, config).folder)["0.png"]
     assert (heat > 0).all()
 
 
@@ -138,7 +127,7 @@ def test_colour_and_16_bit_images_are_scored_at_full_depth(tmp_path) -> None:
     names = write_every_format(tmp_path / "test", channels=3)
     config = tiny_config(tmp_path, *RGB)
     write_checkpoint(tmp_path / "model", config)
-    assert run(tmp_path, config).finished == names
+    assert predicted(tmp_path, config).finished == names
 
     faint = texture(40, 44) * 0.002 + 0.5  # half a level of 8 bits
     for path in (tmp_path / "test").iterdir():
@@ -147,5 +136,5 @@ def test_colour_and_16_bit_images_are_scored_at_full_depth(tmp_path) -> None:
     write_image16(tmp_path / "test" / "flat.png", torch.full((40, 44), 0.501))
     grey = tiny_config(tmp_path)
     write_checkpoint(tmp_path / "model", grey, step=2)
-    maps = heatmaps(run(tmp_path, grey))
+    maps = heatmaps_in(predicted(tmp_path, grey).folder)
     assert not torch.allclose(maps["faint.png"], maps["flat.png"], rtol=1e-6)

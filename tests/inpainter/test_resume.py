@@ -1,14 +1,12 @@
 """Trainings that are stopped, killed, resumed or refused."""
 
 import dataclasses
-import json
 import os
 import random
 import shutil
 import signal
 import time
 from functools import partial
-from pathlib import Path
 
 import pytest
 
@@ -22,23 +20,12 @@ from tests.tiny_runs import (
     corrupt,
     ended,
     forked,
+    read_log,
     tiny_config,
     wait_until,
-    write_images,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    write_images(tmp_path / "train")
-    return tmp_path
-
-
-def log_lines(config: PicardConfig) -> list[dict]:
-    text = (run_folder(config) / "log.jsonl").read_text()
-    return [json.loads(line) for line in text.splitlines()]
 
 
 def assert_same_snapshot(a: PicardConfig, b: PicardConfig, step: int) -> None:
@@ -64,15 +51,18 @@ def expname(config: PicardConfig, name: str) -> PicardConfig:
     ],
     ids=["critic", "reconstruction-workers", "critic-workers-1D"],
 )
-def test_resumed_run_equals_uninterrupted_run(folder, changes) -> None:
-    whole = tiny_config(folder, "train.n_steps=8", *changes)
+def test_resumed_run_equals_uninterrupted_run(train_folder, changes) -> None:
+    whole = tiny_config(train_folder, "train.n_steps=8", *changes)
     train(whole)
     halves = expname(whole, "halves")
-    assert train(expname(tiny_config(folder, *changes), "halves")).step == 4
+    assert train(expname(tiny_config(train_folder, *changes), "halves")).step == 4
     assert train(halves, resume="latest").step == 8
     assert_same_snapshot(whole, halves, 8)
     timeless = [
-        [{k: v for k, v in line.items() if "per_second" not in k} for line in log_lines(config)]
+        [
+            {k: v for k, v in line.items() if "per_second" not in k}
+            for line in read_log(run_folder(config))
+        ]
         for config in (whole, halves)
     ]
     assert timeless[0] == timeless[1]
@@ -90,10 +80,12 @@ def killed_after(seconds: float, config: PicardConfig, *, further: bool = True) 
     assert ended(child) == -signal.SIGKILL, "the child ended before it was killed"
 
 
-def test_killed_at_any_moment_a_run_can_be_resumed_and_equals_the_uninterrupted_one(folder):
+def test_killed_at_any_moment_a_run_can_be_resumed_and_equals_the_uninterrupted_one(train_folder):
     options = ("train.snapshot_save_iter=1", "train.keep_snapshots=2", "train.select_crops=1")
-    endless = tiny_config(folder, "train.n_steps=100000", *options)
-    train(tiny_config(folder, "train.n_steps=1", "expname=warm"))  # imports, once for all children
+    endless = tiny_config(train_folder, "train.n_steps=100000", *options)
+    train(
+        tiny_config(train_folder, "train.n_steps=1", "expname=warm")
+    )  # imports, once for all children
     draw = random.Random(5)
     killed_after(0.02, endless, further=False)
     for _ in range(5):
@@ -103,16 +95,16 @@ def test_killed_at_any_moment_a_run_can_be_resumed_and_equals_the_uninterrupted_
     reached = max([0, *steps_in(checkpoints, "gen")])
     assert reached > 0
     last = f"train.n_steps={reached + 2}"
-    resumed = tiny_config(folder, last, *options)
+    resumed = tiny_config(train_folder, last, *options)
     assert train(resumed, resume="latest").step == reached + 2
     assert not list(checkpoints.glob("*.tmp"))
-    whole = expname(tiny_config(folder, last), "whole")
+    whole = expname(tiny_config(train_folder, last), "whole")
     train(whole)
     assert_same_snapshot(resumed, whole, reached + 2)
 
 
-def test_resume_before_the_first_snapshot_starts_at_step_0(folder, caplog) -> None:
-    config = tiny_config(folder)
+def test_resume_before_the_first_snapshot_starts_at_step_0(train_folder, caplog) -> None:
+    config = tiny_config(train_folder)
     checkpoints = run_folder(config)
     checkpoints.mkdir(parents=True)
     (checkpoints / "log.jsonl").write_text('{"step": 1, "train/d": 0.5}\n{"step": 2, "tr')
@@ -120,13 +112,13 @@ def test_resume_before_the_first_snapshot_starts_at_step_0(folder, caplog) -> No
     (checkpoints / "dis_00000004.pt.tmp").write_bytes(b"half")
     assert train(config, resume="latest").step == 4
     assert "holds no snapshot yet: starting at step 0" in caplog.text
-    assert [line["step"] for line in log_lines(config)] == [1, 2, 3, 4, 4]
+    assert [line["step"] for line in read_log(run_folder(config))] == [1, 2, 3, 4, 4]
 
 
-def test_resuming_an_earlier_step_sets_the_later_snapshots_aside(folder, caplog) -> None:
-    config = tiny_config(folder, "train.snapshot_save_iter=2")
+def test_resuming_an_earlier_step_sets_the_later_snapshots_aside(train_folder, caplog) -> None:
+    config = tiny_config(train_folder, "train.snapshot_save_iter=2")
     train(config)
-    longer = tiny_config(folder, "train.snapshot_save_iter=2", "train.n_steps=5")
+    longer = tiny_config(train_folder, "train.snapshot_save_iter=2", "train.n_steps=5")
     assert train(longer, resume="2").step == 5
     checkpoints = run_folder(config)
     assert "Snapshots after step 2 went to" in caplog.text
@@ -136,23 +128,23 @@ def test_resuming_an_earlier_step_sets_the_later_snapshots_aside(folder, caplog)
     assert steps_in(checkpoints, "gen") == [2, 4, 5]
 
 
-def test_settings_can_name_a_folder_to_resume_from(folder) -> None:
-    config = tiny_config(folder)
+def test_settings_can_name_a_folder_to_resume_from(train_folder) -> None:
+    config = tiny_config(train_folder)
     train(config)
     further = tiny_config(
-        folder, "expname=further", "train.n_steps=6", f"train.resume={run_folder(config)}"
+        train_folder, "expname=further", "train.n_steps=6", f"train.resume={run_folder(config)}"
     )
     assert train(further).step == 6
     assert steps_in(run_folder(further), "gen") == [6]
-    missing = tiny_config(folder, "expname=other", f"train.resume={folder / 'no'}")
+    missing = tiny_config(train_folder, "expname=other", f"train.resume={train_folder / 'no'}")
     with pytest.raises(CheckpointError, match=r"No checkpoint .* The folder does not exist"):
         train(missing)
 
 
-def test_resuming_with_other_networks_is_refused_with_both_values(folder) -> None:
-    config = tiny_config(folder)
+def test_resuming_with_other_networks_is_refused_with_both_values(train_folder) -> None:
+    config = tiny_config(train_folder)
     train(config)
-    other = tiny_config(folder, "netG.ngf=6", "netD.ndf=3", "train.lr=0.5")
+    other = tiny_config(train_folder, "netG.ngf=6", "netD.ndf=3", "train.lr=0.5")
     with pytest.raises(CheckpointError) as refused:
         train(other, resume="latest")
     message = str(refused.value)
@@ -163,33 +155,33 @@ def test_resuming_with_other_networks_is_refused_with_both_values(folder) -> Non
     assert "a new run (another expname) with train.resume: FOLDER" in message
 
 
-def test_published_files_without_optimiser_state_are_not_mistaken_for_a_run(folder) -> None:
-    config = tiny_config(folder)
+def test_published_files_without_optimiser_state_are_not_mistaken_for_a_run(train_folder) -> None:
+    config = tiny_config(train_folder)
     train(config)
     (run_folder(config) / "state_00000004.pt").unlink()
     with pytest.raises(CheckpointError, match=r"No checkpoint \(state_<step>.pt \+ dis"):
         train(config, resume="latest")
 
 
-def test_truncated_snapshot_is_named(folder) -> None:
-    config = tiny_config(folder)
+def test_truncated_snapshot_is_named(train_folder) -> None:
+    config = tiny_config(train_folder)
     train(config)
     broken = corrupt(run_folder(config) / "gen_00000004.pt")
     with pytest.raises(CheckpointError, match=rf"{broken} .* is truncated"):
         train(config, resume="latest")
 
 
-def test_starting_anew_over_checkpoints_is_refused(folder) -> None:
-    config = tiny_config(folder)
+def test_starting_anew_over_checkpoints_is_refused(train_folder) -> None:
+    config = tiny_config(train_folder)
     train(config)
     with pytest.raises(CheckpointError, match=r"up to step 4\. Go on with --resume, or change exp"):
         train(config)
 
 
-def test_finished_run_resumed_trains_nothing(folder, caplog) -> None:
-    config = tiny_config(folder)
+def test_finished_run_resumed_trains_nothing(train_folder, caplog) -> None:
+    config = tiny_config(train_folder)
     train(config)
-    before = shutil.copy(run_folder(config) / "gen_00000004.pt", folder / "copy.pt")
+    before = shutil.copy(run_folder(config) / "gen_00000004.pt", train_folder / "copy.pt")
     assert train(config, resume="latest").step == 4
     assert "Step 4 of 4 is done: nothing to train" in caplog.text
     assert (run_folder(config) / "gen_00000004.pt").read_bytes() == before.read_bytes()

@@ -7,13 +7,7 @@ from common.training import TrainingError, require_finite
 from inpainter.masks import discount_weights, masks_from_deltas
 from inpainter.networks import build_networks
 from inpainter.recorder import CollapseWatch
-from inpainter.settings import (
-    CriticConfig,
-    GeneratorConfig,
-    PicardConfig,
-    TestConfig,
-    TrainConfig,
-)
+from inpainter.settings import PicardConfig, TrainConfig
 from inpainter.step import (
     StepInputs,
     build_optimisers,
@@ -24,16 +18,9 @@ from inpainter.step import (
     wasserstein_critic_loss,
     weighted_l1,
 )
-from tests.inpainter.weights import random_window
+from tests.inpainter.weights import TRAINING, random_window
 
-CONFIG = PicardConfig(
-    train=TrainConfig(
-        image_shape=(32, 32, 1), mask_shape=(16, 16), max_delta_shape=(4, 4), init="he", lr=1e-3
-    ),
-    test=TestConfig(patch_shape=(32, 32, 1), mask_shape=(16, 16)),
-    netG=GeneratorConfig(ngf=4),
-    netD=CriticConfig(ndf=4),
-)
+CONFIG = dataclasses.replace(TRAINING, train=dataclasses.replace(TRAINING.train, lr=1e-3))
 
 
 def inputs(n: int = 3) -> StepInputs:

@@ -10,29 +10,18 @@ from inpainter.masks import discount_weights, masks_from_deltas
 from inpainter.networks import Networks, build_networks
 from inpainter.networks.dropout import ChannelDropout
 from inpainter.networks.generator import Generator
-from inpainter.settings import (
-    CriticConfig,
-    GeneratorConfig,
-    PicardConfig,
-    TestConfig,
-    TrainConfig,
-)
+from inpainter.settings import PicardConfig
 from inpainter.step import (
     StepInputs,
     build_optimisers,
     step_losses,
     update,
 )
-from tests.inpainter.weights import random_window
+from tests.inpainter.weights import TRAINING, random_window
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-PLAIN = PicardConfig(
-    train=TrainConfig(
-        image_shape=(32, 32, 1), mask_shape=(16, 16), max_delta_shape=(4, 4), init="he"
-    ),
-    test=TestConfig(patch_shape=(32, 32, 1), mask_shape=(16, 16)),
-    netG=GeneratorConfig(ngf=4),
-    netD=CriticConfig(ndf=4),
+PLAIN = dataclasses.replace(
+    TRAINING,
     gan_loss_alpha=0.5,  # published 0.001, which would hide a wrong adversarial gradient
     global_wgan_loss_alpha=0.7,
 )

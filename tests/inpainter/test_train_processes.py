@@ -4,7 +4,6 @@ import json
 import os
 import signal
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ import torch
 from common.checkpoint import load_tensors, steps_in
 from inpainter.snapshots import run_folder
 from inpainter.training import train
-from tests.tiny_runs import ended, forked_pair, tiny_config, wait_for_text, write_images
+from tests.tiny_runs import ended, forked_pair, tiny_config, wait_for_text
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -26,15 +25,9 @@ OPTIONS = (
 )
 
 
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    write_images(tmp_path / "train")
-    return tmp_path
-
-
-def test_two_processes_train_the_same_weights_as_one(folder) -> None:
-    together = tiny_config(folder, "train.n_steps=2", *OPTIONS)
-    alone = tiny_config(folder, "train.n_steps=2", "expname=alone", *OPTIONS)
+def test_two_processes_train_the_same_weights_as_one(train_folder) -> None:
+    together = tiny_config(train_folder, "train.n_steps=2", *OPTIONS)
+    alone = tiny_config(train_folder, "train.n_steps=2", "expname=alone", *OPTIONS)
     statuses = [ended(child) for child in forked_pair(partial(train, together))]
     assert statuses == [0, 0]
     train(alone)
@@ -45,8 +38,8 @@ def test_two_processes_train_the_same_weights_as_one(folder) -> None:
         torch.testing.assert_close(both, one, rtol=1e-4, atol=1e-5)
 
 
-def test_a_signal_to_one_process_stops_all_after_the_same_step(folder) -> None:
-    config = tiny_config(folder, "train.n_steps=100000", *OPTIONS)
+def test_a_signal_to_one_process_stops_all_after_the_same_step(train_folder) -> None:
+    config = tiny_config(train_folder, "train.n_steps=100000", *OPTIONS)
     children = forked_pair(partial(train, config))
     log = run_folder(config) / "log.jsonl"
     wait_for_text(log, 200)

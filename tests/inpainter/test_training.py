@@ -1,8 +1,6 @@
 """The training run as a function: what it takes, records and refuses."""
 
 import dataclasses
-import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +16,7 @@ from inpainter.training import train
 from tests.tiny_runs import (
     RGB,
     corrupt,
+    read_log,
     tiny_config,
     write_every_format,
     write_images,
@@ -26,19 +25,8 @@ from tests.tiny_runs import (
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    write_images(tmp_path / "train")
-    return tmp_path
-
-
-def log_lines(config: PicardConfig) -> list[dict]:
-    text = (run_folder(config) / "log.jsonl").read_text()
-    return [json.loads(line) for line in text.splitlines()]
-
-
-def test_generator_is_updated_at_every_n_critic_th_step_counted_from_one(folder) -> None:
-    config = tiny_config(folder, "train.n_steps=3", "train.n_critic=3", "netG.droprate=none")
+def test_generator_is_updated_at_every_n_critic_th_step_counted_from_one(train_folder) -> None:
+    config = tiny_config(train_folder, "train.n_steps=3", "train.n_critic=3", "netG.droprate=none")
     config = dataclasses.replace(
         config, train=dataclasses.replace(config.train, snapshot_save_iter=1)
     )
@@ -47,15 +35,19 @@ def test_generator_is_updated_at_every_n_critic_th_step_counted_from_one(folder)
     layer = "coarse_generator.conv1.conv.weight"
     assert torch.equal(states[0][layer], states[1][layer])
     assert not torch.equal(states[1][layer], states[2][layer])
-    lines = [line for line in log_lines(config) if "train/d" in line]
+    lines = [line for line in read_log(run_folder(config)) if "train/d" in line]
     assert ["train/l1" in line for line in lines] == [False, False, True]
 
 
-def test_pruning_keeps_the_newest_and_the_best_and_best_is_the_lowest_error(folder) -> None:
-    config = tiny_config(folder, "train.snapshot_save_iter=1", "train.n_steps=6")
+def test_pruning_keeps_the_newest_and_the_best_and_best_is_the_lowest_error(train_folder) -> None:
+    config = tiny_config(train_folder, "train.snapshot_save_iter=1", "train.n_steps=6")
     train(config)
     checkpoints = run_folder(config)
-    errors = {line["step"]: line["select_l1"] for line in log_lines(config) if "select_l1" in line}
+    errors = {
+        line["step"]: line["select_l1"]
+        for line in read_log(run_folder(config))
+        if "select_l1" in line
+    }
     assert list(errors) == [1, 2, 3, 4, 5, 6]
     best = min(errors, key=errors.get)
     assert resolve_step(checkpoints, "best") == best
@@ -82,25 +74,29 @@ def test_colour_images_train_with_a_grey_and_with_a_colour_critic(tmp_path, crit
     assert weight["dis_conv_module.conv1.conv.weight"].shape[1] == critic
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_terms(folder) -> None:
-    config = tiny_config(folder, "train.lr=1.0e+30", "train.snapshot_save_iter=100")
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_terms(train_folder) -> None:
+    config = tiny_config(train_folder, "train.lr=1.0e+30", "train.snapshot_save_iter=100")
     with pytest.raises(TrainingError, match=r"not finite at step \d: .*wgan_d .*a lower train.lr"):
         train(config)
     assert steps_in(run_folder(config), "gen") == []
 
 
-def test_weights_that_are_not_finite_are_not_saved(folder) -> None:
+def test_weights_that_are_not_finite_are_not_saved(train_folder) -> None:
     config = tiny_config(
-        folder, "train.lr=1.0e+38", "train.snapshot_save_iter=1", "train.n_critic=1"
+        train_folder, "train.lr=1.0e+38", "train.snapshot_save_iter=1", "train.n_critic=1"
     )
     with pytest.raises(TrainingError, match=r"not finite at step 1: select_l1 nan"):
         train(config)
     assert steps_in(run_folder(config), "gen") == []
 
 
-def test_a_collapsed_training_stops_and_says_what_to_set(folder) -> None:
+def test_a_collapsed_training_stops_and_says_what_to_set(train_folder) -> None:
     config = tiny_config(
-        folder, "train.critic=false", "train.lr=5.0", "train.n_steps=200", "train.select_crops=0"
+        train_folder,
+        "train.critic=false",
+        "train.lr=5.0",
+        "train.n_steps=200",
+        "train.select_crops=0",
     )
     with pytest.raises(
         TrainingError, match=r"The generator collapsed: at step \d+, \d+% .*init: he"
@@ -108,15 +104,15 @@ def test_a_collapsed_training_stops_and_says_what_to_set(folder) -> None:
         train(config)
 
 
-def test_bad_images_are_skipped_and_counted_or_stop_the_run(folder, caplog) -> None:
-    broken = corrupt(folder / "train" / "1.png")
-    write_image(folder / "train" / "black.png", torch.zeros(40, 40))
-    result = train(tiny_config(folder, "train.n_steps=8", "train.select_crops=0"))
-    assert set(result.skipped) == {broken, folder / "train" / "black.png"}
+def test_bad_images_are_skipped_and_counted_or_stop_the_run(train_folder, caplog) -> None:
+    broken = corrupt(train_folder / "train" / "1.png")
+    write_image(train_folder / "train" / "black.png", torch.zeros(40, 40))
+    result = train(tiny_config(train_folder, "train.n_steps=8", "train.select_crops=0"))
+    assert set(result.skipped) == {broken, train_folder / "train" / "black.png"}
     assert "2 of 4 images were skipped" in caplog.text
-    assert log_lines(tiny_config(folder))[-1]["train/skipped_images"] == 2
+    assert read_log(run_folder(tiny_config(train_folder)))[-1]["train/skipped_images"] == 2
     with pytest.raises(ImageError, match=r"(1|black)\.png.*train\.on_bad_image: skip"):
-        train(tiny_config(folder, "train.on_bad_image=error", "expname=strict"))
+        train(tiny_config(train_folder, "train.on_bad_image=error", "expname=strict"))
 
 
 def test_a_folder_of_black_images_is_an_error_and_no_endless_loop(tmp_path) -> None:
@@ -143,13 +139,15 @@ def test_missing_and_empty_folders_are_named(tmp_path) -> None:
         train(load_config(PicardConfig, None))
 
 
-def test_steps_follow_from_epochs_as_published(folder) -> None:
-    config = tiny_config(folder, "train.n_steps=none", "train.n_epochs=3", "train.batch_size=3")
+def test_steps_follow_from_epochs_as_published(train_folder) -> None:
+    config = tiny_config(
+        train_folder, "train.n_steps=none", "train.n_epochs=3", "train.batch_size=3"
+    )
     assert train(config).step == 3  # 3 epochs * 3 images / 3 crops
 
 
-def test_automatic_precision_is_resolved_and_recorded(folder) -> None:
-    config = tiny_config(folder, "train.precision=auto", "train.max_rotation=20")
+def test_automatic_precision_is_resolved_and_recorded(train_folder) -> None:
+    config = tiny_config(train_folder, "train.precision=auto", "train.max_rotation=20")
     train(config)
     saved = load_config(PicardConfig, run_folder(config) / "config.yaml").train
     expected = "bf16" if supports_bf16(torch.device("cpu")) else "fp32"

@@ -4,9 +4,24 @@ import torch
 
 from inpainter.networks.critic import Critic
 from inpainter.networks.generator import Generator, he_init
-from inpainter.settings import GeneratorConfig
+from inpainter.settings import (
+    CriticConfig,
+    GeneratorConfig,
+    PicardConfig,
+    TestConfig,
+    TrainConfig,
+)
 
 SMALL = GeneratorConfig(ngf=4)
+TRAINING = PicardConfig(
+    train=TrainConfig(
+        image_shape=(32, 32, 1), mask_shape=(16, 16), max_delta_shape=(4, 4), init="he"
+    ),
+    test=TestConfig(patch_shape=(32, 32, 1), mask_shape=(16, 16)),
+    netG=SMALL,
+    netD=CriticConfig(ndf=4),
+)
+"""Crops of 32 x 32 with boxes of 16 x 16."""
 
 
 def lively_generator(config: GeneratorConfig = SMALL, seed: int = 0) -> Generator:
