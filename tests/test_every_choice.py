@@ -5,6 +5,7 @@ The choices are read from the settings classes, so a new one is run, too.
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -184,6 +185,7 @@ def test_every_choice_of_dia_trains_and_evaluates(images: Path, tmp_path: Path) 
         for mode, scores in modes_of(number, len(rows)).items():
             config = load_config(DiaConfig, None, [*chosen, f"evaluation.ood_score={scores}"])
             assert "Written to" in evaluate(config, mode, []), row
+        shutil.rmtree(run)  # the larger encoders' are half a gigabyte
 
 
 def modes_of(number: int, n_rows: int) -> dict[str, str]:
