@@ -26,10 +26,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.cli import run_script
+from common.config import load_config
 from common.images import read_image, read_mask
 from demos import picard_report as report
 from demos.baselines import fit_difference_of_gaussians, fit_intensity, fit_knn
 from inpainter.predictor import Predictor, load_predictor
+from inpainter.settings import PicardConfig
 from inpainter.windows import resized, scaled_hw
 
 HERE = Path(__file__).resolve().parent
@@ -139,29 +141,34 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("set", choices=TASKS)
+    add("task", choices=TASKS)
     add("--data", type=Path, required=True, metavar="DIR", help="the set's folder")
     add("--seeds", type=int, default=1, metavar="N", help="trainings (default: 1)")
     add("--output", type=Path, metavar="DIR", help="(default: demo/real/<set>)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", dest="more", help="a setting")
+    add("--variant", action="append", default=[], metavar="KEY=VALUE,...",
+        help="score with these settings, too, as distances; again for more")  # fmt: skip
     add("--limit", type=int, metavar="N", help="score the first N images of each half only")
     add("--half", choices=("reported", "chosen"), default="reported", help="images to report on")
     arguments = parser.parse_args()
-    output = (arguments.output or report.ROOT / "demo" / "real" / arguments.set).resolve()
-    task = TASKS[arguments.set](arguments.data, output)
-    names = set((HERE / f"chosen_{arguments.set}.txt").read_text().split())
+    output = (arguments.output or report.ROOT / "demo" / "real" / arguments.task).resolve()
+    task = TASKS[arguments.task](arguments.data, output)
+    names = set((HERE / f"chosen_{arguments.task}.txt").read_text().split())
     chosen = [case for case in task.cases if case.name in names][: arguments.limit]
     reported = [case for case in task.cases if case.name not in names][: arguments.limit]
     cases = reported if arguments.half == "reported" else chosen
     started = time.monotonic()
     heatmaps: dict[str, list] = {}
     for seed in range(arguments.seeds):
-        predictor = trained(task, output, seed, arguments.more)
-        for method, maps in scored(predictor, cases).items():
+        folder = trained(task, output, seed, arguments.more)
+        found = scored(load_predictor(folder, "best", device="cpu"), cases)
+        for variant in arguments.variant:
+            found |= varied(folder, variant, cases)
+        for method, maps in found.items():
             heatmaps.setdefault(method, []).append(maps)
     heatmaps |= baselines(task, chosen, cases)
     rows = report.compare(cases, heatmaps)
-    record = {"set": arguments.set, "half": arguments.half, "settings": task.settings,
+    record = {"set": arguments.task, "half": arguments.half, "settings": task.settings,
               "more": arguments.more, "seconds": time.monotonic() - started}  # fmt: skip
     shown = ("MCD_image calibrated", "MCD_image", "smoothed intensity", "k-NN of patches")
     report.save_results(rows, cases, heatmaps, shown, output, record)
@@ -169,8 +176,8 @@ def main() -> int:
     return 0
 
 
-def trained(task: Task, output: Path, seed: int, more: Sequence[str]) -> Predictor:
-    """The best snapshot of a training, calibrated; trains where there is none."""
+def trained(task: Task, output: Path, seed: int, more: Sequence[str]) -> Path:
+    """The folder of a training that ends in a calibration; trains where there is none."""
     folder = output / "checkpoints" / "real" / f"hole_seed{seed}"
     settings = [
         *("dataset_name=real", f"expname=seed{seed}", f"train_data_path={task.training}"),
@@ -182,7 +189,7 @@ def trained(task: Task, output: Path, seed: int, more: Sequence[str]) -> Predict
     ]
     if not list(folder.glob("calibration_*.pt")):
         report.train(CONFIG, settings, partial(print, flush=True), seed=seed)
-    return load_predictor(folder, "best", device="cpu")
+    return folder
 
 
 def scored(predictor: Predictor, cases: Sequence[report.Case]) -> dict[str, list]:
@@ -194,6 +201,15 @@ def scored(predictor: Predictor, cases: Sequence[report.Case]) -> dict[str, list
             for metric, heatmap in result.heatmaps.items():
                 found.setdefault(metric + suffix, []).append(heatmap.numpy())
     return found
+
+
+def varied(folder: Path, variant: str, cases: Sequence[report.Case]) -> dict[str, list]:
+    """The same of MCD_image alone, uncalibrated, under other settings of how it is scored."""
+    changed = ["test.calibration=off", "test.heatmap_metrics=[MCD_image]", *variant.split(",")]
+    config = load_config(PicardConfig, folder / "config.yaml", changed)
+    other = load_predictor(folder, "best", config, device="cpu")
+    maps = [other(case.image, name=case.name)["MCD_image"].numpy() for case in cases]
+    return {f"MCD_image, {variant}": maps}
 
 
 def baselines(
