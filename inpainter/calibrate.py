@@ -36,6 +36,8 @@ from inpainter.snapshots import resolve_step
 from inpainter.windows import cut_windows, pad_image, resized, scaled_hw, window_grid
 
 LOG = logging.getLogger(__name__)
+FEWEST_OF_AN_IMAGE = 8
+"""Windows for which an image is worth being read: of very many images, not all are."""
 PLACES = 8
 """Windows are drawn from a grid of this many places along a hole's side, or a finer one."""
 
@@ -95,12 +97,15 @@ def normal_images(config: PicardConfig, state: Path) -> tuple[list[Path], Path, 
 def measured(
     predictor: Predictor, paths: Sequence[Path], scales: Sequence[float], root: Path
 ) -> Calibrations:
-    """Calibrations by scale, from test.calibration_windows windows in equal shares of the images.
+    """Calibrations by scale, from test.calibration_windows windows: equal shares of the images.
 
-    An image that cannot be scored is passed over with a warning, or raises ImageError or
-    WindowError (on_bad_image: error); too few windows in all raise ImageError.
+    Of more images than that is worth reading for, every k-th. One that cannot be scored is passed
+    over with a warning, or raises ImageError or WindowError (on_bad_image: error); too few windows
+    in all raise ImageError.
     """
     test = predictor.config.test
+    most = max(1, test.calibration_windows // FEWEST_OF_AN_IMAGE)
+    paths = paths[:: -(-len(paths) // most)]
     share = -(-test.calibration_windows // len(paths))
     batches: dict[float, list[dict[str, Tensor]]] = {scale: [] for scale in scales}
     silent = not sys.stderr.isatty()

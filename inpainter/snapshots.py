@@ -42,6 +42,8 @@ LOG = logging.getLogger(__name__)
 Weights = Mapping[str, Tensor]
 ROLES = ("state", "dis", "gen")
 """In the order of writing."""
+FILES = ("calibration", *ROLES)
+"""All files of a step; a calibration comes later, if at all, and is of no use without the rest."""
 SET_ASIDE = "superseded"
 SELECTION_KEY = "select_l1"
 """Name in log.jsonl of the error by which the best snapshot is chosen; see completion_error."""
@@ -296,7 +298,7 @@ def tidy_snapshots(folder: Path, step: int) -> None:
         path.unlink()
     later = [other for other in steps_in(folder, "gen") if other > step]
     for other in later:
-        for role in reversed(ROLES):
+        for role in reversed(FILES):
             path = checkpoint_path(folder, role, other)
             if path.exists():
                 (folder / SET_ASIDE).mkdir(exist_ok=True)
@@ -311,7 +313,7 @@ def prune_snapshots(folder: Path, keep: int | None) -> None:
         return
     steps = steps_in(folder, "state")
     for step in set(steps) - set(steps[-keep:]) - {best_of(folder, steps)}:
-        for role in reversed(ROLES):  # what is left of a kill in between goes next time
+        for role in reversed(FILES):  # what is left of a kill in between goes next time
             checkpoint_path(folder, role, step).unlink(missing_ok=True)
 
 

@@ -315,3 +315,13 @@ def test_off_is_the_distance_whether_a_calibration_is_there_or_not(folder) -> No
     assert torch.equal(after(image, name="a")["MCD_image"], expected)
     *_, distances, _ = predictor.score_image(image, "a")
     assert torch.equal(distances.heatmaps["MCD_image"], expected)
+
+
+def test_of_very_many_images_only_as_many_are_read_as_are_worth_it(folder, monkeypatch) -> None:
+    write_images(folder / "train", n=12, size=(48, 64))
+    read = []
+    plain = Predictor.pixels_of
+    monkeypatch.setattr(Predictor, "pixels_of", lambda *a: read.append(a[1].name) or plain(*a))
+    config = tiny_config(folder, *ON, "test.calibration_windows=32")
+    calibrate(config, folder / "model", "latest")
+    assert read == ["0.png", "11.png", "4.png", "7.png"]

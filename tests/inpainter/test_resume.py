@@ -10,7 +10,13 @@ from functools import partial
 
 import pytest
 
-from common.checkpoint import CheckpointError, load_tensors, steps_in
+from common.checkpoint import (
+    CheckpointError,
+    checkpoint_path,
+    load_tensors,
+    save_atomic,
+    steps_in,
+)
 from inpainter.settings import PicardConfig
 from inpainter.snapshots import run_folder
 from inpainter.training import train
@@ -118,12 +124,13 @@ def test_resume_before_the_first_snapshot_starts_at_step_0(train_folder, caplog)
 def test_resuming_an_earlier_step_sets_the_later_snapshots_aside(train_folder, caplog) -> None:
     config = tiny_config(train_folder, "train.snapshot_save_iter=2")
     train(config)
+    save_atomic({}, checkpoint_path(run_folder(config), "calibration", 4))
     longer = tiny_config(train_folder, "train.snapshot_save_iter=2", "train.n_steps=5")
     assert train(longer, resume="2").step == 5
     checkpoints = run_folder(config)
     assert "Snapshots after step 2 went to" in caplog.text
     assert "train.n_steps: 4 when it was saved, 5 now" in caplog.text
-    names = [f"{role}_00000004.pt" for role in ("dis", "gen", "state")]
+    names = [f"{role}_00000004.pt" for role in ("calibration", "dis", "gen", "state")]
     assert sorted(path.name for path in (checkpoints / "superseded").iterdir()) == names
     assert steps_in(checkpoints, "gen") == [2, 4, 5]
 
