@@ -235,7 +235,8 @@ def check_heatmaps(folder: Path, config: PicardConfig) -> None:
             assert heatmap.isfinite().all()
             assert heatmap.min() >= 0
             assert heatmap.std() > 0
-        if metric == "no_dropout":  # nothing random: 16 bits of the same values score the same
+        # Nothing random in these distances: 16 bits of the same values score the same.
+        if metric == "no_dropout" and config.test.calibration == "off":
             eight, sixteen = heatmaps["eight0.png"], heatmaps["sixteen0.png"]
             torch.testing.assert_close(eight, sixteen, rtol=1e-3, atol=1e-4)
     plots = list((folder / "plots").glob("*.png"))
