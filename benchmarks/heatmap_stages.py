@@ -80,7 +80,7 @@ def clocked(clock: StageClock, subject: Subject, scorer: Callable, window: Tenso
         stages = [
             ("prepare", coarse, "prefix"),
             ("coarse", coarse, "complete"),
-            ("critic", scorer.critic, "features"),
+            ("critic", scorer.feature_network, "features"),
         ]
         if fine is not None:
             stages += [
@@ -161,9 +161,9 @@ def attention_macs(attend: FastAttention) -> float:
 
 
 def critic_macs(scorer: FastScorer) -> float:
-    if scorer.critic is None:
+    if scorer.feature_network is None:
         return 0.0
     h, w = scorer.mask_hw
-    convs = [block.conv for block in scorer.critic.dis_conv_module.children()]
+    convs = [block.conv for block in scorer.feature_network.dis_conv_module.children()]
     sides = ((h >> i) * (w >> i) for i in range(1, len(convs) + 1))
     return float(sum(c.weight.numel() * area for c, area in zip(convs, sides, strict=True)))

@@ -26,7 +26,8 @@ class PublishedScorer(WindowScorer):
         completions = centre_crop(self.complete_all(windows, masks), self.mask_hw)
         spaces = {"image": (truth, completions)}
         if "feature" in self.spaces:
-            spaces["feature"] = (self.critic.features(truth), self.critic.features(completions))
+            features = self.feature_network.features
+            spaces["feature"] = (features(truth), features(completions))
         distances = {
             space: l2_distance(*pair).view(masks.M, count).t() for space, pair in spaces.items()
         }

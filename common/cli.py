@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
+from typing import Any, NoReturn, TypeVar, get_origin
 
 import yaml
 
@@ -29,7 +29,14 @@ from common.config import (
     given_in_file,
     load_config,
 )
-from common.config_types import describe_type, is_nothing, kinds_of, leaf_types, may_be_none
+from common.config_types import (
+    describe_type,
+    is_nothing,
+    kinds_of,
+    leaf_types,
+    may_be_none,
+    words_of,
+)
 from common.config_yaml import unquoted
 from common.errors import UserError
 from common.files import NO_ROOM, free_space
@@ -162,7 +169,7 @@ def add_flags(
             continue
         options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": f"= {key}"}
         kinds = kinds_of(leaf_types(cls)[key])
-        choices = [str(c) for kind in kinds if get_origin(kind) is Literal for c in get_args(kind)]
+        choices = list(map(str, words_of(leaf_types(cls)[key])))
         if kinds == [bool] and not may_be_none(leaf_types(cls)[key]):
             options["action"] = argparse.BooleanOptionalAction
         elif any(get_origin(kind) is tuple for kind in kinds):

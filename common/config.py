@@ -22,6 +22,7 @@ from common.config_types import (
     leaf_types,
     may_be_none,
     section_types,
+    words_of,
 )
 from common.config_yaml import MOST_BYTES, format_value, shorten, unquoted
 
@@ -135,7 +136,7 @@ def given_by_set(cls: type, text: str) -> Given:
     if key in section_types(cls):
         raise ConfigError(f"{source}: {key} is a section; set a key in it, {key}.NAME=VALUE.")
     annotation = known_type(cls, key, source)
-    if kinds_of(annotation) == [str]:
+    if is_path(annotation) or kinds_of(annotation) == [str]:
         return given_by_word(cls, key, written, source)
     try:
         return {key: (config_yaml.parse(written), source)}
@@ -148,7 +149,8 @@ def given_by_word(cls: type, key: str, written: str, source: str) -> Given:
     working directory, as an absolute one."""
     annotation = leaf_types(cls)[key]
     value = unquoted(written)
-    if is_path(annotation) and value and not (may_be_none(annotation) and is_nothing(value)):
+    is_word = value in words_of(annotation) or (may_be_none(annotation) and is_nothing(value))
+    if is_path(annotation) and value and not is_word:
         try:
             value = str(expand_home(value, key).absolute())
         except ConfigError as error:

@@ -179,8 +179,14 @@ def may_be_none(annotation: Any) -> bool:
 
 
 def is_path(annotation: Any) -> bool:
-    """Whether a setting of this type is a PathText, or one or none."""
+    """Whether a setting of this type is a PathText, or one or none, or one or a word."""
     return any(_PATH in get_args(kind) for kind in (annotation, *get_args(annotation)))
+
+
+def words_of(annotation: Any) -> list[Any]:
+    """The values that a setting of this type may have by name: ["off"] for Literal["off"] | int."""
+    kinds = (kind for kind in kinds_of(annotation) if get_origin(kind) is Literal)
+    return [choice for kind in kinds for choice in get_args(kind)]
 
 
 def check_fields(settings: object, section: str = "") -> None:

@@ -187,6 +187,11 @@ def load_calibrations(path: Path, config: PicardConfig, weights: Mapping[str, st
         require_mapping(saved[entry], f"{path}: {entry}")
         for entry in ("weights", "settings", "scales")
     )
+    there, now = feature_space_of(hashes), feature_space_of(weights)
+    if there and now and there != now:
+        raise CheckpointError(
+            f"{path} was made in another test.feature_space: {there} there, {now} now. {MAKE}."
+        )
     foreign = [role for role in weights if role in hashes and hashes[role] != weights[role]]
     if foreign or "gen" not in hashes:
         raise CheckpointError(f"{path} was made for other weights than {path.parent} has. {MAKE}.")
@@ -203,6 +208,14 @@ def load_calibrations(path: Path, config: PicardConfig, weights: Mapping[str, st
         source = f"{path}: scale {scale}"
         found[scale] = _calibration(scales[repr(scale)], config.test.heatmap_metrics, source)
     return found
+
+
+def feature_space_of(weights: Mapping[str, str]) -> str | None:
+    """Where the `_feature` metrics measured: "critic", a file by its hash, None without such.
+
+    weights: hashes by role.
+    """
+    return weights.get("feature_space") or ("critic" if "dis" in weights else None)
 
 
 def _calibration(value: Any, metrics: tuple[Metric, ...], source: str) -> Calibration:

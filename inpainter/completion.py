@@ -13,7 +13,6 @@ from torch import Tensor
 
 from common.runtime import upcast_to_fp32
 from inpainter.calibration import DESCRIPTION, describe
-from inpainter.networks.critic import Critic
 from inpainter.networks.dropout import Drop, ImageDropout, WindowMasks, active_dropout_layers
 from inpainter.networks.generator import Generator
 from inpainter.settings import GeneratorConfig, Metric, TestConfig
@@ -39,6 +38,14 @@ def dropout_of(
     )
 
 
+class FeatureNetwork(Protocol):
+    """What the `_feature` metrics see holes through: the local critic, or a pretrained network."""
+
+    def features(self, x: Tensor) -> Tensor: ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+
 class Scorer(Protocol):
     """Interface of a window scorer: generates completions and maps them to the metric spaces."""
 
@@ -56,7 +63,7 @@ class WindowScorer:
     """Scores windows by completion distance: the reference implementation."""
 
     generator: Generator
-    critic: Critic | None
+    feature_network: FeatureNetwork | None
     """Its features are the space of the `_feature` metrics; None where there are no such."""
     metrics: tuple[Metric, ...]
     mask_hw: tuple[int, int]
@@ -89,12 +96,12 @@ class WindowScorer:
         return centre_crop(self.generator(windows * (1 - mask), mask, drop).fine, self.mask_hw)
 
     def represent(self, holes: Tensor) -> dict[str, Tensor]:
-        """Holes (N, C, h, w) as the metrics' spaces see them: pixels, critic features, or both."""
+        """Holes (N, C, h, w) as the metrics' spaces see them: pixels, features, or both."""
         spaces = {}
         if "image" in self.spaces:
             spaces["image"] = holes
         if "feature" in self.spaces:
-            spaces["feature"] = self.critic.features(holes)
+            spaces["feature"] = self.feature_network.features(holes)
         return spaces
 
 

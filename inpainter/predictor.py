@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,7 +20,8 @@ from common.checkpoint import (
     content_hash,
     require_finite_weights,
 )
-from common.config import load_config
+from common.config import load_config, resolve_path
+from common.config_types import ConfigError
 from common.files import escaped
 from common.images import read_image
 from common.runtime import resolve_device
@@ -27,9 +29,11 @@ from inpainter.calibration import Calibrations, load_calibrations
 from inpainter.completion import WindowScorer, dropout_of, spaces_of
 from inpainter.fast.scorer import FastScorer
 from inpainter.heatmap import Heatmaps, ScaledHeatmaps, score_at_scales
+from inpainter.networks.critic import Critic
 from inpainter.networks.dropout import ImageDropout
 from inpainter.networks.loading import load_generator, load_local_critic
-from inpainter.settings import Metric, PicardConfig
+from inpainter.networks.pretrained import PretrainedFeatures, load_pretrained
+from inpainter.settings import Metric, PicardConfig, TestConfig
 from inpainter.snapshots import resolve_step
 from inpainter.windows import check_stride
 
@@ -47,7 +51,7 @@ class Predictor:
     source: str
     """Folder and step of the weights, in words."""
     weights: dict[str, str]
-    """SHA-256 of the checkpoint's files, by role."""
+    """SHA-256 of the checkpoint's files, by role; feature_space is that of the setting's."""
     calibrations: Calibrations = field(default_factory=dict)
     """By scale; none with test.calibration: off."""
 
@@ -106,7 +110,7 @@ class Predictor:
 
     def require_finite_weights(self) -> None:
         """Raises CheckpointError where weights are NaN or infinite: every score would be."""
-        for network in (self.scorer.generator, self.scorer.critic):
+        for network in (self.scorer.generator, self.scorer.feature_network):
             if network is not None:
                 require_finite_weights(network.state_dict(), self.source)
 
@@ -144,14 +148,16 @@ def open_checkpoint(
     """
     check_stride(config.test)
     device = resolve_device(config.device, allow_gpu=config.cuda, gpu=config.gpu_ids[0])
-    needs_critic = "feature" in spaces_of(config.test.heatmap_metrics)
-    roles = ("gen", "dis") if needs_critic else ("gen",)
+    space = feature_space(config.test)
+    roles = ("gen", "dis") if space == "critic" else ("gen",)
     for tries_left in reversed(range(TRIES)):
         step = resolve_step(folder, wanted, roles, option=option)
         paths = {role: checkpoint_path(folder, role, step) for role in roles}
+        if isinstance(space, Path):
+            paths["feature_space"] = space
         try:
             weights = {role: content_hash(path) for role, path in paths.items()}
-            scorer = build_scorer(config, folder, step, device, with_critic=needs_critic)
+            scorer = build_scorer(config, folder, step, device)
             if weights == {role: content_hash(path) for role, path in paths.items()}:
                 source = f"{folder.resolve()} step {step}"
                 calibrations: Calibrations = {}
@@ -167,16 +173,39 @@ def open_checkpoint(
     raise CheckpointError(f"{paths['gen']} keeps changing. Wait until it is whole, and run again.")
 
 
+def feature_space(test: TestConfig) -> Literal["critic"] | Path | None:
+    """Where the `_feature` metrics measure; None without such metrics. Raises ConfigError.
+
+    A file is that of a pretrained network's weights; see `inpainter.networks.pretrained`.
+    """
+    if "feature" not in spaces_of(test.heatmap_metrics):
+        return None
+    if test.feature_space == "critic":
+        return "critic"
+    path = resolve_path(test.feature_space, "test.feature_space")
+    if not path.is_file():
+        raise ConfigError(
+            f"test.feature_space: there is no file {path}. Give the weights of a pretrained "
+            "network, which are never downloaded, or critic.",
+            key="test.feature_space",
+        )
+    return path
+
+
 def build_scorer(
-    config: PicardConfig, folder: Path, step: int, device: torch.device, *, with_critic: bool
+    config: PicardConfig, folder: Path, step: int, device: torch.device
 ) -> WindowScorer | FastScorer:
     """The networks of a step, on the device, in the engine that the settings ask for."""
     test = config.test
     generator = load_generator(folder, step, config.netG)
-    critic = load_local_critic(folder, step, config) if with_critic else None
     generator = generator.to(device, memory_format=torch.channels_last)
-    critic = critic.to(device, memory_format=torch.channels_last) if critic is not None else None
-    parts = (generator, critic, test.heatmap_metrics, test.mask_shape)
+    features: Critic | PretrainedFeatures | None = None
+    space = feature_space(test)
+    if space is not None:
+        critic = space == "critic"
+        features = load_local_critic(folder, step, config) if critic else load_pretrained(space)
+        features = features.to(device, memory_format=torch.channels_last)
+    parts = (generator, features, test.heatmap_metrics, test.mask_shape)
     if test.engine == "plain":
         return WindowScorer(*parts)
     return FastScorer(*parts, precision=test.precision, compiled=test.compile)

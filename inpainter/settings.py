@@ -252,6 +252,9 @@ class TestConfig:
     completions (training measures normal windows at its end, or --calibrate); off: the distance."""
     calibration_windows: Annotated[int, kind.AtLeast(20, 10**6)] = 6000
     """Windows of normal images that are measured for it, at each scale."""
+    feature_space: Literal["critic"] | kind.PathText = "critic"
+    """Where the `_feature` metrics measure: the local critic's last layer, or the middle layers of
+    a pretrained network, whose weights are in this file (see docs/data.md)."""
     scales: tuple[Scale, ...] = (1.0,)
     """Sizes at which an image is scored, as factors of its own: the heatmap is their mean."""
     refine: Literal["off"] | Annotated[int, kind.AtLeast(2, 2**14)] = "off"

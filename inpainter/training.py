@@ -34,6 +34,8 @@ from inpainter.data import (
     split_held_out,
 )
 from inpainter.networks import build_networks, require_training_memory
+from inpainter.networks.pretrained import load_pretrained
+from inpainter.predictor import feature_space
 from inpainter.recorder import Recorder
 from inpainter.settings import PicardConfig, input_path
 from inpainter.snapshots import (
@@ -81,6 +83,10 @@ def train(
         folder = run_folder(config)
         snapshot = starting_point(config, folder, resume)
         crops = training_crops(config)
+
+        space = feature_space(config.test) if config.test.calibration != "off" else None
+        if isinstance(space, Path):
+            load_pretrained(space)  # its faults now, not after the last step
 
         # State.
         state = initial_state(config, device, processes, crops)

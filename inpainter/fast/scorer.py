@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from common.runtime import upcast_to_fp32
-from inpainter.completion import WindowScorer, score_windows
+from inpainter.completion import FeatureNetwork, WindowScorer, score_windows
 from inpainter.fast.geometry import whole
 from inpainter.fast.layers import Arithmetic, Patch, drop_plan
 from inpainter.fast.stages import FastCoarse, FastFine
@@ -35,11 +35,11 @@ every window costs more than the convolutions that it saves."""
 class FastScorer:
     """Scores windows by completion distance; called as WindowScorer is, with the same results.
 
-    generator, critic, metrics, mask_hw: as of WindowScorer. precision: bf16 rounds activations and
-    weights, softmax and norms stay in fp32; fp64 goes with networks and windows of that type, and
-    tells rounding from a difference in what is computed. thin: leave dropped channels out window by
-    window, None = where it is faster. minimal_filtering: see `inpainter.fast.winograd`. compiled:
-    the attention goes through torch.compile.
+    generator, feature_network, metrics, mask_hw: as of WindowScorer. precision: bf16 rounds
+    activations and weights of generator and critic, softmax and norms stay in fp32; fp64 goes with
+    networks and windows of that type, and tells rounding from a difference in what is computed.
+    thin: leave dropped channels out window by window, None = where it is faster. minimal_filtering:
+    see `inpainter.fast.winograd`. compiled: the attention goes through torch.compile.
 
     Where all windows of a batch drop the same channels (`masks.same`), these are left out of the
     convolutions. The weights are taken at the first call and not looked at again.
@@ -48,7 +48,7 @@ class FastScorer:
     def __init__(
         self,
         generator: Generator,
-        critic: Critic | None,
+        feature_network: FeatureNetwork | None,
         metrics: tuple[Metric, ...],
         mask_hw: tuple[int, int],
         *,
@@ -57,15 +57,17 @@ class FastScorer:
         minimal_filtering: bool = True,
         compiled: bool = False,
     ) -> None:
-        self.plain = WindowScorer(generator, critic, metrics, mask_hw)
+        self.plain = WindowScorer(generator, feature_network, metrics, mask_hw)
         self.generator = generator
         self.metrics, self.mask_hw = metrics, mask_hw
         self.spaces = self.plain.spaces
         self.thin, self.compiled = thin, compiled
         dtype = DTYPES.get(precision, torch.float32)
-        self.critic = critic
-        if critic is not None and precision == "bf16":
-            self.critic = copy.deepcopy(critic).to(dtype)
+        self.feature_network = feature_network
+        self.feature_dtype = torch.float64 if precision == "fp64" else torch.float32
+        if isinstance(feature_network, Critic) and precision == "bf16":
+            self.feature_network = copy.deepcopy(feature_network).to(dtype)
+            self.feature_dtype = dtype
         self.arithmetic = Arithmetic(dtype, Workspace(), minimal_filtering)
         self.stages: dict[tuple[int, int], tuple[FastCoarse, FastFine | None]] = {}
 
@@ -137,13 +139,14 @@ class FastScorer:
         return self.stages[window_hw]
 
     def represent(self, holes: Tensor) -> dict[str, Tensor]:
-        """Holes (N, C, h, w) as the metrics' spaces see them: pixels, critic features, or both.
+        """Holes (N, C, h, w) as the metrics' spaces see them: pixels, features, or both.
 
-        Features are in the arithmetic's type.
+        A critic's features are in the arithmetic's type, a pretrained network's not in bf16: its
+        distances are small beside its features.
         """
         spaces = {}
         if "image" in self.spaces:
             spaces["image"] = holes
         if "feature" in self.spaces:
-            spaces["feature"] = self.critic.features(holes.to(self.arithmetic.dtype))
+            spaces["feature"] = self.feature_network.features(holes.to(self.feature_dtype))
         return spaces

@@ -14,6 +14,7 @@ from inpainter.masks import crop_boxes, discount_weights, masks_from_deltas
 from inpainter.networks import Networks
 from inpainter.networks.critic import Critic
 from inpainter.networks.generator import Generator
+from inpainter.networks.pretrained import ARCHITECTURES, PretrainedFeatures
 from inpainter.predictor import Predictor
 from inpainter.recorder import completion_grid
 from inpainter.settings import CriticConfig, GeneratorConfig, PicardConfig, TestConfig, TrainConfig
@@ -134,6 +135,15 @@ def test_windows_on_the_gpu_are_scored_there(fake, dropout_type, engine) -> None
     scores = scorer(on_cuda(3, 1, 32, 32), dropout.masks([0, 1, 2]))
     assert set(scores) == set(test.heatmap_metrics)
     assert {values.device.type for values in scores.values()} == {"cuda"}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pretrained_features_stay_on_their_inputs_device(fake, channels) -> None:
+    architecture = ARCHITECTURES["efficientnet_lite0"]
+    with CUDA:
+        network = PretrainedFeatures(architecture.build(), architecture)
+    found = network.features(on_cuda(2, channels, 16, 16))
+    assert (found.device.type, tuple(found.shape)) == ("cuda", (2, 40 * 8 * 8 + 112 * 4 * 4))
 
 
 @pytest.mark.parametrize("engine", ["plain", "fast"])
