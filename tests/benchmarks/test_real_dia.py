@@ -1,0 +1,64 @@
+"""The benchmark of DIA on real images, from an archive to the table."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.tiny_runs import run_script
+
+TINY = (
+    *("contrastive.epochs=2", "contrastive.width=2", "contrastive.batch_size=2"),
+    *("diffusion.train_num_steps=1", "diffusion.save_every=1", "diffusion.ddpm_batch_size=2"),
+    *("diffusion.dim_mults=[1]", "diffusion.sampling_timesteps=1", "evaluation.ood_samples=1"),
+)
+COARSE, FINE = 7, 1
+"""Sides of the squares of which a picture is made."""
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """A folder with a pneumoniamnist.npz whose anomalies have less fine detail."""
+    draw = np.random.default_rng(0)
+
+    def pictures(count: int, side: int) -> np.ndarray:
+        squares = draw.integers(0, 256, (count, 28 // side, 28 // side), dtype=np.uint8)
+        return squares.repeat(side, axis=1).repeat(side, axis=2)
+
+    np.savez(
+        tmp_path / "pneumoniamnist.npz",
+        train_images=pictures(4, FINE),
+        train_labels=np.zeros((4, 1), np.uint8),
+        test_images=np.concatenate([pictures(3, FINE), pictures(2, COARSE)]),
+        test_labels=np.repeat([0, 1], [3, 2])[:, None].astype(np.uint8),
+    )
+    return tmp_path
+
+
+def test_one_command_trains_evaluates_and_compares_and_repeats_nothing(archive: Path) -> None:
+    output = archive / "out"
+    command = ("benchmarks/real/dia.py", "pneumoniamnist", "--data", archive, "--small")
+    command += ("--methods", "DIA", "--output", output)
+    command += tuple(part for text in TINY for part in ("--set", text))
+    done = run_script(*command)
+    assert done.returncode == 0, done.stderr
+    assert "3 normal test images against 2 (pneumonia); --small, NOT the published" in done.stdout
+    assert "resnet18 of width 2 at 28 x 28, 2 epochs" in done.stdout
+    results = json.loads((output / "results.json").read_text())
+    auroc = {row["method"]: row["auroc"]["value"] for row in results["rows"]}
+    assert list(auroc) == ["DIA", "1-NN on pixels", "PCA-30 reconstruction", "less fine detail"]
+    assert auroc["less fine detail"] == 1
+    scored = json.loads((output / "seed0" / "DIA" / "evaluation" / "results.json").read_text())
+    assert scored["selected_by"] == "last"
+    assert auroc["DIA"] == pytest.approx(scored["scores"]["CSI"]["one_class_mean"])
+
+    again = run_script(*command)
+    assert again.returncode == 0, again.stderr
+    assert "$ python" in done.stdout
+    assert "$ python" not in again.stdout
+    assert json.loads((output / "results.json").read_text())["table"] == results["table"]
+
+    other = run_script(*command, "--set", "contrastive.epochs=3")
+    assert other.returncode == 1
+    assert "settings.yaml has other settings than this command" in other.stderr
