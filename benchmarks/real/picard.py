@@ -136,7 +136,7 @@ def idrid(data: Path, output: Path) -> Task:
 TASKS = {"mias": mias, "idrid": idrid}
 
 
-def main() -> int:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -150,7 +150,11 @@ def main() -> int:
         help="score with these settings, too, as distances; again for more")  # fmt: skip
     add("--limit", type=int, metavar="N", help="score the first N images of each half only")
     add("--half", choices=("reported", "chosen"), default="reported", help="images to report on")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
     output = (arguments.output or report.ROOT / "demo" / "real" / arguments.task).resolve()
     task = TASKS[arguments.task](arguments.data, output)
     names = set((HERE / f"chosen_{arguments.task}.txt").read_text().split())
