@@ -15,10 +15,6 @@ from typing import TextIO
 import pytest
 import torch
 
-from common.config import REPOSITORY
-from demos import dia_report, picard_report
-from tests.tiny_runs import run_script
-
 RunDemo = Callable[..., str]
 MEMORY = Path("/dev/shm")
 ROOM = 4 * 2**30
@@ -46,6 +42,11 @@ def run_demo(
 
     The programs that it starts are forked from the server that has the libraries loaded.
     """
+    # Imported here, for the process that shares out the tests runs none and need not load so much.
+    from common.config import REPOSITORY
+    from demos import dia_report, picard_report
+    from tests.tiny_runs import run_script
+
     one_at_a_time = threading.Lock()  # the server's children are not to be started by two threads
 
     def run(
