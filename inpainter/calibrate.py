@@ -28,7 +28,7 @@ from inpainter.calibration import (
     Calibrations,
     save_calibrations,
 )
-from inpainter.data import split_held_out
+from inpainter.data import split_held_out, subset_of
 from inpainter.heatmap import batch_size, batched, require_finite, windows_to_score
 from inpainter.predictor import Predictor, open_checkpoint
 from inpainter.settings import PicardConfig, input_path
@@ -86,6 +86,7 @@ def normal_images(config: PicardConfig, state: Path) -> tuple[list[Path], Path, 
         return paths, root, "the training images (train.held_out keeps some for this)"
     if state.is_file():
         saved = require_mapping(load_tensors(state), str(state)).get("images")
+        trained = subset_of(trained, config.train.subset_frac, config.seed)
         if changes := data_changes(saved, data_identity(trained, root)):
             raise CheckpointError(
                 f"{state}: {changes}, so nobody knows which images were held out. Restore the "

@@ -121,7 +121,7 @@ class NormalCrops(Dataset):
     ) -> None:
         if not paths:
             raise ImageError("No training images were given; expected at least one path.")
-        self.paths = _subset([Path(path) for path in paths], subset_frac, seed)
+        self.paths = subset_of([Path(path) for path in paths], subset_frac, seed)
         self.shape = (channels, *rule.crop_hw)  # (C, h, w)
         self.seed, self.rule = seed, rule
         self.on_bad_image = on_bad_image
@@ -257,7 +257,7 @@ def _order(n: int, seed: int, epoch: int) -> list[int]:
     return torch.randperm(n, generator=generator_for(seed, "order", epoch)).tolist()
 
 
-def _subset(paths: list[Path], fraction: float | None, seed: int) -> list[Path]:
+def subset_of(paths: list[Path], fraction: float | None, seed: int) -> list[Path]:
     """A random fraction of the files, at least one, in their order."""
     if fraction is None:
         return paths

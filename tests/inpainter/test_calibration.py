@@ -277,7 +277,9 @@ def test_prediction_files_are_bound_to_the_calibration(folder) -> None:
 
 
 def test_training_ends_with_a_calibration_of_images_that_it_did_not_see(folder) -> None:
-    config = tiny_config(folder, *ON, "train.held_out=0.25", "train.scales=[1, 0.5]")
+    config = tiny_config(
+        folder, *ON, "train.held_out=0.25", "train.scales=[1, 0.5]", "train.subset_frac=0.7"
+    )
     result = train(config)
     saved = load_tensors(checkpoint_path(result.folder, "calibration", 4))
     assert saved["normals"]["from"] == "images held out from training"
