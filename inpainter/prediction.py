@@ -1,10 +1,5 @@
-"""A prediction run: heatmaps of every image in a folder, from one checkpoint.
+"""A prediction run: heatmaps of every image in a folder, from one checkpoint."""
 
-run.txt in the folder of the run holds what its heatmaps depend on beside their images, one
-`key: value` a line: the identity of the run.
-"""
-
-import dataclasses
 import logging
 import sys
 import time
@@ -18,9 +13,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.annotations import Annotations, Box, read_annotations
-from common.checkpoint import CheckpointError, save_text_atomic
+from common.checkpoint import save_text_atomic
 from common.cli import first_line, is_lack_of_memory
-from common.config import REPOSITORY, config_to_yaml
+from common.config import config_to_yaml
 from common.errors import UserError
 from common.files import escaped
 from common.image_folders import list_images
@@ -29,6 +24,7 @@ from common.run_log import write_run_record
 from inpainter.heatmap import Heatmaps
 from inpainter.heatmap_folder import Content, HeatmapFolder, PastWork, remove_partial_files
 from inpainter.predictor import Predictor, open_checkpoint
+from inpainter.run_identity import RUN_NAME, output_folder, run_identity
 from inpainter.settings import PicardConfig, input_path
 from inpainter.windows import leaves_border
 
@@ -36,8 +32,6 @@ LOG = logging.getLogger(__name__)
 SECONDS_BETWEEN_PICTURES = 10.0
 MOST_NAMES = 5
 """Images that a message names at most."""
-MOST_DIFFERENCES = 4
-"""Settings that a message names at most."""
 WITHOUT_TISSUE = "{} without tissue: no window of it was scored, its heatmap is 0"
 UNCOVERED = (
     "{} with pixels at the right or lower border that no window covers: they are 0, as published; "
@@ -45,25 +39,6 @@ UNCOVERED = (
 )
 BAD_ANNOTATION = "{} with an annotation that is not drawn"
 NO_PLOT = "{} without a plot, its heatmap is kept"
-
-RUN_NAME = "run.txt"
-NO_INFLUENCE = frozenset({
-    *("dataset_name", "expname", "train_data_path", "test_data_path", "data_with_subfolder"),
-    # What was measured is in the hash of the calibration's file; a pretrained network has its own.
-    *("calibration_data_path", "test.calibration_windows", "test.feature_space"),
-    *("checkpoints_dir", "logs_dir", "heatmaps_dir"),
-    *("cuda", "gpu_ids", "device", "num_workers", "train"),
-    *("coarse_l1_alpha", "l1_loss_alpha", "ae_loss_alpha", "global_wgan_loss_alpha"),
-    *("gan_loss_alpha", "wgan_gp_lambda"),
-    *("test.parallel_batchsize", "test.save_heatmap_data", "test.save_heatmap_plots"),
-    *("test.save_progressive_heatmap", "test.log_compute_times", "test.on_bad_image"),
-    *("test.engine", "test.compile"),
-})  # fmt: skip
-"""Settings, or whole sections, that change no heatmap; every other one, new ones too, does."""
-FOR_THE_READER = "checkpoint"
-"""The line that is not compared: the weights' hashes stand for the file that they came from."""
-
-Identity = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -278,119 +253,3 @@ def prefetched(
             if number + 1 < len(items):
                 ahead = pool.submit(load, items[number + 1])
             yield item, present.result
-
-
-def run_identity(predictor: Predictor, image_dir: Path) -> Identity:
-    """What heatmaps depend on: the weights, the folder of images, the settings."""
-    lines = {FOR_THE_READER: predictor.source, **predictor.weights}
-    lines |= {"images": str(image_dir.resolve()), **influential_settings(predictor.config)}
-    return {key: escaped(value) for key, value in lines.items()}
-
-
-def influential_settings(section: Any, prefix: str = "") -> Identity:
-    """The settings that may change a heatmap, by dotted key."""
-    settings: Identity = {}
-    for setting in dataclasses.fields(section):
-        key, value = prefix + setting.name, getattr(section, setting.name)
-        if key in NO_INFLUENCE:
-            continue
-        if dataclasses.is_dataclass(value):
-            settings |= influential_settings(value, f"{key}.")
-        else:
-            settings[key] = repr(value)
-    return settings
-
-
-def read_identity(folder: Path) -> Identity | None:
-    """The identity that a folder's heatmaps were made with; None for a new folder.
-
-    Raises CheckpointError where run.txt cannot be read.
-    """
-    path = folder / RUN_NAME
-    if not path.is_file():
-        return None
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError:
-        raise CheckpointError(
-            f"{path} is no UTF-8 text, so it does not say how the heatmaps there were made. Pass "
-            "another --output_dir, or --overwrite to replace them."
-        ) from None
-    return {key: value for key, _, value in (line.partition(": ") for line in lines)}
-
-
-def differences(old: Identity, new: Identity) -> list[str]:
-    """What differs, in words; a setting that the old one lacks had the published value."""
-    published = influential_settings(PicardConfig())
-    words = []
-    for key in dict.fromkeys([*new, *old]):
-        before, now = (str(which.get(key, published.get(key, "none"))) for which in (old, new))
-        if key != FOR_THE_READER and before != now:
-            words.append(f"{key} {_brief(before)} there, {_brief(now)} now")
-    return words
-
-
-def _brief(value: str) -> str:
-    return value if len(value) <= 40 else f"{value[:12]}...{value[-12:]}"
-
-
-def output_folder(
-    config: PicardConfig, given: Path | None, identity: Identity, *, overwrite: bool
-) -> Path:
-    """The run's folder, made where it is missing: the given one, or else one below heatmaps_dir.
-
-    There a run of the same identity goes on in the folder it had. Raises CheckpointError where the
-    given folder is a file or holds heatmaps of another identity that are not to be overwritten.
-    """
-    if given is None:
-        name = config.dataset_name or "unnamed"
-        base = REPOSITORY / config.heatmaps_dir / name / "dropout"
-        same = [run.parent for run in base.glob(f"*/{RUN_NAME}") if _is_of(run.parent, identity)]
-        return max(same) if same else new_folder(base / time.strftime("%Y-%m-%d_%H-%M-%S"))
-    if given.exists() and not given.is_dir():
-        raise CheckpointError(f"--output_dir {given} is a file. Pass a folder, or a new name.")
-    old = read_identity(given) if not overwrite and holds_scores(given) else None
-    differing = [] if old is None or _is_earlier(old, identity) else differences(old, identity)
-    if differing:
-        unnamed = len(differing) - MOST_DIFFERENCES
-        more = f" and {unnamed} more" if unnamed > 0 else ""
-        raise CheckpointError(
-            f"{given} holds heatmaps made with other settings or another checkpoint: "
-            f"{'; '.join(differing[:MOST_DIFFERENCES])}{more}. Pass another --output_dir, or "
-            "--overwrite to replace them."
-        )
-    given.mkdir(parents=True, exist_ok=True)
-    return given
-
-
-def holds_scores(folder: Path) -> bool:
-    """Whether any image was scored into this folder."""
-    path = folder / "scores.csv"
-    return path.is_file() and len(path.read_bytes().splitlines()) > 1
-
-
-def _is_earlier(old: Identity, identity: Identity) -> bool:
-    """Whether run.txt is of the time before contents were recorded, of the same step and images.
-
-    There images.csv is missing too, so that every image is scored anew.
-    """
-    lines = {f"{key} {identity[key]}" for key in (FOR_THE_READER, "images")}
-    return "gen" not in old and lines <= set(old)
-
-
-def _is_of(folder: Path, identity: Identity) -> bool:
-    try:
-        return not differences(read_identity(folder) or {}, identity)
-    except CheckpointError as error:
-        LOG.warning("%s", error)
-        return False
-
-
-def new_folder(path: Path) -> Path:
-    """Makes the folder, with a number behind its name where another run has just taken it."""
-    folder, number = path, 1
-    while folder.exists():
-        number += 1
-        folder = path.with_name(f"{path.name}_{number}")
-    folder.mkdir(parents=True)
-    return folder

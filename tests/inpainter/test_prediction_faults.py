@@ -13,9 +13,7 @@ from common.errors import UserError
 from common.images import write_image
 from inpainter import prediction, predictor
 from inpainter.heatmap_folder import list_heatmaps
-from inpainter.prediction import (
-    influential_settings,
-)
+from inpainter.run_identity import influential_settings
 from inpainter.settings import PicardConfig
 from inpainter.windows import WindowError
 from tests.inpainter.test_training_faults import DAMAGES, change
