@@ -12,8 +12,8 @@ import itertools
 import logging
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +30,8 @@ LOSSY_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 LOSSY = "the noise of JPEG, JPEG 2000 and lossy WebP marks pixels beside lesions; save masks as PNG"
 EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 BOX_COLUMNS = ("image", "top", "left", "height", "width")
+FACT_COLUMNS = ("patient", "volume_slices")
+"""Columns that a box file may have besides, on the image and not on the box."""
 MAX_BYTES = 64 * 2**20
 """A box file of more than 64 MiB, about a million boxes, is taken for another file."""
 MAX_PIXELS = 10_000_000
@@ -94,7 +96,25 @@ def labels_to_boxes(labels: np.ndarray) -> list[Box]:
 
 
 @dataclass(frozen=True)
-class BoxAnnotations:
+class _Facts:
+    """What annotations say of the images themselves."""
+
+    _: KW_ONLY
+    facts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Image -> column -> value, of FACT_COLUMNS; box files alone have them."""
+
+    def patient(self, image: str) -> str | None:
+        """Whose image it is, by the column `patient`; None where the file does not say."""
+        return self.facts.get(image, {}).get("patient")
+
+    def volume_slices(self, image: str) -> int | None:
+        """How many slices its volume has, by the column `volume_slices`; None if not said."""
+        value = self.facts.get(image, {}).get("volume_slices")
+        return None if value is None else int(value)
+
+
+@dataclass(frozen=True)
+class BoxAnnotations(_Facts):
     """Boxes read from one CSV file."""
 
     path: Path
@@ -129,7 +149,7 @@ class BoxAnnotations:
 
 
 @dataclass(frozen=True)
-class MaskAnnotations:
+class MaskAnnotations(_Facts):
     """Mask images in a folder, one per annotated image; see common.images.read_mask."""
 
     path: Path
@@ -186,19 +206,42 @@ def read_annotations(
 def read_boxes(path: Path, names: ImageNames) -> BoxAnnotations:
     """Reads a CSV file with columns image, top, left, height, width and perhaps label.
 
-    An image may have any number of rows; a row of an image with nothing after it says that it is
-    normal. Raises AnnotationError, naming the line, for a malformed row and for what is no such
-    file: a damaged file is an error and never fewer boxes.
+    The columns of FACT_COLUMNS are kept as well, all others are passed over. An image may have any
+    number of rows; a row of an image with nothing after it says that it is normal. Raises
+    AnnotationError, naming the line, for a malformed row and for what is no such file: a damaged
+    file is an error and never fewer boxes.
     """
-    of_image, skipped = {}, []
+    of_image, skipped, facts = {}, [], {}
     for where, row in _rows(path, _read_text(path)):
         box = _box(row, where)
         image = names.match(row["image"], where)
         if image is None:
             skipped.append(row["image"])
-        elif box is not None:
+            continue
+        if box is not None:
             of_image.setdefault(image, []).append(box)
-    return BoxAnnotations(path, of_image, _log_skipped(path, skipped))
+        _note_facts(facts.setdefault(image, {}), row, where)
+    return BoxAnnotations(path, of_image, _log_skipped(path, skipped), facts=facts)
+
+
+def _note_facts(known: dict[str, str], row: dict[str, str], where: str) -> None:
+    """Adds what a row says of its image. Raises AnnotationError where another row says otherwise.
+
+    known: column -> value.
+    """
+    for column in FACT_COLUMNS:
+        value = row.get(column, "").strip()
+        if not value:
+            continue
+        if column == "volume_slices" and not re.fullmatch(r"[1-9][0-9]{0,5}", value, re.ASCII):
+            raise AnnotationError(
+                f"{where}: volume_slices must be a whole number of slices, got '{shown(value)}'"
+            )
+        if known.setdefault(column, value) != value:
+            raise AnnotationError(
+                f"{where}: {column} of {row['image']} is '{shown(value)}', in an earlier row "
+                f"'{shown(known[column])}'; correct one"
+            )
 
 
 def find_masks(folder: Path, names: ImageNames) -> MaskAnnotations:

@@ -1,5 +1,6 @@
 """Which image an annotation means by its name."""
 
+import re
 import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -11,8 +12,13 @@ from common.image_files import IMAGE_SUFFIXES
 from common.image_folders import shown
 
 OnUnknown = Literal["error", "skip"]
-KNOWN_SUFFIXES = (*IMAGE_SUFFIXES, ".jfif", ".jpe", ".webp", ".gif", ".jp2", ".j2k")
+KNOWN_SUFFIXES = (
+    *(".nii.gz", ".nii", ".nrrd"),
+    *(*IMAGE_SUFFIXES, ".jfif", ".jpe", ".webp", ".gif", ".jp2", ".j2k"),
+)
 """Endings that say a file's format and nothing of which image it is, in lower case."""
+SLICE = re.compile(r"(.+)#([0-9]+)")
+"""How a slice of a volume is called: scan.dcm#017."""
 
 
 class AnnotationError(UserError):
@@ -20,9 +26,21 @@ class AnnotationError(UserError):
 
 
 def without_suffix(name: str) -> str:
-    """The name without the ending of an image file: scan.2.png is scan.2, scan.2 is scan.2."""
-    ending = PurePosixPath(name).suffix
-    return name[: -len(ending)] if ending.lower() in KNOWN_SUFFIXES else name
+    """The name without the ending of an image file: scan.2.png is scan.2, scan.2 is scan.2.
+
+    A slice keeps its number, in three digits at least: scan.dcm#17 is scan#017.
+    """
+    if found := SLICE.fullmatch(name):
+        return f"{without_suffix(found[1])}#{int(found[2]):03d}"
+    folded, stem = name.lower(), PurePosixPath(name).name
+    ending = next((end for end in KNOWN_SUFFIXES if folded.endswith(end)), "")
+    return name[: -len(ending)] if 0 < len(ending) < len(stem) else name
+
+
+def volume_of(name: str) -> str:
+    """The volume that a slice is of: scan.dcm of scan.dcm#017; any other name as it is."""
+    found = SLICE.fullmatch(name)
+    return found[1] if found else name
 
 
 def composed(name: str) -> str:
@@ -51,14 +69,16 @@ class ImageNames:
         """The image of this name, or else the only one that differs in the suffix alone, or None.
 
         Only the endings of image files are suffixes: 1.2.840.7 is not 1.2.840.png. P1 and P1.tif
-        mean the only P1.png. Raises AnnotationError where that is true of several.
+        mean the only P1.png, scan#17 the only scan.dcm#017, and so does scan.dcm#017.png, as a mask
+        is called. Raises AnnotationError where that is true of several.
         """
         if name in self.images:
             return name
         if any(unicodedata.category(letter) == "Cc" for letter in name):
             return None  # a line break in a name is a damaged file, not a near miss
         name = composed(PurePosixPath(name.replace("\\", "/")).as_posix())
-        stems = dict.fromkeys((name, without_suffix(name)))
+        stem = without_suffix(name)
+        stems = dict.fromkeys((name, stem, *([without_suffix(stem)] if SLICE.search(stem) else [])))
         of_stem = dict.fromkeys(image for stem in stems for image in self.by_stem.get(stem, ()))
         found = self.by_name.get(name) or list(of_stem)
         if len(found) < 2:
@@ -91,6 +111,10 @@ class ImageNames:
     def hint(self, name: str) -> str:
         """Says which image a name that matches none may have meant."""
         folded = composed(name).casefold()
+        slices = [image for image in self.images if volume_of(image) != image]
+        of_it = [i for i in slices if name in (volume_of(i), without_suffix(volume_of(i)))]
+        if of_it:
+            return f"It is a volume of {len(of_it)} slices; name one, such as '{shown(of_it[0])}'."
         same = [image for image in self.images if composed(image).casefold() == folded]
         same += [image for image in self.images if without_suffix(image).casefold() == folded]
         close = same or get_close_matches(name, self.images, 1)

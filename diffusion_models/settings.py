@@ -34,7 +34,7 @@ class DataConfig:
     """`data:` which images; shared by the diffusion program, training and evaluation."""
 
     dataset: kind.Text = "folder"
-    """A row of common/datasets.py, in either program's spelling, or folder."""
+    """A row of common/datasets/, in either program's spelling, or folder."""
     data_root: kind.PathText = "../data"
     """Folder that holds the datasets' folders; for `folder`, the images or their tree."""
     one_class_idx: kind.ClassNumber | None = None
@@ -60,7 +60,7 @@ class DataConfig:
 
     @property
     def row(self) -> DatasetRow:
-        """What common/datasets.py says of the dataset."""
+        """What common/datasets/ says of the dataset."""
         return dataset_row(self.dataset)
 
     @property

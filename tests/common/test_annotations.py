@@ -340,3 +340,50 @@ def test_regions_that_touch_at_a_corner_share_a_box() -> None:
     labels = np.zeros((5, 5), bool)
     labels[0, 0] = labels[1, 1] = labels[4, 3:] = True
     assert labels_to_boxes(labels) == [Box(0, 0, 2, 2), Box(4, 3, 1, 2)]
+
+
+def test_patient_and_number_of_slices_are_kept_for_each_image(tmp_path: Path) -> None:
+    header = "image,top,left,height,width,label,volume_slices,patient,Class\n"
+    rows = "v.dcm#007,1,2,3,4,mass,60,P1,x\nv.dcm#007,9,9,3,4,mass,60,,y\nc.png,,,,,,,P2,\n"
+    path = boxes_file(tmp_path, rows, header)
+    annotations = read_annotations(path, [*IMAGES, "v.dcm#007"])
+    assert len(annotations.of_image["v.dcm#007"]) == 2
+    assert (annotations.volume_slices("v.dcm#007"), annotations.patient("v.dcm#007")) == (60, "P1")
+    assert (annotations.volume_slices("c.png"), annotations.patient("c.png")) == (None, "P2")
+    assert annotations.patient("a.png") is None
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("a.png,0,0,1,1,6.5,P1", "line 3: volume_slices must be a whole number .*, got '6.5'"),
+        ("a.png,0,0,1,1,60,P2", r"line 3: patient of a\.png is 'P2', in an earlier row 'P1'"),
+    ],
+)
+def test_facts_that_contradict_each_other_are_refused(
+    tmp_path: Path, row: str, message: str
+) -> None:
+    header = "image,top,left,height,width,volume_slices,patient\n"
+    path = boxes_file(tmp_path, f"a.png,0,0,1,1,60,P1\n{row}\n", header)
+    with pytest.raises(AnnotationError, match=message):
+        read_annotations(path, IMAGES)
+
+
+@pytest.mark.parametrize(
+    "name", ["s/v.dcm#017", "s/v.dcm#17", "s/v#017", "s/v.dcm#017.png", "s\\v.nii.gz#0017"]
+)
+def test_slice_is_found_by_volume_and_number(name: str) -> None:
+    images = ["s/v.dcm#016", "s/v.dcm#017", "s/w.dcm#017", "v.dcm#017"]
+    assert ImageNames(images).find(name) == "s/v.dcm#017"
+
+
+@pytest.mark.parametrize("name", ["v.dcm", "v"])
+def test_volume_without_a_slice_is_answered_with_how_to_name_one(name: str) -> None:
+    names = ImageNames(["v.dcm#000", "v.dcm#001"])
+    with pytest.raises(AnnotationError, match=r"a volume of 2 slices; name one, .* 'v\.dcm#000'"):
+        names.match(name, "boxes.csv, line 2")
+
+
+def test_file_that_really_has_a_slices_name_wins() -> None:
+    assert ImageNames(["v.dcm#1", "v.dcm#001"]).find("v.dcm#1") == "v.dcm#1"
+    assert ImageNames(["v#017.png"]).find("v#017") == "v#017.png"
