@@ -9,7 +9,7 @@ SciPy's filters and scikit-learn's estimators, and is deterministic.
 Letters: N patches, P side of a patch in pixels, D = P * P, gh x gw grid of patches.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Literal
 
@@ -22,6 +22,8 @@ from sklearn.linear_model import Ridge
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 from torch.nn import functional as F
+
+from inpainter.networks.pretrained import PretrainedFeatures
 
 Scorer = Callable[[Tensor], Tensor]
 Centring = Literal["none", "mean"]
@@ -186,6 +188,62 @@ def fit_averaged_knn(images: Sequence[Tensor], patch: int = 16) -> Scorer:
         return F.avg_pool2d(heat, patch + 1, stride=1)[0, 0]
 
     return score
+
+
+def fit_patchcore(
+    images: Iterable[Tensor], network: PretrainedFeatures, bank_size: int = 6000, seed: int = 0
+) -> Scorer:
+    """PatchCore (Roth et al., arXiv 2106.08265) on a pretrained network, nearest neighbour alone.
+
+    A place's feature is that of both stages, averaged over 3 x 3 places, the coarser one enlarged.
+    Kept are bank_size of at most ten times as many, spread by the paper's greedy choice of the one
+    that is farthest from those chosen. images: (C, H, W), C 1 or 3, in [0, 1], of any size.
+    returns: scorer (C, H, W) -> (H, W), blurred by 4 pixels; farther = more anomalous.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    images = list(images)
+    share = -(-10 * bank_size // len(images))
+    drawn = []
+    for image in images:
+        found, _ = _patchcore_features(image, network)
+        drawn.append(found[torch.randperm(len(found), generator=generator)[:share]])
+    search = NearestNeighbors(n_neighbors=1, algorithm="brute")
+    search.fit(farthest_points(torch.cat(drawn), bank_size, generator).numpy())
+
+    def score(image: Tensor) -> Tensor:
+        found, grid = _patchcore_features(image, network)
+        distances = torch.from_numpy(search.kneighbors(found.numpy())[0][:, 0]).reshape(1, 1, *grid)
+        size = image.shape[1:]
+        full = F.interpolate(distances.float(), size, mode="bilinear", align_corners=False)
+        return torch.from_numpy(gaussian_blur(full[0, 0].numpy(), 4.0))
+
+    return score
+
+
+def _patchcore_features(
+    image: Tensor, network: PretrainedFeatures
+) -> tuple[Tensor, tuple[int, int]]:
+    """Features (places, D) of an image (C, H, W) in [0, 1], and places down and right."""
+    with torch.inference_mode():
+        maps = [F.avg_pool2d(stage, 3, 1, 1) for stage in network.stage_maps(image[None] * 2 - 1)]
+        grid = maps[0].shape[2:]
+        maps[1:] = [F.interpolate(m, grid, mode="bilinear", align_corners=False) for m in maps[1:]]
+    return torch.cat(maps, dim=1)[0].flatten(1).T.clone(), tuple(grid)
+
+
+def farthest_points(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` of the points (N, D), each the farthest from those before; all where N <= count."""
+    if len(points) <= count:
+        return points
+    number = int(torch.randint(len(points), (1,), generator=generator))
+    chosen, squares = [], points.square().sum(1)
+    nearest = torch.full_like(squares, float("inf"))
+    for _ in range(count):
+        chosen.append(number)
+        to_it = squares - 2 * (points @ points[number]) + squares[number]
+        nearest = torch.minimum(nearest, to_it)
+        number = int(nearest.argmax())
+    return points[chosen]
 
 
 BASELINES: dict[str, Callable[[Sequence[Tensor]], Scorer]] = {

@@ -2,10 +2,11 @@
 
     python benchmarks/real/picard.py mias --data FOLDER --seeds 3
     python benchmarks/real/picard.py idrid --data FOLDER --seeds 3
+    python benchmarks/real/picard.py lung --data demo/ct/data --seeds 3
 
-FOLDER holds the set as docs/results.md says. Scales, strides and the baselines' blurs were chosen
-on the images listed in chosen_<set>.txt; the table is of the others. A training that is finished in
---output is not repeated.
+FOLDER holds the set as docs/results.md says; that of lung is what `make demo-ct` writes. Scales,
+strides and the baselines' blurs were chosen on the images listed in chosen_<set>.txt; the table is
+of the others. A training that is finished in --output is not repeated.
 """
 
 import argparse
@@ -29,7 +30,14 @@ from common.cli import run_script
 from common.config import load_config
 from common.images import read_image, read_mask
 from demos import picard_report as report
-from demos.baselines import fit_difference_of_gaussians, fit_intensity, fit_knn
+from demos.baselines import (
+    fit_difference_of_gaussians,
+    fit_intensity,
+    fit_knn,
+    fit_patchcore,
+)
+from demos.ct import read_cases
+from inpainter.networks.pretrained import load_pretrained
 from inpainter.predictor import Predictor, load_predictor
 from inpainter.settings import PicardConfig
 from inpainter.windows import resized, scaled_hw
@@ -56,6 +64,8 @@ class Task:
     """Standard deviations that the chosen half picks the filters' from, in pixels."""
     channel: int = 0
     """The channel that the baselines see."""
+    kinds: Callable[[report.Case], list[report.Case]] = lambda case: []
+    """The case once more for each kind of lesion that it has, without the pixels of others."""
 
 
 def link(names: Sequence[Path], folder: Path) -> Path:
@@ -117,6 +127,18 @@ def idrid(data: Path, output: Path) -> Task:
         truth = read_mask(data / "masks_any" / f"{path.stem}.png")
         field = image.amax(dim=0).numpy() > 0.1
         cases.append(report.Case(path.stem, image, truth, field | truth, "IDRiD, any lesion"))
+    bits = {"microaneurysms": 1, "haemorrhages": 2, "hard exudates": 4, "soft exudates": 8}
+
+    def kinds(case: report.Case) -> list[report.Case]:
+        path = data / "lesion_masks" / f"{case.name}.png"
+        stored = (read_image(path, 1)[0].numpy() * 255).round().astype(int)  # a bit a kind
+        marked = {kind: (stored & bit) > 0 for kind, bit in bits.items()}
+        return [
+            case._replace(truth=truth, body=case.body & (truth | ~case.truth), group=kind)
+            for kind, truth in marked.items()
+            if truth.any()
+        ]
+
     training = [p for p in sorted((data / "normal_train").glob("*.jpg")) if "118" not in p.stem]
     return Task(
         link(training, output / "train"),
@@ -130,10 +152,21 @@ def idrid(data: Path, output: Path) -> Task:
         scale=0.25,
         blurs=(1.5, 3, 6),
         channel=1,
+        kinds=kinds,
     )
 
 
-TASKS = {"mias": mias, "idrid": idrid}
+def lung(data: Path, output: Path) -> Task:
+    """Lung CT 1 -> 2: trained on one patient's slices without tumour, scored on the other's with.
+
+    No other normal images: the calibration measures those that were trained on, as the demo does.
+    """
+    normal = data / "lung1" / "normal" / "images"
+    cases = read_cases(data / "lung2" / "tumour", "lung 1 -> 2")
+    return Task(normal, normal, cases, ("test.patch_stride=4",), scale=1.0, blurs=(4,))
+
+
+TASKS = {"mias": mias, "idrid": idrid, "lung": lung}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -148,6 +181,9 @@ def parse_arguments() -> argparse.Namespace:
     add("--set", action="append", default=[], metavar="KEY=VALUE", dest="more", help="a setting")
     add("--variant", action="append", default=[], metavar="KEY=VALUE,...",
         help="score with these settings, too, as distances; again for more")  # fmt: skip
+    add("--patchcore", type=Path, metavar="FILE",
+        help="weights of a pretrained network (test.feature_space's) for a row of "
+             "PatchCore")  # fmt: skip
     add("--limit", type=int, metavar="N", help="score the first N images of each half only")
     add("--half", choices=("reported", "chosen"), default="reported", help="images to report on")
     return parser.parse_args()
@@ -157,7 +193,8 @@ def main() -> int:
     arguments = parse_arguments()
     output = (arguments.output or report.ROOT / "demo" / "real" / arguments.task).resolve()
     task = TASKS[arguments.task](arguments.data, output)
-    names = set((HERE / f"chosen_{arguments.task}.txt").read_text().split())
+    listed = HERE / f"chosen_{arguments.task}.txt"
+    names = set(listed.read_text().split()) if listed.is_file() else set()
     chosen = [case for case in task.cases if case.name in names][: arguments.limit]
     reported = [case for case in task.cases if case.name not in names][: arguments.limit]
     cases = reported if arguments.half == "reported" else chosen
@@ -171,6 +208,9 @@ def main() -> int:
         for method, maps in found.items():
             heatmaps.setdefault(method, []).append(maps)
     heatmaps |= baselines(task, chosen, cases)
+    if arguments.patchcore is not None:
+        heatmaps["PatchCore"] = [patchcore(task, arguments.patchcore, cases)]
+    cases, heatmaps = with_kinds(task, cases, heatmaps)
     rows = report.compare(cases, heatmaps)
     record = {"set": arguments.task, "half": arguments.half, "settings": task.settings,
               "more": arguments.more, "seconds": time.monotonic() - started}  # fmt: skip
@@ -208,12 +248,12 @@ def scored(predictor: Predictor, cases: Sequence[report.Case]) -> dict[str, list
 
 
 def varied(folder: Path, variant: str, cases: Sequence[report.Case]) -> dict[str, list]:
-    """The same of MCD_image alone, uncalibrated, under other settings of how it is scored."""
+    """The same of MCD_image alone, or the metric that the variant names, as a distance."""
     changed = ["test.calibration=off", "test.heatmap_metrics=[MCD_image]", *variant.split(",")]
     config = load_config(PicardConfig, folder / "config.yaml", changed)
     other = load_predictor(folder, "best", config, device="cpu")
-    maps = [other(case.image, name=case.name)["MCD_image"].numpy() for case in cases]
-    return {f"MCD_image, {variant}": maps}
+    (metric,) = config.test.heatmap_metrics
+    return {variant: [other(case.image, name=case.name)[metric].numpy() for case in cases]}
 
 
 def baselines(
@@ -226,7 +266,9 @@ def baselines(
     }
     maps = {}
     for name, made in filters.items():
-        best = max(task.blurs, key=lambda sigma: _auroc(task, made(sigma), chosen))
+        best = task.blurs[0]
+        if len(task.blurs) > 1:
+            best = max(task.blurs, key=lambda sigma: _auroc(task, made(sigma), chosen))
         print(f"{name}: {best} pixels, chosen on {len(chosen)} images", flush=True)
         maps[name] = [[_plane(made(best), case.image, task.channel) for case in cases]]
     training = [_small(read_image(path), task) for path in sorted(task.training.iterdir())]
@@ -235,6 +277,26 @@ def baselines(
         resized(knn(_small(case.image, task))[None], case.truth.shape)[0].numpy() for case in cases
     ]]  # fmt: skip
     return maps
+
+
+def patchcore(task: Task, weights: Path, cases: Sequence[report.Case]) -> list:
+    """PatchCore's heatmaps, of images at their full size and in all their colours."""
+    training = (read_image(path) for path in sorted(task.training.iterdir()))
+    score = fit_patchcore(training, load_pretrained(weights))
+    return [score(case.image).numpy() for case in cases]
+
+
+def with_kinds(
+    task: Task, cases: Sequence[report.Case], heatmaps: Mapping[str, list]
+) -> tuple[list[report.Case], dict[str, list]]:
+    """The cases and, behind them, those of each kind of lesion, with the same heatmaps."""
+    more = [(number, kind) for number, case in enumerate(cases) for kind in task.kinds(case)]
+    numbers = [*range(len(cases)), *(number for number, _ in more)]
+    repeated = {
+        method: [[maps[number] for number in numbers] for maps in seeds]
+        for method, seeds in heatmaps.items()
+    }
+    return [*cases, *(kind for _, kind in more)], repeated
 
 
 def _small(image: Tensor, task: Task) -> Tensor:

@@ -139,14 +139,20 @@ class PretrainedFeatures(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """(N, C, h, w) in [-1, 1], C 1 (grey) or 3 (RGB) -> (N, D) of length sqrt(2)."""
-        x = enlarged(x).expand(-1, 3, -1, -1)
-        x = ((x + 1) / 2 - self.mean) / self.deviation
         found = []
-        for stage in self.stages:
-            x = stage(x)  # (N, channels, places down, places right)
-            places = x.shape[2] * x.shape[3]
-            found.append(F.normalize(upcast_to_fp32(x), dim=1).flatten(1) / math.sqrt(places))
+        for stage in self.stage_maps(enlarged(x)):
+            places = stage.shape[2] * stage.shape[3]
+            found.append(F.normalize(upcast_to_fp32(stage), dim=1).flatten(1) / math.sqrt(places))
         return torch.cat(found, dim=1)
+
+    def stage_maps(self, x: Tensor) -> list[Tensor]:
+        """What each stage answers, (N, channels, places down, right); x as `features` takes it."""
+        x = ((x.expand(-1, 3, -1, -1) + 1) / 2 - self.mean) / self.deviation
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
 
 
 def enlarged(x: Tensor) -> Tensor:
