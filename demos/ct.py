@@ -28,6 +28,7 @@ from demos.data.lung_ct import (
     Slices,
     fetch_volumes,
     prepare,
+    read_cases,
     read_volume,
     split,
     write_slices,
@@ -89,16 +90,6 @@ def prepare_data(output: Path, archive: Path | None) -> dict[str, Slices]:
         say(f"{name}: {len(normal)} normal slices to train on, {len(with_tumour)} with tumour")
         prepared[name] = slices
     return prepared
-
-
-def read_cases(folder: Path, group: str) -> list[report.Case]:
-    """The tumour slices below a folder that write_slices wrote."""
-    cases = []
-    for path in sorted((folder / "images").iterdir()):
-        truth = read_image(folder / "tumour" / path.name)[0].numpy() > 0
-        outside = read_image(folder / "outside" / path.name)[0].numpy() > 0
-        cases.append(report.Case(path.name, read_image(path), truth, ~outside, group))
-    return cases
 
 
 @dataclass(frozen=True)

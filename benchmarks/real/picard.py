@@ -36,7 +36,7 @@ from demos.baselines import (
     fit_knn,
     fit_patchcore,
 )
-from demos.ct import read_cases
+from demos.data.lung_ct import read_cases
 from inpainter.networks.pretrained import load_pretrained
 from inpainter.predictor import Predictor, load_predictor
 from inpainter.settings import PicardConfig

@@ -24,7 +24,8 @@ from torch.nn import functional as F
 
 from common.checkpoint import content_hash
 from common.errors import UserError
-from common.images import write_image, write_image16
+from common.images import read_image, write_image, write_image16
+from demos.picard_report import Case
 
 PACKAGE = "pyradiomics==3.0.1"
 WINDOW_HU = (-1000.0, 400.0)
@@ -247,3 +248,13 @@ def write_slices(slices: Slices, numbers: list[int], folder: Path, *, masks: boo
             write_image(folder / "outside" / name, torch.from_numpy(outside).float())
         paths.append(folder / "images" / name)
     return paths
+
+
+def read_cases(folder: Path, group: str) -> list[Case]:
+    """The tumour slices below a folder that write_slices wrote."""
+    cases = []
+    for path in sorted((folder / "images").iterdir()):
+        truth = read_image(folder / "tumour" / path.name)[0].numpy() > 0
+        outside = read_image(folder / "outside" / path.name)[0].numpy() > 0
+        cases.append(Case(path.name, read_image(path), truth, ~outside, group))
+    return cases

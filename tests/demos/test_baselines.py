@@ -6,15 +6,18 @@ import torch
 from demos.baselines import (
     BASELINES,
     dense_heatmap,
+    farthest_points,
     fit_difference_of_gaussians,
     fit_knn,
     fit_laplacian_energy,
     fit_linear_completion,
     fit_local_std,
+    fit_patchcore,
     fit_pca,
     gaussian_blur,
     patch_bank,
 )
+from inpainter.networks.pretrained import ARCHITECTURES, PretrainedFeatures
 
 
 def stripes(phase: int, height: int = 64, width: int = 48) -> torch.Tensor:
@@ -112,3 +115,24 @@ def test_images_that_cannot_be_used_are_refused():
         fit_pca([torch.ones(1, 8, 8)])
     with pytest.raises(ValueError, match=r"\(3, 32, 32\)"):
         fit_local_std([])(torch.zeros(3, 32, 32))
+
+
+def test_bank_is_spread_over_the_points_each_the_farthest_from_those_before():
+    points = torch.tensor([[0.0], [1.0], [10.0], [12.0]])
+    first, *others = farthest_points(points, 3, torch.Generator().manual_seed(0)).flatten().tolist()
+    farthest = {0.0: [12.0, 10.0], 1.0: [12.0, 10.0], 10.0: [0.0, 12.0], 12.0: [0.0, 10.0]}
+    assert others == farthest[first]
+    assert torch.equal(farthest_points(points, 4, torch.Generator()), points)
+
+
+def test_patchcore_is_zero_on_a_training_image_and_points_at_what_is_new():
+    torch.manual_seed(0)
+    network = ARCHITECTURES["resnet18"].build()
+    features = PretrainedFeatures(network, ARCHITECTURES["resnet18"])
+    score = fit_patchcore([stripes(phase) for phase in range(4)], features)
+    seen, new = score(stripes(2)), score(with_blob(stripes(2)))
+    assert seen.shape == new.shape == (64, 48)
+    assert seen.max() < 0.05 * new.max()
+    row, column = divmod(int(new.argmax()), 48)
+    assert abs(row - 40) <= 12
+    assert abs(column - 20) <= 12
