@@ -1,4 +1,4 @@
-"""Figures, saved as PNG and never shown: the only module that uses matplotlib.
+"""Figures, saved as PNG or SVG and never shown: the only module that uses matplotlib.
 
 Without pyplot, so without global state. Brighter heat is more anomalous. Images are (H, W),
 (1, H, W) or (3, H, W) in [0, 1], heatmaps and masks (H, W) of the same size; arrays or CPU tensors.
@@ -8,13 +8,13 @@ import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import Normalize, to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -25,12 +25,16 @@ mpl.rcParams["text.usetex"] = False
 
 DPI = 130
 LONGEST_TITLE = 100
+SVG_SIZE = (3.8, 3.4)
+"""Inches, so that an SVG shown in a column of 19 rem can be read."""
 HEAT = "magma"
 BOX_COLOUR = "#35e0ff"  # stands out on grey and on magma
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 # Okabe and Ito's, told apart by colour-blind readers; after the last they repeat, dashed
 
 Curves = Mapping[str, tuple[np.ndarray, np.ndarray]]  # x and y (n,) by name
+Target = Path | BinaryIO
+"""Where a plot goes: to a path as PNG, to an open file as SVG."""
 
 
 class SheetRow(NamedTuple):
@@ -122,16 +126,16 @@ def draw_row(cells: Sequence[Axes], row: SheetRow) -> None:
             axes.imshow(heat, cmap=HEAT, vmin=low, vmax=high)
 
 
-def roc_curves(curves: Curves, path: Path, title: str = "") -> None:
+def roc_curves(curves: Curves, target: Target, title: str = "") -> None:
     """Saves ROC curves by name: x false, y true positive rate; the diagonal is chance."""
     figure, axes = plot_axes(title, "false positive rate", "true positive rate")
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":", label="chance")
     axes.set_aspect("equal")
-    draw_curves(figure, axes, curves, path)
+    draw_curves(figure, axes, curves, target)
 
 
 def precision_recall_curves(
-    curves: Curves, path: Path, title: str = "", *, prevalence: float
+    curves: Curves, target: Target, title: str = "", *, prevalence: float
 ) -> None:
     """Saves precision-recall curves by name: x recall, y precision.
 
@@ -139,13 +143,13 @@ def precision_recall_curves(
     """
     figure, axes = plot_axes(title, "recall", "precision")
     axes.axhline(prevalence, color="0.6", lw=1, ls=":", label=f"chance ({prevalence:.3g})")
-    draw_curves(figure, axes, curves, path)
+    draw_curves(figure, axes, curves, target)
 
 
 def score_histogram(
     edges: np.ndarray,
     counts: Mapping[str, np.ndarray],
-    path: Path,
+    target: Target,
     title: str = "",
     *,
     score_name: str = "anomaly score",
@@ -162,7 +166,7 @@ def score_histogram(
             density, edges, color=colour, linewidth=1.5, label=f"{name} (n = {np.sum(values):,})"
         )
     axes.set(xlim=(edges[0], edges[-1]), ylim=(0, None))
-    save_plot(figure, axes, path)
+    save_plot(figure, axes, target)
 
 
 def plot_axes(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
@@ -177,19 +181,19 @@ def plot_axes(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def draw_curves(figure: Figure, axes: Axes, curves: Curves, path: Path) -> None:
+def draw_curves(figure: Figure, axes: Axes, curves: Curves, target: Target) -> None:
     """Draws curves within the unit square and saves the figure."""
     for number, (name, (x, y)) in enumerate(curves.items()):
         style = "-" if number < len(COLOURS) else "--"
         colour = COLOURS[number % len(COLOURS)]
         axes.plot(x, y, style, color=colour, linewidth=1.8, label=name)
     axes.set(xlim=(0, 1), ylim=(0, 1.01))
-    save_plot(figure, axes, path)
+    save_plot(figure, axes, target)
 
 
-def save_plot(figure: Figure, axes: Axes, path: Path) -> None:
+def save_plot(figure: Figure, axes: Axes, target: Target) -> None:
     axes.legend(fontsize=8, loc="best", frameon=False)
-    save(figure, path)
+    save(figure, target)
 
 
 def show_image(axes: Axes, picture: np.ndarray) -> None:
@@ -206,9 +210,32 @@ def show_overlay(axes: Axes, picture: np.ndarray, heat: np.ndarray) -> Normalize
     known = np.isfinite(heat)
     extremes = (heat[known].min(), heat[known].max()) if known.any() else (0.0, 1.0)
     norm = Normalize(*spread(extremes), clip=True)
-    strength = np.asarray(norm(np.nan_to_num(heat)), dtype=float)
-    axes.imshow(heat, cmap=HEAT, norm=norm, alpha=np.where(known, 0.1 + 0.6 * strength, 0))
+    axes.imshow(heat, cmap=HEAT, norm=norm, alpha=opacity(heat, norm))
     return norm
+
+
+def opacity(heat: np.ndarray, norm: Normalize) -> np.ndarray:
+    """How opaque heat (H, W) lies over its image, in [0, 1]: more where hotter; NaN not at all."""
+    strength = np.asarray(norm(np.nan_to_num(heat)), dtype=float)
+    return np.where(np.isfinite(heat), 0.1 + 0.6 * strength, 0)
+
+
+def overlay(image: np.ndarray, heatmap: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+    """The heatmap in colours over its image: (H, W, 3) uint8.
+
+    limits: scores of the darkest and of the brightest colour. Raises ValueError where sizes differ.
+    """
+    picture = as_picture(image)
+    heat, norm = as_map(heatmap, picture, "image"), Normalize(*spread(limits), clip=True)
+    colours = mpl.colormaps[HEAT](norm(np.nan_to_num(heat)))[:, :, :3]
+    below = picture if picture.ndim == 3 else picture[:, :, None]
+    alpha = opacity(heat, norm)[:, :, None]
+    return ((alpha * colours + (1 - alpha) * below) * 255).round().astype(np.uint8)
+
+
+def heat_colours(n: int = 9) -> list[str]:
+    """The colours of heat from low to high as n texts #rrggbb, for a legend."""
+    return [to_hex(colour) for colour in mpl.colormaps[HEAT](np.linspace(0, 1, n))]
 
 
 def shortened(title: str) -> str:
@@ -245,8 +272,12 @@ def as_map(values: np.ndarray, picture: np.ndarray, name: str) -> np.ndarray:
     return array
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Writes a PNG; the file appears whole or not at all."""
-    with warnings.catch_warnings():
+def save(figure: Figure, target: Target) -> None:
+    """Writes a PNG, which appears whole or not at all, or an SVG without date and random names."""
+    with warnings.catch_warnings(), mpl.rc_context({"svg.hashsalt": "", "svg.fonttype": "path"}):
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # names in any script
-        write_atomic(path, lambda file: figure.savefig(file, format="png", dpi=DPI))
+        if isinstance(target, Path):
+            write_atomic(target, lambda file: figure.savefig(file, format="png", dpi=DPI))
+        else:
+            figure.set_size_inches(SVG_SIZE)
+            figure.savefig(target, format="svg", metadata={"Date": None})

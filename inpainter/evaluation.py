@@ -17,6 +17,7 @@ from common.annotations import Annotations, MaskAnnotations, find_masks, read_an
 from common.cli import add_common_arguments
 from common.errors import UserError
 from common.files import escaped
+from common.html_report import GALLERY_IMAGES
 from common.image_names import ImageNames, OnUnknown
 from common.images import read_image
 from common.metrics import (
@@ -111,6 +112,11 @@ def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
         help="the same for an annotation of an image without heatmap (default: error)")  # fmt: skip
     add("--bootstrap", type=int, default=1000, metavar="N",
         help="draws for 95 %% intervals over images, 0 = no intervals (default: 1000)")  # fmt: skip
+    add("--report", action="store_true",
+        help="also write report.html: numbers, curves and images on one page")  # fmt: skip
+    add("--report_images", type=int, default=GALLERY_IMAGES, metavar="N",
+        help="images in it, those on which the scores are most wrong "
+             f"(default: {GALLERY_IMAGES})")  # fmt: skip
 
 
 def evaluation_settings(config: PicardConfig, arguments: argparse.Namespace) -> EvaluationSettings:

@@ -25,6 +25,7 @@ from common.figures import (
     score_histogram,
 )
 from common.files import escaped
+from common.html_report import REPORT, write_page
 from common.images import read_image
 from common.metrics import Interval, format_interval
 from common.pooled_metrics import curves
@@ -60,9 +61,16 @@ def evaluate(config: PicardConfig, arguments: argparse.Namespace, command: Seque
     folder = arguments.output_dir or arguments.heatmap_dir / "evaluation"
     if folder.exists() and not folder.is_dir():
         raise EvaluationError(f"--output_dir {folder} is a file. Pass a folder, or a new name.")
+    if arguments.report_images < 1:
+        raise EvaluationError(f"--report_images must be 1 or more, got {arguments.report_images}")
     evaluation = evaluate_heatmaps(evaluation_settings(config, arguments))
     write_report(evaluation, folder, record={"command": command, "config": config_to_dict(config)})
     write_plots(evaluation, folder / "plots")
+    if arguments.report:
+        from inpainter.report_page import picard_page  # here, for it builds on this module
+
+        page = picard_page(evaluation, config, command, most_images=arguments.report_images)
+        write_page(page, folder / REPORT)
     return f"{result_table(evaluation.results)}\nNumbers and plots are in {folder}"
 
 

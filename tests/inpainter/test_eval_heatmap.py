@@ -30,6 +30,7 @@ def test_command_prints_a_table_and_writes_numbers_and_plots(
         *("--mode", "heatmap", "--config", REPOSITORY / "configs" / "default.yaml"),
         *("--heatmap_dir", settings.heatmap_dir, "--annotations", settings.annotations),
         *("--image_dir", tmp_path / "images", "--inside_tissue", "--seed", 5, "--bootstrap", 20),
+        *("--report", "--report_images", 2),
     )
     assert result.returncode == 0, result.stderr
     assert "good    mean over images with a lesion  2" in result.stdout
@@ -50,6 +51,10 @@ def test_command_prints_a_table_and_writes_numbers_and_plots(
     assert plots == {f"{kind}_{metric}.png" for kind in kinds for metric in ("good", "flat")} | {
         *("roc.png", "pr.png", "contact_sheet.png")
     }
+    page = (folder / "report.html").read_text()
+    assert "The 2 images of 3" in page
+    assert page.count('<article class="card"') == 2
+    assert "--checkpoint_iter 7" in page
     with (folder / "per_image.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["image"] for row in rows] == ["a.png", "sub/b.png", "c.png"] * 2
@@ -77,6 +82,13 @@ def test_output_path_that_is_a_file_is_refused_before_anything_is_computed(
     assert result.returncode == 1
     assert f"--output_dir {tmp_path / 'out'} is a file. Pass a folder" in result.stderr
     assert not (settings.heatmap_dir / "evaluation").exists()
+
+
+def test_report_without_images_is_refused(settings: EvaluationSettings) -> None:
+    given = ("--heatmap_dir", settings.heatmap_dir, "--annotations", settings.annotations)
+    result = run_eval(*given, "--report", "--report_images", 0)
+    assert result.returncode == 1
+    assert "--report_images must be 1 or more, got 0" in result.stderr
 
 
 def test_dry_run_prints_the_settings_and_needs_no_heatmaps() -> None:

@@ -1,0 +1,347 @@
+"""The HTML page of an evaluation of heatmaps: its numbers, its curves, its worst images.
+
+Larger scores are more anomalous. N images.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from sklearn.metrics import roc_curve
+
+from common.config import config_to_yaml
+from common.figures import precision_recall_curves, roc_curves, score_histogram
+from common.files import escaped
+from common.html_report import (
+    Chart,
+    Entry,
+    Gallery,
+    Page,
+    Picture,
+    Record,
+    Table,
+    Tile,
+    as_svg,
+    common_facts,
+    named,
+    picture_of,
+    record,
+    within_budget,
+    wrongness,
+)
+from common.images import read_image
+from common.metrics import Interval, format_interval
+from inpainter.evaluation import UNUSABLE, Evaluation, ImageRow, MetricResult
+from inpainter.evaluation_report import LEVELS, made_by, pixel_lines, prevalence
+from inpainter.heatmap_folder import read_heatmap
+from inpainter.settings import PicardConfig
+
+LOG = logging.getLogger(__name__)
+BRIGHTEST = 0.5
+"""Share of the images whose largest score is below the brightest colour of the heatmaps."""
+WEIGHTS = ("checkpoint", "gen", "dis", "calibration")
+"""Lines of run.txt that say which weights made the heatmaps, by SHA-256."""
+KINDS = {
+    "missed": "lesion, low score",
+    "found": "lesion",
+    "alarm": "normal, high score",
+    "quiet": "normal",
+}
+VALUES = {"score": "score", "auroc": "pixel AUROC", "ap": "pixel AP"}
+
+
+class Judged(NamedTuple):
+    """An image of the first metric with how wrong its score is."""
+
+    row: ImageRow
+    wrongness: float
+    kind: str
+    """A key of KINDS."""
+    remark: str
+
+
+def picard_page(
+    evaluation: Evaluation, config: PicardConfig, command: Sequence[str], *, most_images: int
+) -> Page:
+    """The page of an evaluation, with the `most_images` images on which scores are most wrong.
+
+    Reads those images and their heatmaps. command: the command line that evaluated.
+    """
+    first, made = evaluation.results[0], made_by(evaluation.settings.heatmap_dir)
+    settings_then = made.get("config.yaml")
+    name = settings_then.get("dataset_name") if isinstance(settings_then, dict) else None
+    n_lesion = sum(row.has_lesion for row in first.rows)
+    normal = len(first.rows) - n_lesion
+    return Page(
+        title=f"PICARD heatmaps: {name or evaluation.settings.heatmap_dir.resolve().name}",
+        lead=(
+            f"{len(first.rows)} images: {n_lesion} with a lesion, {normal} normal. "
+            f"Larger scores are more anomalous. Intervals are 95 % bootstrap intervals over images."
+        ),
+        tiles_title=first.metric,
+        tiles=tiles(first),
+        warnings=warnings(evaluation),
+        tables=[numbers(evaluation.results)],
+        charts=charts(evaluation.results),
+        gallery=gallery(evaluation, most_images),
+        facts=facts(evaluation, command),
+        records=records(evaluation, config),
+    )
+
+
+def tiles(result: MetricResult) -> list[Tile]:
+    """The numbers that papers report, of one metric."""
+    levels: list[tuple[str, Interval | None]] = [
+        ("pixel AUROC, mean over images", result.per_image["auroc"]),
+        ("pixel AP, mean over images", result.per_image["ap"]),
+        ("pixel AUROC, all pixels", result.pooled["auroc"]),
+        ("PRO, all pixels", result.pooled["pro"]),
+        ("image AUROC", (result.image_level or {}).get("auroc")),
+    ]
+    return [Tile(name, *value_and_ends(value)) for name, value in levels if value]
+
+
+def value_and_ends(interval: Interval) -> tuple[str, str]:
+    """`0.912` and `[0.880, 0.934]`, the latter empty where there is none."""
+    value, _, ends = format_interval(interval).partition(" ")
+    return value, ends
+
+
+def warnings(evaluation: Evaluation) -> list[str]:
+    """What a reader must know before the numbers."""
+    found = []
+    excluded = {image for result in evaluation.results for image in result.excluded}
+    if excluded:
+        found.append(f"{len(excluded)} images could not be evaluated and count nowhere.")
+    if evaluation.unscored:
+        found.append(f"{len(evaluation.unscored)} annotated images have no heatmap.")
+    skipped = evaluation.sources.annotations.skipped
+    if skipped:
+        found.append(f"{len(skipped)} annotations are of unknown images and were passed over.")
+    if evaluation.results[0].image_level is None:
+        found.append("There are no normal images, so no image-level numbers.")
+    if evaluation.settings.image_dir is None:
+        found.append("The images were not given (--image_dir), so heatmaps lie over black.")
+    return found
+
+
+def numbers(results: Sequence[MetricResult]) -> Table:
+    """AUROC, AP and PRO of every metric at every level."""
+    rows = []
+    for result in results:
+        for level, meaning in LEVELS.items():
+            intervals = getattr(result, level)
+            if intervals is not None:
+                n = len(result.rows)
+                if level == "per_image":
+                    n = sum(row.auroc is not None for row in result.rows)
+                cells = [format_interval(intervals.get(name)) for name in ("auroc", "ap", "pro")]
+                rows.append([result.metric, meaning, str(n), *cells])
+    columns = ["metric", "over", "images", "AUROC", "AP", "PRO"]
+    return Table("Numbers of every kind of heatmap", columns, rows)
+
+
+def charts(results: Sequence[MetricResult]) -> list[Chart]:
+    """Curves of all metrics together, and how each metric's scores are distributed."""
+    lines = {result.metric: pixel_lines(result) for result in results}
+
+    def labelled(level: str, name: str, part: int) -> dict[str, Any]:
+        values = {r.metric: getattr(r, level)[name].value for r in results}
+        return {f"{m} ({values[m]:.3f})": line[part] for m, line in lines.items()}
+
+    found = [
+        chart(
+            "ROC over the pixels of all images (AUROC)",
+            partial(roc_curves, labelled("pooled", "auroc", 0)),
+            results,
+            "auroc",
+        ),
+        chart(
+            "Precision and recall over the pixels of all images (AP)",
+            partial(
+                precision_recall_curves,
+                labelled("pooled", "ap", 1),
+                prevalence=prevalence(results[0]),
+            ),
+            results,
+            "ap",
+        ),
+    ]
+    if all(result.image_level is not None for result in results):
+        found.append(image_roc(results))
+    for result in results:
+        found += histograms(result)
+    return found
+
+
+def chart(
+    title: str, draw: Callable[..., object], results: Sequence[MetricResult], name: str
+) -> Chart:
+    """A chart of all metrics, described by their pooled values."""
+    values = ", ".join(f"{r.metric} {r.pooled[name].value:.3f}" for r in results)
+    return Chart(title, as_svg(lambda file: draw(target=file)), f"{title}: {values}")
+
+
+def image_roc(results: Sequence[MetricResult]) -> Chart:
+    """ROC of the images by their largest score."""
+    lines, values = {}, {}
+    for result in results:
+        labels = np.array([row.has_lesion for row in result.rows])
+        maxima = np.array([row.max_score for row in result.rows])
+        values[result.metric] = f"{result.metric} ({result.image_level['auroc'].value:.3f})"
+        lines[values[result.metric]] = roc_curve(labels, maxima)[:2]
+    title = "ROC over images, by their largest score (AUROC)"
+    svg = as_svg(lambda file: roc_curves(lines, file))
+    return Chart(title, svg, f"{title}: {', '.join(values.values())}")
+
+
+def histograms(result: MetricResult) -> list[Chart]:
+    """Distributions of the scores of pixels and, where there are normal images, of images."""
+    metric, pixels = result.metric, result.pixels.histogram
+    distributions = {
+        "pixels": (
+            pixels.edges,
+            {"other pixels": pixels.background, "lesion pixels": pixels.lesion},
+        )
+    }
+    if result.image_level is not None:
+        labels = np.array([row.has_lesion for row in result.rows])
+        maxima = np.array([row.max_score for row in result.rows])
+        edges = np.histogram_bin_edges(maxima, bins=20)
+        groups = {"normal images": maxima[~labels], "images with a lesion": maxima[labels]}
+        distributions["images"] = (
+            edges,
+            {name: np.histogram(values, edges)[0] for name, values in groups.items()},
+        )
+    found = []
+    for what, (edges, counts) in distributions.items():
+        name = metric if what == "pixels" else f"largest {metric} of the image"
+        svg = as_svg(partial(draw_histogram, edges, counts, name))
+        title = f"How {metric} is distributed over {what}"
+        alt = f"{title}: {' and '.join(counts)} as two histograms from {edges[0]:.3g} to "
+        found.append(Chart(title, svg, f"{alt}{edges[-1]:.3g}"))
+    return found
+
+
+def draw_histogram(
+    edges: np.ndarray, counts: Mapping[str, np.ndarray], score_name: str, file: BinaryIO
+) -> None:
+    score_histogram(edges, counts, file, score_name=score_name)
+
+
+def gallery(evaluation: Evaluation, most_images: int) -> Gallery:
+    """The images on which the first metric's scores are most wrong, with all metrics' heatmaps."""
+    first, images = evaluation.results[0], evaluation.settings.image_dir
+    judged = sorted(judge(first), key=lambda one: -one.wrongness)
+    limits = {result.metric: colour_limits(result) for result in evaluation.results}
+    entries = within_budget(draw_entries(evaluation, judged[:most_images], limits))
+    note = (
+        f"Score is the largest {first.metric} of the image. A lesion is missed the worse the more "
+        "normal images score as high; a false alarm is the worse the more images with a lesion "
+        "score as low."
+    )
+    if first.image_level is None:
+        note = f"Score is the largest {first.metric} of the image; wrong is a low pixel AUROC."
+    if images is None:
+        note += " Pass --image_dir to see the images under the heatmaps."
+    kinds = {kind: text for kind, text in KINDS.items() if any(e.kind == kind for e in entries)}
+    return Gallery(entries, kinds, VALUES, len(first.rows), limits, note)
+
+
+def judge(result: MetricResult) -> list[Judged]:
+    """How wrong each image's score is: beside those of the other kind, else by its pixel AUROC."""
+    labels = [row.has_lesion for row in result.rows]
+    if result.image_level is None:
+        wrong = np.array([1 - (1 if row.auroc is None else row.auroc) for row in result.rows])
+    else:
+        wrong = wrongness(labels, [row.max_score for row in result.rows])
+    found = []
+    for row, value in zip(result.rows, wrong.tolist(), strict=True):
+        kind = ("missed" if value >= 0.5 else "found") if row.has_lesion else "quiet"
+        if not row.has_lesion and value >= 0.5:
+            kind = "alarm"
+        if result.image_level is None:
+            remark = ""
+        elif row.has_lesion:
+            remark = f"{value:.0%} of the normal images score as high"
+        else:
+            remark = f"{value:.0%} of the images with a lesion score as low"
+        found.append(Judged(row, value, kind, remark))
+    return found
+
+
+def colour_limits(result: MetricResult) -> tuple[float, float]:
+    """Scores of the darkest and the brightest colour: the same in all images."""
+    maxima = [row.max_score for row in result.rows]
+    return float(result.pixels.histogram.edges[0]), float(np.quantile(maxima, BRIGHTEST))
+
+
+def draw_entries(
+    evaluation: Evaluation, judged: Sequence[Judged], limits: dict[str, tuple[float, float]]
+) -> Iterator[Entry]:
+    """Reads and draws one image after the other."""
+    files = {r.metric: {entry.image: entry.file for entry in r.entries} for r in evaluation.results}
+    for one in judged:
+        row, name = one.row, escaped(one.row.image)
+        heatmaps = {m: read_heatmap(of[row.image]) for m, of in files.items() if row.image in of}
+        truth = evaluation.sources.annotations.labels(row.image, heatmaps[row.metric].shape)
+        image = read_quietly(evaluation, row.image)
+        pictures: list[Picture] = []
+        if image is not None:
+            what = "with the outline of its lesions" if row.has_lesion else "normal"
+            pictures.append(picture_of(image, "image", f"{name}, {what}", truth=truth))
+        for metric, heatmap in heatmaps.items():
+            alt = f"{metric} of {name}, at most {heatmap.max():.3g}"
+            pictures.append(
+                picture_of(image, metric, alt, heatmap=heatmap, limits=limits[metric], truth=truth)
+            )
+        values = {"score": row.max_score, "auroc": row.auroc, "ap": row.ap}
+        yield Entry(name, one.kind, one.remark, values, one.wrongness, pictures)
+
+
+def read_quietly(evaluation: Evaluation, image: str) -> np.ndarray | None:
+    """The image (C, H, W) in [0, 1], or None, with a warning, where it cannot be read."""
+    folder = evaluation.settings.image_dir
+    if folder is None:
+        return None
+    try:
+        return read_image(folder / image, white_value=evaluation.settings.white_value).numpy()
+    except UNUSABLE as error:
+        LOG.warning("report.html shows %s without its image: %s", escaped(image), error)
+        return None
+
+
+def facts(evaluation: Evaluation, command: Sequence[str]) -> list[tuple[str, str]]:
+    """Where the numbers come from: this evaluation, the heatmaps, the checkpoint."""
+    settings, made = evaluation.settings, made_by(evaluation.settings.heatmap_dir)
+    found = common_facts(command)
+    found.append(("heatmaps", str(settings.heatmap_dir)))
+    if isinstance(made.get("command.txt"), str):
+        found.append(("made by", made["command.txt"]))
+    if isinstance(made.get("env.json"), dict):
+        found.append(("made with code", str(made["env.json"].get("git_commit"))))
+    if isinstance(made.get("run.txt"), str):
+        lines = (line.partition(": ") for line in made["run.txt"].splitlines())
+        weights = [f"{key} {value}" for key, _, value in lines if key in WEIGHTS]
+        found.append(("checkpoint", "\n".join(weights)))
+    found.append(("annotations", str(settings.annotations)))
+    if settings.image_dir is not None:
+        found.append(("images", str(settings.image_dir)))
+    return found
+
+
+def records(evaluation: Evaluation, config: PicardConfig) -> list[Record]:
+    """Settings and names that are folded away."""
+    made = made_by(evaluation.settings.heatmap_dir)
+    found = [record("Settings of this evaluation", config_to_yaml(config))]
+    if "run.txt" in made:
+        found.append(record("What the heatmaps depend on (run.txt)", made["run.txt"]))
+    for result in evaluation.results:
+        if result.excluded:
+            reasons = [f"{image}: {why}" for image, why in result.excluded.items()]
+            found.append(record(f"{result.metric}: images left out", named(reasons)))
+    if evaluation.unscored:
+        found.append(record("Annotated images without heatmap", named(evaluation.unscored)))
+    return found
