@@ -21,13 +21,16 @@ from torchvision.transforms.v2.functional import resize
 
 from common.datasets import (
     NO_REMEDIES,
+    RECORD,
     DatasetError,
     DatasetRow,
     Remedies,
+    dataset_folder,
     dataset_row,
     read_cifar,
     read_medmnist,
 )
+from common.datasets.archives import is_unsorted
 from common.image_files import IMAGE_SUFFIXES, ImageError, open_regular
 from common.image_folders import ImageFolder, find_images, subfolder_names
 from common.image_names import composed
@@ -141,8 +144,16 @@ def load_set(
     """
     row, data_root = dataset_row(name), Path(data_root)
     if row.source == "folders":
-        items, labels, classes = _find_files(row, data_root / row.folder, split, remedies)
-        names = [file.relative_to(data_root / row.folder).as_posix() for file in items]
+        root = dataset_folder(row, data_root)
+        for raw in () if (root / "train").is_dir() else (data_root, root):
+            if is_unsorted(row.name, raw):
+                raise DatasetError(
+                    f"{raw} holds {row.name} as downloaded, which is not sorted into train/<class> "
+                    "and test/<class>. Sort it once, by links: python -m common.datasets prepare "
+                    f"{row.name} {raw} FOLDER. Then {remedies.other_folder}, FOLDER."
+                )
+        items, labels, classes = _find_files(row, root, split, remedies)
+        names = [file.relative_to(root).as_posix() for file in items]
         size = size or row.size
     else:
         read = read_cifar if row.source == "cifar" else read_medmnist
@@ -189,7 +200,10 @@ def contaminate(normals: ImageSet, anomalies: ImageSet, ratio: float) -> ImageSe
 def _find_files(
     row: DatasetRow, root: Path, split: str, remedies: Remedies
 ) -> tuple[list[Path], list[int], Sequence[str]]:
-    """The image files of a split, their class numbers, and the classes' names."""
+    """The image files of a split, their class numbers, and the classes' names.
+
+    In a prepared folder, and where the row names no classes, train/ may lack some that test/ has.
+    """
     folder = root / split
     classes = "|".join(row.classes) if row.classes else "<class>"
     expected = (
@@ -207,7 +221,7 @@ def _find_files(
     paths = _folders_by_class(folder)
     missing = [name for name in folders if name not in paths]
     lacking = missing
-    if not row.classes and (root / "test").is_dir():
+    if (not row.classes or (root / RECORD).is_file()) and (root / "test").is_dir():
         lacking = [name for name in missing if name not in _folders_by_class(root / "test")]
     if not folders or (lacking and (split == "train" or len(missing) == len(folders))):
         what = f"lacks the class folder {', '.join(lacking)}" if folders else "has no class folders"

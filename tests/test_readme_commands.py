@@ -24,6 +24,8 @@ PROGRAM = re.compile(
     r"(cd (?P<folder>\w+) && )?(?P<launcher>python |torchrun \S+ )?"
     r"(?P<script>[\w/]+\.py)(?P<flags> .*)?"
 )
+MODULE = re.compile(r"python -m ([\w.]+)")
+"""A package that is run: its script is __main__.py."""
 PROGRAMS = (
     "inpainter/train.py",
     "predict_heatmap.py",
@@ -31,6 +33,7 @@ PROGRAMS = (
     "diffusion_models/train_eval_ddpm.py --mode train",
     "train_dia.py",
     "eval.py --mode ood_pre",
+    "common/datasets/__main__.py prepare",
 )
 FLAGS_OF_OTHERS = {"--nproc_per_node", "--logdir"}
 """torchrun's and TensorBoard's."""
@@ -68,6 +71,7 @@ def commands() -> list[Command]:
     """The programs of this repository that the README calls, without repetitions."""
     found = {}
     for line in code_lines():
+        line = MODULE.sub(lambda found: f"python {found[1].replace('.', '/')}/__main__.py", line)
         match = PROGRAM.fullmatch(line)
         if match is None or "…" in line or not (match["launcher"] or match["flags"]):
             continue
@@ -115,7 +119,7 @@ def test_readme_calls_every_program_and_every_table_file() -> None:
 def test_program_takes_the_command(command: Command, monkeypatch, capsys) -> None:
     monkeypatch.chdir(command.folder)
     script = command.folder / command.script
-    if {"benchmarks", "demos"} & {*script.parts}:  # these have no --dry_run
+    if {"benchmarks", "demos", "__main__.py"} & {*script.parts}:  # these have no --dry_run
         monkeypatch.setattr("sys.argv", [command.script, *command.flags])
         assert isinstance(call(script, "parse_arguments"), argparse.Namespace)
         return

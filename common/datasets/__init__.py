@@ -7,10 +7,11 @@ believed. N images, H W pixels.
 """
 
 import hashlib
+import json
 import pickle
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -125,6 +126,10 @@ ALIASES = {
 }
 """Spellings of the published diffusion program."""
 DATASET_NAMES = (*DATASETS, *ALIASES)
+MEDMNIST_SIZES = (64, 128, 224)
+"""Sides in pixels of MedMNIST+: pneumoniamnist_64 is a data set, too."""
+RECORD = "prepared.json"
+"""What `python -m common.datasets prepare` writes into a folder: which archive it holds."""
 NPZ_ERRORS = (
     *(OSError, ValueError, EOFError, KeyError, RuntimeError, MemoryError),
     *(zipfile.BadZipFile, zlib.error),
@@ -135,9 +140,36 @@ NPZ_ERRORS = (
 def dataset_row(name: str) -> DatasetRow:
     """The row of a dataset by either program's spelling; DatasetError lists the names."""
     row = DATASETS.get(ALIASES.get(name, name))
-    if row is None:
-        raise DatasetError(f"dataset {name!r} is unknown; choose from {', '.join(DATASET_NAMES)}.")
-    return row
+    if row is not None:
+        return row
+    base, _, side = name.rpartition("_")
+    row = DATASETS.get(ALIASES.get(base, base))
+    if row is not None and row.source == "medmnist" and side in map(str, MEDMNIST_SIZES):
+        return replace(row, name=f"{row.name}_{side}", size=int(side), fit="resize")
+    raise DatasetError(f"dataset {name!r} is unknown; choose from {', '.join(DATASET_NAMES)}.")
+
+
+def is_dataset(name: str) -> bool:
+    """Whether there is a data set of this name."""
+    try:
+        return bool(dataset_row(name))
+    except DatasetError:
+        return False
+
+
+def dataset_folder(row: DatasetRow, data_root: Path) -> Path:
+    """Where a set's files are: in its folder below data_root, or in data_root itself.
+
+    The latter where `prepare` sorted this very archive into it.
+    """
+    folder = data_root / row.folder
+    if folder.is_dir():
+        return folder
+    try:
+        record = json.loads((data_root / RECORD).read_text(encoding="utf-8"))
+        return data_root if record["archive"] == row.name else folder
+    except (OSError, ValueError, KeyError, TypeError):
+        return folder
 
 
 def read_medmnist(
