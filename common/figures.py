@@ -146,6 +146,21 @@ def precision_recall_curves(
     draw_curves(figure, axes, curves, target)
 
 
+def froc_curves(
+    curves: Curves, target: Target, title: str = "", *, per: str, limits: tuple[float, float]
+) -> None:
+    """Saves FROC curves by name: x false positives per `per`, y share of lesions found.
+
+    limits: the part of x that is shown, on a logarithmic scale.
+    """
+    figure, axes = plot_axes(title, f"false positives per {per}", "share of lesions found")
+    axes.set_xscale("log", base=2)
+    ticks = 2.0 ** np.arange(np.floor(np.log2(limits[0])), np.log2(limits[1]) + 1)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ends = {name: (np.append(x, limits[1]), np.append(y, y[-1])) for name, (x, y) in curves.items()}
+    draw_curves(figure, axes, ends, target, limits)
+
+
 def score_histogram(
     edges: np.ndarray,
     counts: Mapping[str, np.ndarray],
@@ -181,13 +196,19 @@ def plot_axes(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def draw_curves(figure: Figure, axes: Axes, curves: Curves, target: Target) -> None:
-    """Draws curves within the unit square and saves the figure."""
+def draw_curves(
+    figure: Figure,
+    axes: Axes,
+    curves: Curves,
+    target: Target,
+    x_limits: tuple[float, float] = (0.0, 1.0),
+) -> None:
+    """Draws curves of values in [0, 1] and saves the figure."""
     for number, (name, (x, y)) in enumerate(curves.items()):
         style = "-" if number < len(COLOURS) else "--"
         colour = COLOURS[number % len(COLOURS)]
         axes.plot(x, y, style, color=colour, linewidth=1.8, label=name)
-    axes.set(xlim=(0, 1), ylim=(0, 1.01))
+    axes.set(xlim=x_limits, ylim=(0, 1.01))
     save_plot(figure, axes, target)
 
 

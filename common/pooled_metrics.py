@@ -1,4 +1,4 @@
-"""Metrics over the pixels of all images together, exact, one image in memory at a time.
+"""Metrics over the pixels of all images together, one image in memory at a time.
 
 Sorting all pixels at once, as scikit-learn would, takes tens of GiB for 100 images of 2000x2500.
 But AUROC, AP and PRO are determined by how many pixels lie at or above each score that a *lesion*
@@ -7,7 +7,7 @@ them used as thresholds per image, P = 2 K + 2 operating points from "no pixel f
 and "at or above" each threshold, in falling order, to "all pixels found".
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,21 +25,47 @@ from common.metrics import (
 
 PRO_MAX_FPR = 0.3  # the usual limit of integration (Bergmann et al., MVTec AD, IJCV 2021)
 EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
+MOST_STEPS = 2**20
+"""Distinct lesion scores beyond which every second one is used: areas are then off by < 1e-6."""
+MOST_COUNTS = 4_000_000
+"""Thresholds times images that are kept for intervals: 200 MB."""
+FEWEST_THRESHOLDS = 250
 
 
-class LesionPixels(NamedTuple):
-    """All lesion pixels that count, as steps of the curves."""
+class LesionScores:
+    """The first of two passes: which scores the lesion pixels have, in bounded memory."""
 
-    steps: np.ndarray
-    """(U,) distinct lesion scores, rising."""
-    step_of: list[np.ndarray]
-    """Per image (p,), each lesion pixel's place in steps."""
-    shares: list[np.ndarray]
-    """Per image (p,), 1 / size of each lesion pixel's region."""
-    n_regions: list[int]
-    """Lesion regions per image."""
-    score_range: tuple[float, float]
-    """Smallest and largest score of any pixel that counts."""
+    def __init__(self, most_steps: int = MOST_STEPS) -> None:
+        self.most_steps = most_steps
+        self.exact = True
+        """Whether every distinct score is among the steps."""
+        self.low, self.high = np.inf, -np.inf
+        self._steps: list[np.ndarray] = []
+        self._n_waiting = 0
+
+    def add(self, case: PixelCase) -> None:
+        """Notes one image's lesion scores, and the range of all scores that count."""
+        scores, labels = pixel_scores(case)
+        self.low, self.high = min(self.low, scores.min()), max(self.high, scores.max())
+        if labels.any():
+            self._steps.append(np.unique(scores[labels]))
+            self._n_waiting += self._steps[-1].size
+            if self._n_waiting > 2 * self.most_steps:
+                self._merge()
+
+    def _merge(self) -> None:
+        steps = np.unique(np.concatenate(self._steps))
+        while steps.size > self.most_steps:
+            steps = np.append(steps[:-1:2], steps[-1])
+            self.exact = False
+        self._steps, self._n_waiting = [steps], steps.size
+
+    def steps(self) -> np.ndarray:
+        """(U,) distinct lesion scores, rising. Raises MetricError if no image has a lesion."""
+        if not self._steps:
+            raise MetricError("no lesion pixel that counts in any image: pixel metrics need one")
+        self._merge()
+        return self._steps[0]
 
 
 class ScoreHistogram(NamedTuple):
@@ -50,16 +76,33 @@ class ScoreHistogram(NamedTuple):
     background: np.ndarray
 
 
+class BestThreshold(NamedTuple):
+    """The largest value that any threshold gives, which is chosen on the test set, and which does.
+
+    Pixels of a score >= threshold are taken for lesion.
+    """
+
+    value: float
+    threshold: float
+
+
 class PooledMetrics(NamedTuple):
     """Metrics over all pixels together, each in [0, 1], and what intervals and plots need."""
 
     auroc: float
     ap: float
     pro: float
+    """AUPRO at 30 %: mean overlap of regions over false positive rates up to 0.3, divided by it."""
     found: np.ndarray
     """(n, 3, P) found in each image: lesion pixels, other pixels, lesion regions (a region counts
     by the fraction of it that is found)."""
     histogram: ScoreHistogram
+    best_f1: BestThreshold
+    """Over all pixels together."""
+    best_dice: BestThreshold
+    """Mean over images with a lesion, one threshold for all, of the K thresholds."""
+    exact: bool
+    """Whether all distinct lesion scores were counted at; else areas are off by < 1e-6."""
 
     @property
     def totals(self) -> tuple[int, int, int]:
@@ -81,32 +124,49 @@ def pool_pixels(
 ) -> PooledMetrics:
     """AUROC, AP and PRO over the pixels of all cases together; larger scores = more anomalous.
 
+    The cases are gone through twice (so no generator); where they are read from disk each time,
+    memory is bounded. See `count_pixels`.
+    """
+    lesions = LesionScores()
+    for case in cases:
+        lesions.add(case)
+    return count_pixels(cases, lesions, max_thresholds=max_thresholds, bins=bins)
+
+
+def count_pixels(
+    cases: Iterable[PixelCase],
+    lesions: LesionScores,
+    *,
+    max_thresholds: int = 1000,
+    bins: int = 60,
+) -> PooledMetrics:
+    """The second pass: counts at every lesion score of the same cases that `lesions` has seen.
+
     AUROC and AP equal scikit-learn's on the concatenated pixels. PRO is the mean over lesion
     regions (8-connected) of the fraction found, averaged over false positive rates up to 0.3.
-    The cases are gone through twice (so no generator); where they are read from disk each time,
-    memory is one image plus some 200 bytes per lesion pixel.
+    Memory is one image plus some 200 bytes per step and 50 per image and threshold.
     Raises ValueError and MetricError as `counted_pixels` does, MetricError also where no pixel is
     lesion or all are.
     """
-    pool = gather_lesions(cases)
-    U = pool.steps.size
-    thresholds = np.unique(np.linspace(0, U - 1, max_thresholds).round().astype(int))[::-1]
-    low, high = pool.score_range
+    steps = lesions.steps()
+    U = steps.size
+    places = np.unique(np.linspace(0, U - 1, max_thresholds).round().astype(int))[::-1]
+    low, high = float(lesions.low), float(lesions.high)
     edges = np.linspace(low, high if high > low else low + 1.0, bins + 1)
     histogram = ScoreHistogram(edges, np.zeros(bins, np.int64), np.zeros(bins, np.int64))
     at_or_above, exactly, totals = np.zeros((3, U)), np.zeros((3, U)), np.zeros(3)
     found = []
-    per_image = zip(cases, pool.step_of, pool.shares, pool.n_regions, strict=True)
-    for case, step_of, shares, n_regions in per_image:
+    for case in cases:
         scores, labels = pixel_scores(case)
-        n_lesion = np.bincount(step_of, minlength=U)
-        share = np.bincount(step_of, weights=shares, minlength=U)
-        between, tied = count_background(scores[~labels], pool.steps)
-        in_steps = np.stack([n_lesion, between, share])
-        here = in_steps[:, ::-1].cumsum(axis=1)[:, ::-1]  # at or above each step
-        here_exactly = np.stack([n_lesion, tied, share])
-        here_totals = np.array([step_of.size, labels.size - step_of.size, n_regions], float)
-        found.append(operating_points(here, here_exactly, here_totals, thresholds))
+        shares, n_regions = region_shares(case)
+        counts = [
+            count_from(scores[labels], steps),
+            count_from(scores[~labels], steps),
+            count_from(scores[labels], steps, shares),
+        ]
+        here, here_exactly = map(np.stack, zip(*counts, strict=True))
+        here_totals = np.array([labels.sum(), (~labels).sum(), n_regions], float)
+        found.append(operating_points(here, here_exactly, here_totals, places))
         at_or_above += here
         exactly += here_exactly
         totals += here_totals
@@ -114,28 +174,22 @@ def pool_pixels(
         histogram.background[:] += np.histogram(scores[~labels], edges)[0]
     if totals[1] == 0:
         raise MetricError("all pixels that count are lesion: AUROC needs background too")
-    every_step = np.arange(U)[::-1]
-    pooled = operating_points(at_or_above, exactly, totals, every_step)
-    areas = curve_areas(curves(pooled[None]))
-    return PooledMetrics(**areas, found=np.stack(found), histogram=histogram)
+    areas = curve_areas(
+        curves(operating_points(at_or_above, exactly, totals, np.arange(U)[::-1])[None])
+    )
+    return PooledMetrics(
+        **areas,
+        found=np.stack(found),
+        histogram=histogram,
+        best_f1=_best(dice(at_or_above[0], at_or_above[1], totals[0]), steps),
+        best_dice=best_mean_dice(found, steps[places]),
+        exact=lesions.exact,
+    )
 
 
-def gather_lesions(cases: Iterable[PixelCase]) -> LesionPixels:
-    """First pass: every lesion pixel's score and region. Raises MetricError if there is none."""
-    scores_of, shares, n_regions, extremes = [], [], [], []
-    for case in cases:
-        scores, labels = pixel_scores(case)
-        share, regions = region_shares(case)
-        scores_of.append(scores[labels])
-        shares.append(share)
-        n_regions.append(regions)
-        extremes += [float(scores.min()), float(scores.max())]
-    if not any(n_regions):
-        raise MetricError("no lesion pixel that counts in any image: pixel metrics need one")
-    steps, step_of = np.unique(np.concatenate(scores_of), return_inverse=True)
-    ends = np.cumsum([scores.size for scores in scores_of])[:-1]
-    score_range = (min(extremes), max(extremes))
-    return LesionPixels(steps, np.split(step_of, ends), shares, n_regions, score_range)
+def thresholds_kept(n_images: int) -> int:
+    """How many thresholds' counts are kept per image for intervals: fewer where images are many."""
+    return int(np.clip(MOST_COUNTS // max(n_images, 1), FEWEST_THRESHOLDS, 1000))
 
 
 def region_shares(case: PixelCase) -> tuple[np.ndarray, int]:
@@ -149,12 +203,40 @@ def region_shares(case: PixelCase) -> tuple[np.ndarray, int]:
     return 1.0 / np.bincount(region_of)[region_of], n_regions
 
 
-def count_background(background: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of the scores (N,), those from each step (U,) up to the next, and those equal to the step."""
-    reached = np.searchsorted(steps, background, side="right")  # number of steps <= score
-    between = np.bincount(reached, minlength=steps.size + 1)[1:]
-    equal = background == steps[reached - 1]  # reached 0 wraps to the top step, which is larger
-    return between, np.bincount(reached[equal] - 1, minlength=steps.size)
+def count_from(
+    scores: np.ndarray, steps: np.ndarray, weights: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """How many of the scores (N,), or which weight of them, are >= and == each step (U,)."""
+    if weights is None:
+        scores, below = np.sort(scores), np.arange(scores.size + 1.0)
+    else:
+        order = np.argsort(scores)
+        scores, below = scores[order], np.append(0.0, np.cumsum(weights[order]))
+    first, end = (below[np.searchsorted(scores, steps, side)] for side in ("left", "right"))
+    return below[-1] - first, end - first
+
+
+def dice(lesion: np.ndarray, background: np.ndarray, n_lesion: np.ndarray) -> np.ndarray:
+    """Dice, which is F1, of found lesion and background pixels, of n_lesion; shapes broadcast."""
+    return 2 * lesion / (lesion + background + n_lesion)
+
+
+def best_mean_dice(found: Sequence[np.ndarray], thresholds: np.ndarray) -> BestThreshold:
+    """The largest mean Dice of the images with a lesion at one threshold (K,), falling, for all.
+
+    found: (3, P) per image.
+    """
+    sums, n = np.zeros(thresholds.size), 0
+    for counts in found:
+        if counts[0, -1] > 0:
+            sums += dice(counts[0, 2:-1:2], counts[1, 2:-1:2], counts[0, -1])
+            n += 1
+    return _best(sums / n, thresholds)
+
+
+def _best(values: np.ndarray, thresholds: np.ndarray) -> BestThreshold:
+    place = int(np.argmax(values))
+    return BestThreshold(float(values[place]), float(thresholds[place]))
 
 
 def operating_points(
@@ -202,8 +284,11 @@ def curve_areas(curve: Curves) -> dict[str, float]:
     }
 
 
-def pooled_intervals(pooled: PooledMetrics, *, n_resamples: int, seed: int) -> dict[str, Interval]:
-    """The exact AUROC, AP and PRO with 95 % bootstrap intervals over images.
+def pooled_intervals(
+    pooled: PooledMetrics, *, n_resamples: int, seed: int, clusters: np.ndarray | None = None
+) -> dict[str, Interval]:
+    """The exact AUROC, AP and PRO with 95 % bootstrap intervals over images, or over clusters (n,)
+    of them, as in `common.metrics.bootstrap_draws`.
 
     The draws are evaluated at K thresholds only, which shifts them by less than 1 / K.
     """
@@ -213,4 +298,5 @@ def pooled_intervals(pooled: PooledMetrics, *, n_resamples: int, seed: int) -> d
         len(pooled.found),
         n_resamples=n_resamples,
         seed=seed,
+        clusters=clusters,
     )

@@ -3,32 +3,56 @@
 Larger heatmap values are more anomalous, as predict_heatmap.py writes them.
 """
 
-import argparse
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from common.annotations import Annotations, MaskAnnotations, find_masks, read_annotations
-from common.cli import add_common_arguments
+from common.annotations import (
+    Annotations,
+    BoxAnnotations,
+    MaskAnnotations,
+    find_masks,
+    read_annotations,
+)
+from common.cohort import PATIENT, Clusters, Metadata, cluster_images, read_metadata
 from common.errors import UserError
 from common.files import escaped
-from common.html_report import GALLERY_IMAGES
-from common.image_names import ImageNames, OnUnknown
+from common.froc import (
+    MEAN,
+    ImageFindings,
+    Region,
+    find_candidates,
+    find_in_image,
+    regions_of_boxes,
+    regions_of_mask,
+)
+from common.image_names import ImageNames
 from common.images import read_image
 from common.metrics import (
     Interval,
+    MetricError,
     PixelCase,
     binary_intervals,
     binary_score,
+    bootstrap_intervals,
     mean_intervals,
     pixel_scores,
 )
-from common.pooled_metrics import PooledMetrics, pool_pixels, pooled_intervals
+from common.pooled_metrics import (
+    LesionScores,
+    PooledMetrics,
+    count_pixels,
+    curve_areas,
+    curves,
+    pooled_intervals,
+    thresholds_kept,
+)
+from inpainter.detection import Detection, Resampling, detect, first_images
+from inpainter.evaluation_settings import EvaluationSettings
 from inpainter.heatmap_folder import (
     HEATMAP_LIST,
     LEFT_OUT,
@@ -38,106 +62,11 @@ from inpainter.heatmap_folder import (
     list_heatmaps,
     read_heatmap,
 )
-from inpainter.settings import PicardConfig, input_path
 
 LOG = logging.getLogger(__name__)
 UNUSABLE = (UserError, OSError, MemoryError)  # what one bad image raises
-MOST_RESAMPLES = 100_000
-"""Bootstrap draws take about a millisecond each."""
-
-
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """What is compared, and how; paths may also be given as text."""
-
-    heatmap_dir: Path
-    """Folder that predict_heatmap.py wrote, with heatmaps.csv."""
-    annotations: Path
-    """CSV file of boxes or folder of masks; see common/annotations.py."""
-    ignore_masks: Path | None = None
-    """Folder of masks; pixels above 0 do not count."""
-    image_dir: Path | None = None
-    """Folder of the images, for inside_tissue and the contact sheet; their sizes are compared."""
-    inside_tissue: float | None = None
-    """Only pixels of a larger grey value, in [0, 1), count; None = all."""
-    on_bad_image: Literal["skip", "error"] = "skip"
-    """An image that cannot be evaluated is left out, counted and named, or stops the run."""
-    on_unknown_image: OnUnknown = "error"
-    """The same for an annotation of an image that has no heatmap."""
-    white_value: int | None = None
-    """Stored value that means white, as the settings' white_value; for images alone."""
-    n_resamples: int = 1000
-    """Bootstrap draws per interval; 0 = no intervals."""
-    seed: int = 0
-    """Seed of the bootstrap."""
-
-    def __post_init__(self) -> None:
-        for name in ("heatmap_dir", "annotations", "ignore_masks", "image_dir"):
-            if isinstance(getattr(self, name), str):
-                object.__setattr__(self, name, Path(getattr(self, name)))
-        grey = self.inside_tissue
-        if grey is not None and not 0 <= grey < 1:
-            raise EvaluationError(f"inside_tissue must be a grey value in [0, 1), got {grey}")
-        if grey is not None and self.image_dir is None:
-            raise EvaluationError("inside_tissue needs the images. Pass --image_dir.")
-        if not 0 <= self.n_resamples <= MOST_RESAMPLES:
-            expected = f"must be 0 to {MOST_RESAMPLES}, of which 1000 are usual"
-            raise EvaluationError(f"bootstrap draws {expected}, got {self.n_resamples}")
-
-
-def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of --mode heatmap, all but --mode itself."""
-    add_common_arguments(parser, PicardConfig, default_config="configs/default.yaml")
-    add = parser.add_argument
-    add("--heatmap_dir", type=Path, metavar="DIR",
-        help="required: folder that predict_heatmap.py wrote, with heatmaps.csv")  # fmt: skip
-    add("--annotations", type=Path, metavar="FILE|DIR",
-        help="required: boxes as CSV with columns image,top,left,height,width[,label] in pixels, "
-             "or a folder of masks named like the images (above 0 = lesion); an image without "
-             "annotation is normal")  # fmt: skip
-    add("--ignore_masks", type=Path, metavar="DIR",
-        help="folder of masks; pixels above 0 do not count")  # fmt: skip
-    add("--image_dir", type=Path, metavar="DIR",
-        help="folder of the images: draws a contact sheet; for --inside_tissue (there: "
-             "test_data_path if not given)")  # fmt: skip
-    add("--inside_tissue", type=float, nargs="?", const=True, metavar="GREY",
-        help="count only pixels brighter than this, in [0, 1) (without a number: "
-             "test.tissue_threshold)")  # fmt: skip
-    add("--output_dir", type=Path, metavar="DIR",
-        help="where to write (default: <heatmap_dir>/evaluation)")  # fmt: skip
-    add("--on_bad_image", choices=("skip", "error"),
-        help="an image that cannot be evaluated is left out, counted and named, or stops the run "
-             "(default: test.on_bad_image)")  # fmt: skip
-    add("--on_unknown_image", choices=("error", "skip"), default="error",
-        help="the same for an annotation of an image without heatmap (default: error)")  # fmt: skip
-    add("--bootstrap", type=int, default=1000, metavar="N",
-        help="draws for 95 %% intervals over images, 0 = no intervals (default: 1000)")  # fmt: skip
-    add("--report", action="store_true",
-        help="also write report.html: numbers, curves and images on one page")  # fmt: skip
-    add("--report_images", type=int, default=GALLERY_IMAGES, metavar="N",
-        help="images in it, those on which the scores are most wrong "
-             f"(default: {GALLERY_IMAGES})")  # fmt: skip
-
-
-def evaluation_settings(config: PicardConfig, arguments: argparse.Namespace) -> EvaluationSettings:
-    """What the flags of `add_evaluation_flags` and the config ask for. Raises ConfigError."""
-    image_dir, inside_tissue = arguments.image_dir, arguments.inside_tissue
-    if inside_tissue is not None:
-        if inside_tissue is True:
-            inside_tissue = config.test.tissue_threshold
-        image_dir = image_dir or input_path(config.test_data_path, "test_data_path")
-    return EvaluationSettings(
-        heatmap_dir=arguments.heatmap_dir,
-        annotations=arguments.annotations,
-        ignore_masks=arguments.ignore_masks,
-        image_dir=image_dir,
-        inside_tissue=inside_tissue,
-        white_value=config.white_value,
-        on_bad_image=arguments.on_bad_image or config.test.on_bad_image,
-        on_unknown_image=arguments.on_unknown_image,
-        n_resamples=arguments.bootstrap,
-        seed=config.seed,
-    )
+MOST_GROUPS = 30
+"""Values of a column by which results are split; a column of more is taken for a slip."""
 
 
 class ImageRow(NamedTuple):
@@ -157,8 +86,26 @@ class ImageRow(NamedTuple):
 
 
 @dataclass(frozen=True)
+class GroupResult:
+    """The results on the images that have one value of a column of the metadata."""
+
+    column: str
+    value: str
+    images: int
+    images_with_lesion: int
+    pooled: dict[str, Interval] | None
+    """auroc, ap, pro over their pixels, at the thresholds kept; None without lesion."""
+    image_level: dict[str, Interval] | None
+    """auroc, ap of max_score; None unless both kinds of image are there."""
+    sensitivity: dict[str, Interval] | None
+    """FROC, as Detection.sensitivity, with their own false positives; None without lesion or
+    without images to count these on."""
+
+
+@dataclass(frozen=True)
 class MetricResult:
-    """All numbers on one kind of heatmap; intervals are 95 % bootstrap ones over images."""
+    """All numbers on one kind of heatmap; intervals are 95 % bootstrap ones over images, or over
+    the volumes or patients that Evaluation.clusters tells."""
 
     metric: str
     rows: list[ImageRow]
@@ -169,11 +116,15 @@ class MetricResult:
     per_image: dict[str, Interval]
     """auroc, ap: mean over the images whose rows have them."""
     pooled: dict[str, Interval]
-    """auroc, ap, pro over the pixels of all images together."""
+    """auroc, ap, pro over the pixels of all images together; pro is AUPRO at 30 %."""
     image_level: dict[str, Interval] | None
     """auroc, ap of max_score, lesion against normal images; None without normal ones."""
     pixels: PooledMetrics
-    """Curves and histogram behind pooled."""
+    """Curves and histogram behind pooled; best Dice and F1 with their thresholds."""
+    detection: Detection
+    """FROC: lesions found at false positives per image or volume."""
+    groups: list[GroupResult]
+    """By column and value of the metadata, where asked for."""
 
 
 @dataclass(frozen=True)
@@ -183,6 +134,8 @@ class Sources:
     settings: EvaluationSettings
     annotations: Annotations
     ignore_masks: MaskAnnotations | None
+    metadata: Metadata | None
+    clusters: Clusters
 
     def read(self, entry: HeatmapEntry) -> PixelCase:
         """Reads one heatmap with its labels. Raises one of UNUSABLE, naming the file."""
@@ -194,6 +147,28 @@ class Sources:
         if grey is not None:
             ignored |= self.grey_values(entry.image, size) <= grey
         return PixelCase(heatmap, self.annotations.labels(entry.image, size), ignored)
+
+    def regions(self, image: str, case: PixelCase) -> list[Region]:
+        """The image's lesions: each box, or each 8-connected region of its mask."""
+        if isinstance(self.annotations, BoxAnnotations):
+            return regions_of_boxes(self.annotations.boxes(image, case.heatmap.shape), case)
+        return regions_of_mask(case)
+
+    def findings(self, image: str, case: PixelCase) -> ImageFindings:
+        """The heatmap's local maxima, and which lesions they hit."""
+        settings = self.settings
+        with_boxes = settings.hit_rule == "iou"
+        return find_in_image(
+            image,
+            find_candidates(case, settings.min_distance, with_boxes=with_boxes),
+            self.regions(image, case),
+            settings.hit_rule,
+            min_iou=settings.min_iou,
+            volume_slices=self.annotations.volume_slices(image),
+        )
+
+    def resampling(self) -> Resampling:
+        return Resampling(self.clusters, self.settings.n_resamples, self.settings.seed)
 
     def grey_values(self, image: str, size: tuple[int, int]) -> np.ndarray:
         """(H, W) in [0, 1]. Raises EvaluationError unless the image has its heatmap's size."""
@@ -247,12 +222,27 @@ def evaluate_heatmaps(settings: EvaluationSettings) -> Evaluation:
     ignore_masks = None
     if settings.ignore_masks is not None:
         ignore_masks = find_masks(settings.ignore_masks, ImageNames(known, unknown, remedy))
-    sources = Sources(settings, annotations, ignore_masks)
+    metadata = read_metadata(settings.metadata, images) if settings.metadata else None
+    patients = metadata.values(PATIENT) if metadata and PATIENT in metadata.columns else {}
+    clusters = cluster_images(images, patients.get, annotations.patient)
+    for column in settings.groups:
+        check_group(column, metadata)
+    sources = Sources(settings, annotations, ignore_masks, metadata, clusters)
     unscored = {image: why for image, why in unscored.items() if image in annotations.of_image}
     if unscored:
         report_unscored(unscored, settings)
     results = [evaluate_metric(entries, sources) for entries in by_metric.values()]
     return Evaluation(settings, sources, results, unscored)
+
+
+def check_group(column: str, metadata: Metadata) -> None:
+    """Raises MetadataError or EvaluationError for a column by which results cannot be split."""
+    values = set(metadata.values(column).values())
+    if not 1 <= len(values) <= MOST_GROUPS:
+        raise EvaluationError(
+            f"--group {column}: {metadata.path} has {len(values)} values of it for these images, "
+            f"1 to {MOST_GROUPS} can be told apart. Write bands, such as 40-49, into a column."
+        )
 
 
 def report_unscored(unscored: dict[str, str], settings: EvaluationSettings) -> None:
@@ -282,17 +272,23 @@ def evaluate_metric(entries: Sequence[HeatmapEntry], sources: Sources) -> Metric
     image if on_bad_image is error.
     """
     settings, metric = sources.settings, entries[0].metric
-    usable, rows, excluded = [], [], {}
+    usable, rows, findings, excluded = [], [], [], {}
+    lesions = LesionScores()
     for entry in tqdm(entries, desc=metric, leave=False, disable=None):
         try:
-            rows.append(evaluate_image(entry, sources))
-            usable.append(entry)
+            case = sources.read(entry)
+            row, found = evaluate_image(entry, case, sources), sources.findings(entry.image, case)
         except UNUSABLE as error:
             name, reason = escaped(entry.image), str(error) or type(error).__name__
             if settings.on_bad_image == "error":
                 raise EvaluationError(f"{name}, {metric}: {reason}") from error
             LOG.warning("left out: %s, %s: %s", name, metric, reason)
             excluded[entry.image] = reason
+            continue
+        lesions.add(case)
+        usable.append(entry)
+        rows.append(row)
+        findings.append(found)
     scored = [row for row in rows if row.auroc is not None]
     if not scored:
         if excluded:
@@ -306,26 +302,88 @@ def evaluate_metric(entries: Sequence[HeatmapEntry], sources: Sources) -> Metric
         raise EvaluationError(
             f"{metric}: none of {len(entries)} images has a lesion that can be evaluated. {reason}"
         )
-    draws = {"n_resamples": settings.n_resamples, "seed": settings.seed}
-    pixels = pool_pixels(StoredCases(sources, usable))
+    resampling = sources.resampling()
+    draws = resampling.of([row.image for row in rows])
+    cases, kept = StoredCases(sources, usable), thresholds_kept(len(usable))
+    pixels = count_pixels(cases, lesions, max_thresholds=kept)
     labels = np.array([row.has_lesion for row in rows])
     maxima = np.array([row.max_score for row in rows])
     per_image = {name: [getattr(row, name) for row in scored] for name in ("auroc", "ap")}
-    return MetricResult(
+    result = MetricResult(
         metric=metric,
         rows=rows,
         entries=usable,
         excluded=excluded,
-        per_image=mean_intervals(per_image, **draws),
+        per_image=mean_intervals(per_image, **resampling.of([row.image for row in scored])),
         pooled=pooled_intervals(pixels, **draws),
         image_level=None if labels.all() else binary_intervals(labels, maxima, **draws),
         pixels=pixels,
+        detection=find_lesions(findings, sources),
+        groups=[],
+    )
+    return replace(result, groups=evaluate_groups(result, sources))
+
+
+def find_lesions(findings: Sequence[ImageFindings], sources: Sources) -> Detection:
+    """FROC. Raises EvaluationError where false positives have nothing to be counted on."""
+    settings = sources.settings
+    try:
+        return detect(
+            findings,
+            sources.resampling(),
+            hit_rule=settings.hit_rule,
+            counted_on=settings.false_positives_on,
+            min_distance=settings.min_distance,
+            size_bins=settings.size_bins,
+        )
+    except MetricError as error:
+        raise EvaluationError(f"{error}. Pass --false_positives all.") from error
+
+
+def evaluate_groups(result: MetricResult, sources: Sources) -> list[GroupResult]:
+    """The results by each value of each column that is asked for, without images that have none."""
+    groups = []
+    for column in sources.settings.groups:
+        value_of = sources.metadata.values(column)
+        for value in sorted(set(value_of.values())):
+            numbers = [n for n, row in enumerate(result.rows) if value_of.get(row.image) == value]
+            if numbers:
+                groups.append(evaluate_group(column, value, np.array(numbers), result, sources))
+    return groups
+
+
+def evaluate_group(
+    column: str, value: str, numbers: np.ndarray, result: MetricResult, sources: Sources
+) -> GroupResult:
+    """The results on the images of these numbers."""
+    rows, resampling = [result.rows[number] for number in numbers], sources.resampling()
+    draws = resampling.of([row.image for row in rows])
+    labels = np.array([row.has_lesion for row in rows])
+    maxima = np.array([row.max_score for row in rows])
+
+    def pixel_areas(draw: np.ndarray) -> Mapping[str, float]:
+        return curve_areas(curves(result.pixels.found, numbers[draw]))
+
+    pooled = image_level = sensitivity = None
+    if labels.any():
+        values = pixel_areas(np.arange(numbers.size))
+        pooled = bootstrap_intervals(values, pixel_areas, numbers.size, **draws)
+    if labels.any() and not labels.all():
+        image_level = binary_intervals(labels, maxima, **draws)
+    detection = result.detection
+    units = detection.units_of([row.image for row in rows])
+    if labels.any() and np.isfinite(detection.events.at_rates(units)[MEAN]):
+        images = first_images(detection.found)
+        draws = resampling.of([images[unit] for unit in units])
+        sensitivity = detection.events.intervals(units=units, **draws)
+    return GroupResult(
+        column, value, len(rows), int(labels.sum()), pooled, image_level, sensitivity
     )
 
 
-def evaluate_image(entry: HeatmapEntry, sources: Sources) -> ImageRow:
+def evaluate_image(entry: HeatmapEntry, case: PixelCase, sources: Sources) -> ImageRow:
     """The numbers of one image. Raises one of UNUSABLE where it has none."""
-    case, settings = sources.read(entry), sources.settings
+    settings = sources.settings
     if settings.image_dir is not None and settings.inside_tissue is None:
         sources.grey_values(entry.image, case.heatmap.shape)  # compares the sizes
     scores, labels = pixel_scores(case)

@@ -1,9 +1,7 @@
-"""What an evaluation writes: results.json, per_image.csv, plots, and the table for the terminal."""
+"""What an evaluation writes: results.json, CSV tables, plots, and the tables for the terminal."""
 
 import argparse
-import csv
 import dataclasses
-import io
 import json
 import logging
 import math
@@ -20,37 +18,44 @@ from common.errors import UserError
 from common.figures import (
     SheetRow,
     contact_sheet,
+    froc_curves,
     precision_recall_curves,
     roc_curves,
     score_histogram,
 )
 from common.files import escaped
+from common.froc import MEAN, RATES
 from common.html_report import REPORT, write_page
 from common.images import read_image
-from common.metrics import Interval, format_interval
+from common.metrics import Interval
 from common.pooled_metrics import curves
+from inpainter.detection import Detection
 from inpainter.evaluation import (
     Evaluation,
-    ImageRow,
     MetricResult,
     evaluate_heatmaps,
-    evaluation_settings,
-    first_names,
+)
+from inpainter.evaluation_settings import evaluation_settings
+from inpainter.evaluation_tables import (
+    LEVELS,
+    candidates_csv,
+    detection_table,
+    intervals_text,
+    lesions_csv,
+    per_image_csv,
+    result_table,
 )
 from inpainter.heatmap_folder import EvaluationError, read_heatmap
 from inpainter.settings import PicardConfig
 
 LOG = logging.getLogger(__name__)
 SHEET_ROWS = 6
+GROUP_FACTS = ("column", "value", "images", "images_with_lesion")
+GROUP_LEVELS = ("pooled", "image_level", "sensitivity")
 Points = tuple[np.ndarray, np.ndarray]
 RECORD_ERRORS = (OSError, ValueError, RecursionError, ConfigError)
 """What reading a damaged record raises; RecursionError by the JSON reader."""
 LARGEST_RECORD = 200_000  # bytes
-LEVELS = {
-    "per_image": "mean over images with a lesion",
-    "pooled": "pixels of all images together",
-    "image_level": "images, by their largest score",
-}
 
 
 def evaluate(config: PicardConfig, arguments: argparse.Namespace, command: Sequence[str]) -> str:
@@ -71,11 +76,13 @@ def evaluate(config: PicardConfig, arguments: argparse.Namespace, command: Seque
 
         page = picard_page(evaluation, config, command, most_images=arguments.report_images)
         write_page(page, folder / REPORT)
-    return f"{result_table(evaluation.results)}\nNumbers and plots are in {folder}"
+    tables = [result_table(evaluation.results), detection_table(evaluation)]
+    return "\n".join([*tables, f"Numbers and plots are in {folder}"])
 
 
 def write_report(evaluation: Evaluation, folder: Path, *, record: Mapping[str, Any] = {}) -> None:
-    """Writes results.json and per_image.csv, over what an earlier evaluation left there.
+    """Writes results.json, per_image.csv, candidates.csv and lesions.csv, over what an earlier
+    evaluation left there.
 
     record: values on how the evaluation was run, put into results.json.
     """
@@ -87,7 +94,7 @@ def write_report(evaluation: Evaluation, folder: Path, *, record: Mapping[str, A
         "annotated_images_without_heatmap": evaluation.unscored,
         "heatmaps_made_by": made_by(settings.heatmap_dir),
         "polarity": "larger scores are more anomalous",
-        "intervals": f"95 % bootstrap over images, {settings.n_resamples} draws",
+        "intervals": intervals_text(evaluation),
         "metrics": {result.metric: plain_result(result) for result in evaluation.results},
     }
     text = json.dumps(plain(content), indent=2, allow_nan=False, ensure_ascii=False)
@@ -95,6 +102,8 @@ def write_report(evaluation: Evaluation, folder: Path, *, record: Mapping[str, A
     text = text.encode("utf-8", "backslashreplace").decode()
     save_text_atomic(text + "\n", folder / "results.json")
     save_text_atomic(per_image_csv(evaluation.results), folder / "per_image.csv")
+    save_text_atomic(candidates_csv(evaluation.results), folder / "candidates.csv")
+    save_text_atomic(lesions_csv(evaluation.results), folder / "lesions.csv")
 
 
 def made_by(heatmap_dir: Path) -> dict[str, Any]:
@@ -151,55 +160,47 @@ def plain_result(result: MetricResult) -> dict[str, Any]:
         "lesion_pixels": n_lesion,
         "lesion_regions": n_regions,
         **{level: plain_intervals(getattr(result, level)) for level in LEVELS},
+        "pooled_is_exact": result.pixels.exact,
+        "best_on_the_test_set": {
+            "note": "largest of all thresholds on these very images; on others expect less",
+            "f1_over_all_pixels": result.pixels.best_f1._asdict(),
+            "dice_mean_over_images_with_lesion": result.pixels.best_dice._asdict(),
+        },
+        "froc": plain_detection(result.detection),
+        "groups": [
+            {
+                **{name: getattr(group, name) for name in GROUP_FACTS},
+                **{name: plain_intervals(getattr(group, name)) for name in GROUP_LEVELS},
+            }
+            for group in result.groups
+        ],
+    }
+
+
+def plain_detection(detection: Detection) -> dict[str, Any]:
+    """FROC as JSON holds it."""
+    found = detection.found
+    return {
+        "hit_rule": detection.hit_rule,
+        "false_positives_per": detection.unit,
+        "false_positives_counted_on": detection.counted_on,
+        "units": len(found.units),
+        "units_counted_on": int(detection.events.counts.sum()),
+        "lesions": len(found.lesions),
+        "candidates": len(found.candidates),
+        "sensitivity": plain_intervals(detection.sensitivity),
+        **{
+            name: [
+                {**group._asdict(), "sensitivity": plain_intervals(group.sensitivity)}
+                for group in getattr(detection, name)
+            ]
+            for name in ("by_size", "by_class")
+        },
     }
 
 
 def plain_intervals(intervals: Mapping[str, Interval] | None) -> dict[str, Any] | None:
     return intervals and {name: interval._asdict() for name, interval in intervals.items()}
-
-
-def per_image_csv(results: Sequence[MetricResult]) -> str:
-    """A line per image and metric; images left out have their reason and no numbers."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*ImageRow._fields, "excluded"])
-    for result in results:
-        for row in result.rows:
-            writer.writerow([escaped(row.image), *row[1:], ""])
-        for image, reason in result.excluded.items():
-            empty = [""] * (len(ImageRow._fields) - 2)
-            writer.writerow([escaped(image), result.metric, *empty, escaped(reason)])
-    return text.getvalue()
-
-
-def result_table(results: Sequence[MetricResult]) -> str:
-    """The numbers as text for the terminal."""
-    rows = [("metric", "over", "n", "AUROC", "AP", "PRO")]
-    for result in results:
-        counts = {
-            "per_image": sum(row.auroc is not None for row in result.rows),
-            "pooled": len(result.rows),
-            "image_level": len(result.rows),
-        }
-        for level, meaning in LEVELS.items():
-            intervals = getattr(result, level)
-            if intervals is not None:
-                cells = [format_interval(intervals.get(name)) for name in ("auroc", "ap", "pro")]
-                rows.append((result.metric, meaning, str(counts[level]), *cells))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
-    lines.insert(1, "-" * max(map(len, lines)))
-    excluded = {image for result in results for image in result.excluded}
-    if excluded:
-        names = first_names(sorted(excluded))
-        lines.append(f"Left out: {len(excluded)} images ({names}); reasons in results.json")
-    constant = {row.image for result in results for row in result.rows if row.constant}
-    if constant:
-        names = ", ".join(map(escaped, sorted(constant)))
-        lines.append(f"Constant heatmaps (AUROC 0.5 by definition): {names}")
-    return "\n".join(lines)
 
 
 def write_plots(evaluation: Evaluation, folder: Path) -> None:
@@ -247,6 +248,11 @@ def plot_metric(result: MetricResult, folder: Path) -> None:
         score_histogram(edges, counts, folder / f"image_scores_{metric}.png", f"{metric}, images",
                         score_name=f"largest {metric} of the image")  # fmt: skip
     roc_curves(lines, folder / f"roc_{metric}.png", metric)
+    detection = result.detection
+    name = f"lesions (mean {detection.sensitivity[MEAN].value:.3f})"
+    froc_curves({name: (detection.curve.false_positives, detection.curve.sensitivity)},
+                folder / f"froc_{metric}.png", metric, per=detection.unit,
+                limits=(RATES[0], RATES[-1]))  # fmt: skip
     name = f"pixels (AP {result.pooled['ap'].value:.3f})"
     precision_recall_curves({name: precision_recall}, folder / f"pr_{metric}.png", metric,
                             prevalence=prevalence(result))  # fmt: skip

@@ -13,13 +13,24 @@ from common.metrics import (
     PixelCase,
     binary_intervals,
     binary_score,
+    bootstrap_draws,
     bootstrap_intervals,
+    delong,
     format_interval,
     mean_intervals,
     pixel_scores,
     score_heatmap,
 )
-from common.pooled_metrics import PRO_MAX_FPR, curve_areas, curves, pool_pixels, pooled_intervals
+from common.pooled_metrics import (
+    PRO_MAX_FPR,
+    LesionScores,
+    count_pixels,
+    curve_areas,
+    curves,
+    pool_pixels,
+    pooled_intervals,
+    thresholds_kept,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "picard_score_heatmap.npz"
 
@@ -237,3 +248,82 @@ def test_pooled_interval_contains_the_value() -> None:
     intervals = pooled_intervals(pool_pixels(random_cases(12, n=12)), n_resamples=100, seed=0)
     assert set(intervals) == {"auroc", "ap", "pro"}
     assert all(low < value < high for value, low, high in intervals.values())
+
+
+def test_best_f1_is_the_best_of_all_thresholds() -> None:
+    cases = random_cases(13)
+    scores, labels = all_pixels(cases)
+    f1 = {
+        t: 2 * labels[scores >= t].sum() / ((scores >= t).sum() + labels.sum())
+        for t in np.unique(scores)
+    }
+    best = pool_pixels(cases).best_f1
+    assert best.value == pytest.approx(max(f1.values()))
+    assert best.threshold == max(f1, key=f1.get)
+
+
+def test_best_dice_is_the_mean_of_images_with_a_lesion_at_one_threshold() -> None:
+    # at 3 the images have Dice 1 and 2/3, at 2 they have 2/3 and 1
+    first = PixelCase(np.array([[3.0, 2.0, 1.0]]), np.array([[1, 0, 0]]))
+    second = PixelCase(np.array([[3.0, 2.0, 2.0]]), np.array([[1, 1, 1]]))
+    normal = PixelCase(np.array([[9.0, 9.0, 9.0]]), np.zeros((1, 3)))
+    best = pool_pixels([first, second, normal]).best_dice
+    assert best == pytest.approx((np.mean([2 / 3, 1]), 2.0))
+
+
+def test_more_lesion_scores_than_are_kept_shift_the_areas_little() -> None:
+    cases = random_cases(14, n=8, decimals=6)
+    lesions = LesionScores(most_steps=200)
+    for case in cases:
+        lesions.add(case)
+    exact, near = pool_pixels(cases), count_pixels(cases, lesions)
+    assert (exact.exact, near.exact) == (True, False)
+    assert 100 <= lesions.steps().size <= 200
+    assert near[:3] == pytest.approx(exact[:3], abs=0.005)
+    assert near.totals == exact.totals
+
+
+def test_fewer_thresholds_are_kept_of_many_images() -> None:
+    assert [thresholds_kept(n) for n in (1, 4000, 10_000, 10**6)] == [1000, 1000, 400, 250]
+
+
+def test_clusters_are_drawn_whole() -> None:
+    clusters = np.array([1, 0, 1, 2, 0])
+    for draw in bootstrap_draws(5, clusters, n_resamples=20, seed=0):
+        times = np.bincount(draw, minlength=5)
+        assert times[1] == times[4]
+        assert times[0] == times[2]
+        assert times[1] + times[0] + times[3] == 3
+
+
+def test_interval_by_patient_is_wider_than_by_image_where_a_patient_s_images_are_alike() -> None:
+    values = np.repeat(np.random.default_rng(1).normal(size=30), 4)
+    settings = {"n_resamples": 200, "seed": 0}
+    by_image = mean_intervals({"x": values}, **settings)["x"]
+    by_patient = mean_intervals({"x": values}, clusters=np.repeat(range(30), 4), **settings)["x"]
+    assert by_patient.high - by_patient.low > 1.5 * (by_image.high - by_image.low)
+    one = mean_intervals({"x": values}, clusters=np.zeros(120, int), **settings)["x"]
+    assert one == (values.mean(), None, None)
+
+
+def test_delong_is_the_formula_written_out_over_all_pairs() -> None:
+    draw = np.random.default_rng(15)
+    labels = draw.random(40) < 0.4
+    one, other = (np.round(draw.normal(size=40) + shift * labels, 1) for shift in (1.5, 0.5))
+
+    def parts(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        pairs = scores[labels][:, None] - scores[~labels][None]
+        order = (pairs > 0) + 0.5 * (pairs == 0)
+        return order.mean(axis=1), order.mean(axis=0)
+
+    of_anomalous, of_normal = (a - b for a, b in zip(parts(one), parts(other), strict=True))
+    variance = of_anomalous.var(ddof=1) / labels.sum() + of_normal.var(ddof=1) / (~labels).sum()
+    difference = delong(labels, one, other)
+    assert difference.value == pytest.approx(
+        roc_auc_score(labels, one) - roc_auc_score(labels, other)
+    )
+    assert difference.high - difference.low == pytest.approx(2 * 1.959964 * np.sqrt(variance))
+    assert 0 < difference.p < 1
+    assert delong(labels, one, one) == (0, 0, 0, 1)
+    with pytest.raises(MetricError, match="two images of each kind, got 1 and 2 normal"):
+        delong(np.array([1, 0, 0]), one[:3], other[:3])

@@ -47,7 +47,7 @@ def test_command_prints_a_table_and_writes_numbers_and_plots(
     assert counts == [3, 2, 1]
     assert (good["pixels"], good["lesion_pixels"], good["lesion_regions"]) == (240, 16, 3)
     plots = {path.name for path in (folder / "plots").iterdir()}
-    kinds = ("roc", "pr", "scores", "image_scores")
+    kinds = ("roc", "pr", "froc", "scores", "image_scores")
     assert plots == {f"{kind}_{metric}.png" for kind in kinds for metric in ("good", "flat")} | {
         *("roc.png", "pr.png", "contact_sheet.png")
     }
