@@ -1,6 +1,7 @@
 """Command line: how well heatmaps find what was annotated, and how well DIA tells classes apart.
 
-Writes results.json, one line per image as CSV and plots, and prints a table.
+Writes results.json, one line per image as CSV and plots, and prints a table. --mode calibrate
+instead measures normal images: which score means abnormal.
 """
 
 import signal
@@ -14,43 +15,50 @@ import sys
 from common.cli import load_from_arguments, run_script
 from common.config import config_to_yaml
 from dia import evaluation as dia
-from inpainter import evaluation_settings as heatmaps
-from inpainter.evaluation_report import evaluate
+from inpainter import calibrate, evaluation_report, evaluation_settings
+from inpainter.predictor import settings_beside_checkpoint
 from inpainter.settings import PicardConfig
+
+FLAGS = {
+    "heatmap": (evaluation_settings.add_evaluation_flags, ("heatmap_dir", "annotations")),
+    "calibrate": (calibrate.add_calibration_flags, ("checkpoint_dir", "image_dir")),
+}
+"""By mode of PICARD, what adds its flags, and which of them are required."""
 
 
 def parse_arguments() -> argparse.Namespace:
     """The modes share only --mode; the others are their packages' own flags."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser = argparse.ArgumentParser(description=__doc__)
-    modes = ("heatmap", *dia.EVAL_MODES)
+    modes = (*FLAGS, *dia.EVAL_MODES)
     for each in (first, parser):
         each.add_argument("--mode", choices=modes, default="heatmap", help="what to evaluate")
-    of_heatmaps = first.parse_known_args()[0].mode == "heatmap"
-    (heatmaps if of_heatmaps else dia).add_evaluation_flags(parser)
+    mode = first.parse_known_args()[0].mode
+    add_flags, required = FLAGS.get(mode, (dia.add_evaluation_flags, ()))
+    add_flags(parser)
     arguments = parser.parse_args()
-    if (
-        of_heatmaps
-        and not arguments.dry_run
-        and not (arguments.heatmap_dir and arguments.annotations)
-    ):
-        parser.error("--heatmap_dir and --annotations are required")
+    if not arguments.dry_run and not all(getattr(arguments, name) for name in required):
+        parser.error(f"{' and '.join(f'--{name}' for name in required)} are required")
     return arguments
 
 
 def main() -> int:
     arguments = parse_arguments()
-    of_heatmaps = arguments.mode == "heatmap"
-    if of_heatmaps:
+    mode = arguments.mode
+    if mode == "calibrate":
+        settings_beside_checkpoint(arguments)
+    if mode in FLAGS:
         config = load_from_arguments(PicardConfig, arguments)
     else:
         config = dia.evaluation_config(arguments)
     if arguments.dry_run:
         print(config_to_yaml(config), end="")
-    elif of_heatmaps:
-        print(evaluate(config, arguments, sys.argv))
+    elif mode == "calibrate":
+        print(calibrate.calibrate_from_arguments(config, arguments))
+    elif mode == "heatmap":
+        print(evaluation_report.evaluate(config, arguments, sys.argv))
     else:
-        print(dia.evaluate(config, arguments.mode, sys.argv))
+        print(dia.evaluate(config, mode, sys.argv))
     return 0
 
 

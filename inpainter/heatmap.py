@@ -53,6 +53,10 @@ class Heatmaps:
         """By metric, (H, W) float32, larger = more anomalous."""
         return {k: stitch(scores, self.grid, self.test) for k, scores in self.grids.items()}
 
+    def by_scale(self) -> dict[float, "Heatmaps"]:
+        """The same by the one scale at which the image was scored."""
+        return {self.test.scales[0]: self}
+
 
 @dataclass(frozen=True)
 class ScaledHeatmaps:
@@ -67,6 +71,10 @@ class ScaledHeatmaps:
     @property
     def n_scored(self) -> int:
         return sum(part.n_scored for part in self.scales)
+
+    def by_scale(self) -> dict[float, Heatmaps]:
+        """Those of each scale that is computed, at their own size."""
+        return dict(zip(self.scales[0].test.scales, self.scales, strict=False))
 
     @cached_property
     def heatmaps(self) -> dict[Metric, Tensor]:

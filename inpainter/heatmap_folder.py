@@ -3,8 +3,9 @@
 images.csv (image, the content it was scored with, numbers of windows), scores.csv (image, metric,
 max, mean, p99) and heatmaps.csv (image, metric, file) have rows for every finished image; an image
 without its rows is not finished. left_out.csv (image, reason) names those that could not be scored.
-Names that are no printable UTF-8 are written as `common.files.escaped` does. eval.py reads the
-folder of a stranger, too: nothing that it says leads out of it.
+verdicts.csv and findings.csv are explained in findings.py. Names that are no printable UTF-8 are
+written as `common.files.escaped` does. eval.py reads the folder of a stranger, too: nothing that it
+says leads out of it.
 """
 
 import csv
@@ -31,12 +32,18 @@ from inpainter.settings import Metric, TestConfig
 LOG = logging.getLogger(__name__)
 CONTENTS, SCORES, HEATMAP_LIST = "images.csv", "scores.csv", "heatmaps.csv"
 TIMES, LEFT_OUT = "compute_times.csv", "left_out.csv"
+VERDICTS, FINDINGS = "verdicts.csv", "findings.csv"
 TABLES = {
     CONTENTS: ("image", "sha256", "bytes", "mtime_ns", "windows", "completed_windows"),
     SCORES: ("image", "metric", "max", "mean", "p99"),
     HEATMAP_LIST: ("image", "metric", "file"),
     TIMES: ("image", "seconds", "windows", "completed_windows", "seconds_per_window"),
     LEFT_OUT: ("image", "reason"),
+    VERDICTS: ("image", "metric", "score", "threshold", "verdict"),
+    FINDINGS: (
+        *("image", "metric", "top", "left", "height", "width", "area"),
+        *("peak", "peak_x", "peak_y", "z", "p"),
+    ),
 }
 """Columns of the tables."""
 ROOM_FOR_ENDING = 32
@@ -47,7 +54,7 @@ METRIC_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 """Metrics are parts of file names; those of other programs are welcome."""
 Row = Mapping[str, object]
 Boxes = Sequence[Sequence[float]]
-Kind = Literal["plots", "progress"]
+Kind = Literal["plots", "progress", "masks"]
 SCORE_ANEW = "Pass another --output_dir, or --overwrite to score all images anew."
 REPAIR = "Run predict_heatmap.py again, or save the table as CSV in UTF-8."
 
@@ -378,7 +385,10 @@ def remove_partial_files(folder: Path) -> None:
 
     Only names that this module writes, for the folder may be one of the user's.
     """
-    patterns = ("*.csv.tmp", "data/*.pt.tmp", "plots/*.png.tmp", "progress/*.png*")
+    patterns = (
+        *("*.csv.tmp", "data/*.pt.tmp", "plots/*.png.tmp", "masks/*.png.tmp"),
+        "progress/*.png*",
+    )
     for path in [path for pattern in patterns for path in folder.glob(pattern)]:
         path.unlink(missing_ok=True)
     progress = folder / "progress"

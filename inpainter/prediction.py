@@ -1,4 +1,7 @@
-"""A prediction run: heatmaps of every image in a folder, from one checkpoint."""
+"""A prediction run: heatmaps of every image in a folder, from one checkpoint.
+
+With findings and verdicts where the checkpoint has an operating point.
+"""
 
 import logging
 import sys
@@ -21,6 +24,7 @@ from common.files import escaped
 from common.image_folders import list_images
 from common.images import ImageError
 from common.run_log import write_run_record
+from inpainter.findings import Verdicts, operating_point_for
 from inpainter.heatmap import Heatmaps
 from inpainter.heatmap_folder import Content, HeatmapFolder, PastWork, remove_partial_files
 from inpainter.predictor import Predictor, open_checkpoint
@@ -39,6 +43,7 @@ UNCOVERED = (
 )
 BAD_ANNOTATION = "{} with an annotation that is not drawn"
 NO_PLOT = "{} without a plot, its heatmap is kept"
+NO_HEATMAP = "{} finished before without a verdict: test.save_heatmap_data: false kept no heatmap"
 
 
 @dataclass(frozen=True)
@@ -101,11 +106,15 @@ def predict(config: PicardConfig, options: PredictionOptions) -> PredictionResul
     write_run_record(folder, config_yaml=config_to_yaml(config), command=command)
     past = output.sort_out()
     predictor.require_finite_weights()
+    point, remarks = operating_point_for(predictor)
+    verdicts = Verdicts(output, point)
+    lost = verdicts.catch_up(past.finished)
     result = PredictionResult(folder, already_there=past.finished)
-    result.notes += notes_on(past, annotations)
-    run = FolderRun(predictor, images, output, annotations, result)
+    result.notes += [*notes_on(past, annotations), *remarks, *with_names({NO_HEATMAP: lost})]
+    run = FolderRun(predictor, images, output, verdicts, annotations, result)
     run.score_all()
     result.notes += with_names(run.notes | {NO_PLOT: list(output.not_drawn)})
+    result.notes += verdicts.summary()
     remove_partial_files(folder)
     return result
 
@@ -142,6 +151,7 @@ class FolderRun:
     images: Mapping[str, Path]
     """Name -> file."""
     output: HeatmapFolder
+    verdicts: Verdicts
     annotations: Annotations | None
     result: PredictionResult
     notes: dict[str, list[str]] = field(
@@ -203,6 +213,7 @@ class FolderRun:
         """Writes what was computed and says so."""
         image_hw = (pixels.shape[1], pixels.shape[2])
         self.output.write(name, pixels, content, heatmaps, self.boxes(name, image_hw))
+        self.verdicts.write(name, {k: heat.numpy() for k, heat in heatmaps.heatmaps.items()})
         test = self.predictor.config.test
         if test.log_compute_times:
             self.output.write_time(name, seconds, heatmaps)

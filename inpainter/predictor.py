@@ -4,6 +4,7 @@ predictor = load_predictor("checkpoints/my_scans", step="best", config="configs/
 heatmaps = predictor("scan.dcm")  # {"MCD_image": (H, W) tensor, ...}
 """
 
+import argparse
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ from inpainter.networks.dropout import ImageDropout
 from inpainter.networks.loading import load_generator, load_local_critic
 from inpainter.networks.pretrained import PretrainedFeatures, load_pretrained
 from inpainter.settings import Metric, PicardConfig, TestConfig
-from inpainter.snapshots import resolve_step
+from inpainter.snapshots import operating_point_path, resolve_step
 from inpainter.windows import check_stride
 
 TRIES = 5
@@ -54,6 +55,8 @@ class Predictor:
     """SHA-256 of the checkpoint's files, by role; feature_space is that of the setting's."""
     calibrations: Calibrations = field(default_factory=dict)
     """By scale; none with test.calibration: off."""
+    operating_point: Path | None = None
+    """Where the step's operating point is, if there is one."""
 
     def __call__(
         self, image: str | Path | np.ndarray | Tensor, *, name: str | None = None
@@ -138,6 +141,12 @@ def load_predictor(
     return predictor
 
 
+def settings_beside_checkpoint(arguments: argparse.Namespace) -> None:
+    """Makes --config the config.yaml that training wrote to --checkpoint_dir, if none is given."""
+    if arguments.config is None and arguments.checkpoint_dir is not None:
+        arguments.config = arguments.checkpoint_dir / "config.yaml"
+
+
 def open_checkpoint(
     config: PicardConfig, folder: Path, wanted: int | str, *, option: str | None = None
 ) -> Predictor:
@@ -165,7 +174,9 @@ def open_checkpoint(
                     path = checkpoint_path(folder, "calibration", step)
                     calibrations = load_calibrations(path, config, weights)
                     weights["calibration"] = content_hash(path)
-                return Predictor(config, scorer, device, source, weights, calibrations)
+                point = operating_point_path(folder, step)
+                parts = (config, scorer, device, source, weights, calibrations, point)
+                return Predictor(*parts)
         except (CheckpointError, FileNotFoundError):
             vanished = not all(path.is_file() for path in paths.values())
             if not (vanished and wanted in ("latest", "best") and tries_left):

@@ -42,8 +42,6 @@ LOG = logging.getLogger(__name__)
 Weights = Mapping[str, Tensor]
 ROLES = ("state", "dis", "gen")
 """In the order of writing."""
-FILES = ("calibration", *ROLES)
-"""All files of a step; a calibration comes later, if at all, and is of no use without the rest."""
 SET_ASIDE = "superseded"
 SELECTION_KEY = "select_l1"
 """Name in log.jsonl of the error by which the best snapshot is chosen; see completion_error."""
@@ -86,6 +84,21 @@ def run_name(config: PicardConfig) -> Path:
 def run_folder(config: PicardConfig) -> Path:
     """Folder of the run's checkpoints."""
     return resolve_path(config.checkpoints_dir, "checkpoints_dir") / run_name(config)
+
+
+def operating_point_path(folder: Path, step: int) -> Path:
+    """Where a step's operating point is: operating_point_<step, 8 digits>.json."""
+    return checkpoint_path(folder, "operating_point", step).with_suffix(".json")
+
+
+def files_of(folder: Path, step: int) -> list[Path]:
+    """All files that a step may have, the generator's first.
+
+    What is measured with it comes later, if at all, and is of no use without the rest.
+    """
+    roles = [*reversed(ROLES), "calibration"]
+    files = [checkpoint_path(folder, role, step) for role in roles]
+    return [*files, operating_point_path(folder, step)]
 
 
 class Progress(NamedTuple):
@@ -298,8 +311,7 @@ def tidy_snapshots(folder: Path, step: int) -> None:
         path.unlink()
     later = [other for other in steps_in(folder, "gen") if other > step]
     for other in later:
-        for role in reversed(FILES):
-            path = checkpoint_path(folder, role, other)
+        for path in files_of(folder, other):
             if path.exists():
                 (folder / SET_ASIDE).mkdir(exist_ok=True)
                 path.replace(folder / SET_ASIDE / path.name)
@@ -313,8 +325,8 @@ def prune_snapshots(folder: Path, keep: int | None) -> None:
         return
     steps = steps_in(folder, "state")
     for step in set(steps) - set(steps[-keep:]) - {best_of(folder, steps)}:
-        for role in reversed(FILES):  # what is left of a kill in between goes next time
-            checkpoint_path(folder, role, step).unlink(missing_ok=True)
+        for path in files_of(folder, step):  # what is left of a kill in between goes next time
+            path.unlink(missing_ok=True)
 
 
 @torch.inference_mode()

@@ -30,6 +30,7 @@ PROGRAMS = (
     "inpainter/train.py",
     "predict_heatmap.py",
     "eval.py --mode heatmap",
+    "eval.py --mode calibrate",
     "diffusion_models/train_eval_ddpm.py --mode train",
     "train_dia.py",
     "eval.py --mode ood_pre",
@@ -123,7 +124,10 @@ def test_program_takes_the_command(command: Command, monkeypatch, capsys) -> Non
         monkeypatch.setattr("sys.argv", [command.script, *command.flags])
         assert isinstance(call(script, "parse_arguments"), argparse.Namespace)
         return
-    monkeypatch.setattr("sys.argv", [command.script, *command.flags, "--dry_run"])
+    flags = [*command.flags, "--dry_run"]
+    if "--checkpoint_dir" in flags and "--config" not in flags:  # no checkpoint is there to say how
+        flags += ["--config", str(REPOSITORY / "configs" / "default.yaml")]
+    monkeypatch.setattr("sys.argv", [command.script, *flags])
     status = call(script, "main")
     printed = capsys.readouterr()
     assert status == 0, printed.err
