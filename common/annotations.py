@@ -1,98 +1,45 @@
-"""Where the lesions are: boxes in a CSV file, or a folder of mask images, to pixel labels.
+"""Where the lesions are, to pixel labels: boxes in a CSV file, mask images, labelling tools' files.
 
 An image without annotation is normal. An annotation without image is an error, since a misspelt
 name would silently turn a lesion image into a normal one. Sizes and boxes are in pixels,
 (height, width) and (top, left, height, width).
 """
 
-import codecs
-import csv
-import io
-import itertools
 import logging
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
 
-from common.image_files import ImageError, is_lossy, open_regular
-from common.image_folders import find_images, shown, shown_names
-from common.image_names import AnnotationError, ImageNames, OnUnknown
+from common import annotation_formats
+from common.annotation_formats import Format
+from common.box_files import box_rows, note_facts
+from common.image_files import ImageError, is_lossy
+from common.image_folders import find_images, shown_names
+from common.image_names import AnnotationError, ImageNames, OnUnknown, without_suffixes
 from common.images import read_mask
+from common.notices import notice
+from common.shapes import (
+    Box,
+    Shape,
+    box_of,
+    boxes_to_labels,
+    draw,
+    labels_to_boxes,
+    pixels_of_box,
+)
 
 LOG = logging.getLogger(__name__)
 LOSSY_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 LOSSY = "the noise of JPEG, JPEG 2000 and lossy WebP marks pixels beside lesions; save masks as PNG"
-EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
-BOX_COLUMNS = ("image", "top", "left", "height", "width")
-FACT_COLUMNS = ("patient", "volume_slices")
-"""Columns that a box file may have besides, on the image and not on the box."""
-MAX_BYTES = 64 * 2**20
-"""A box file of more than 64 MiB, about a million boxes, is taken for another file."""
-MAX_PIXELS = 10_000_000
-"""Boxes of numbers beyond this are taken for a slip: no image is that large."""
-PLAIN_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?", re.ASCII)
+RESIZE = " (eval.py --resize_masks stretches it)"
+SAME_RATIO = 0.02
+"""By how much the ratio of the sides of a mask that is stretched may differ from its image's."""
+MASK_ENDING = re.compile(r"(.+)[_-](?:mask|seg|segmentation|label)(#[0-9]+)?", re.IGNORECASE)
+"""What masks' names have behind the image's; and the number of a slice."""
 PASS = "Pass a CSV file of boxes or a folder of masks."
-SAVE_AS = "Save it as CSV in UTF-8, separated by commas"
-_UTF16, _TEXT = "text in UTF-16 (a spreadsheet's Unicode text)", "JSON or XML, not CSV"
-FOREIGN = {
-    **{b"\xff\xfe": _UTF16, b"\xfe\xff": _UTF16, b"{": _TEXT, b"[": _TEXT, b"<": _TEXT},
-    b"PK\x03\x04": "a zip file, such as a spreadsheet's workbook (.xlsx, .ods)",
-    b"\xd0\xcf\x11\xe0": "an old workbook (.xls)",
-    b"\x1f\x8b": "compressed (gzip)",
-    b"%PDF": "a PDF",
-}
-"""What people pass instead of CSV, by its first bytes."""
-
-
-class Box(NamedTuple):
-    """A lesion's rectangle; the pixels that it touches are lesion."""
-
-    top: float
-    left: float
-    height: float
-    width: float
-    label: str = ""
-
-
-def boxes_to_labels(boxes: Iterable[Sequence[float]], size: tuple[int, int]) -> np.ndarray:
-    """Labels (H, W) bool, True in the union of the boxes (top, left, height, width).
-
-    Boxes are cut at the border; fractions count as the whole pixel.
-    """
-    labels = np.zeros(size, dtype=bool)
-    for box in boxes:
-        labels[_pixels_of(box, size)] = True
-    return labels
-
-
-def _pixels_of(box: Sequence[float], size: tuple[int, int]) -> tuple[slice, slice]:
-    """Rows and columns of an image of this size that a box touches; empty where it lies outside.
-
-    Raises AnnotationError for a box that is not a number.
-    """
-    top, left, height, width = box[:4]
-    slices = []
-    for start, length, limit in ((top, height, size[0]), (left, width, size[1])):
-        if math.isnan(start + length):
-            raise AnnotationError(f"box {tuple(box[:4])} (top, left, height, width): not a number")
-        first, end = (min(max(edge, 0), limit) for edge in (start, start + length))
-        slices.append(slice(math.floor(first), math.ceil(end)))
-    return slices[0], slices[1]
-
-
-def labels_to_boxes(labels: np.ndarray) -> list[Box]:
-    """One Box round each 8-connected region of labels (H, W)."""
-    regions, _ = ndimage.label(labels, structure=EIGHT_NEIGHBOURS)
-    return [
-        Box(y.start, x.start, y.stop - y.start, x.stop - x.start)
-        for y, x in ndimage.find_objects(regions)
-    ]
 
 
 @dataclass(frozen=True)
@@ -135,7 +82,7 @@ class BoxAnnotations(_Facts):
         Cheap: call it before an image is scored.
         """
         for box in self.of_image.get(image, []):
-            rows, columns = _pixels_of(box, size)
+            rows, columns = pixels_of_box(box, size)
             if rows.start >= rows.stop or columns.start >= columns.stop:
                 raise AnnotationError(
                     f"{self.path}: box {tuple(box[:4])} (top, left, height, width) of {image} lies "
@@ -156,11 +103,14 @@ class MaskAnnotations(_Facts):
     of_image: dict[str, Path]
     skipped: tuple[str, ...]
     """Files that belong to no image, where those are skipped."""
+    resize: bool = False
+    """Whether a mask of another size is stretched to its image's."""
 
     def labels(self, image: str, size: tuple[int, int]) -> np.ndarray:
         """Labels (H, W) bool of an image of this size, all False where it has no mask.
 
-        Raises AnnotationError where the mask has another size, ImageError where it is unreadable.
+        Raises AnnotationError where the mask has another size (with `resize`: another ratio of its
+        sides), ImageError where it is unreadable.
         """
         if image not in self.of_image:
             return np.zeros(size, dtype=bool)
@@ -168,12 +118,21 @@ class MaskAnnotations(_Facts):
         if is_lossy(path):
             raise AnnotationError(f"{path}: {LOSSY}")
         labels = read_mask(path)
-        if labels.shape != tuple(size):
+        if labels.shape == tuple(size):
+            return labels
+        differ = f"{path} is {labels.shape} pixels (height, width), {image} is {tuple(size)}"
+        if not self.resize:
+            raise AnnotationError(f"{differ}; a mask must have its image's size{RESIZE}")
+        height, width = (new / old for new, old in zip(size, labels.shape, strict=True))
+        if abs(height / width - 1) > SAME_RATIO:
             raise AnnotationError(
-                f"{path} is {labels.shape} pixels (height, width), {image} is {tuple(size)}; "
-                f"a mask must have its image's size"
+                f"{differ}; stretched, it would change its shape. Is it another's?"
             )
-        return labels
+        notice("mask of another size stretched", f"{differ}: it is stretched to that")
+        rows, columns = (
+            (np.arange(new) + 0.5) * old // new for new, old in zip(size, labels.shape, strict=True)
+        )
+        return labels[np.ix_(rows.astype(int), columns.astype(int))]
 
     def check(self, image: str, size: tuple[int, int]) -> None:
         """Raises what `labels` raises: call it before an image is scored. Reads the mask."""
@@ -184,23 +143,124 @@ class MaskAnnotations(_Facts):
         return labels_to_boxes(self.labels(image, size))
 
 
-Annotations = BoxAnnotations | MaskAnnotations
+@dataclass(frozen=True)
+class ShapeAnnotations(_Facts):
+    """Boxes, polygons and pixels from COCO, LabelMe or YOLO."""
+
+    path: Path
+    of_image: dict[str, list[Shape]]
+    skipped: tuple[str, ...]
+    """Names in the file that no image has, where those are skipped."""
+    sizes: dict[str, tuple[int, int]]
+    """Sizes (height, width) of the images, where the file states them."""
+
+    def labels(self, image: str, size: tuple[int, int]) -> np.ndarray:
+        """Labels (H, W) bool of an image of this size, all False for a normal one.
+
+        Raises AnnotationError as `check` does.
+        """
+        labels = np.zeros(size, dtype=bool)
+        for _, marked in self.shapes(image, size):
+            labels |= marked
+        return labels
+
+    def shapes(self, image: str, size: tuple[int, int]) -> Iterator[tuple[Box, np.ndarray]]:
+        """Of each shape the box round it, and its pixels (H, W) bool.
+
+        Raises AnnotationError as `check` does.
+        """
+        self.check(image, size)
+        for shape in self.of_image.get(image, []):
+            marked = np.zeros(size, dtype=bool)
+            draw(shape, marked)
+            yield box_of(shape, size), marked
+
+    def check(self, image: str, size: tuple[int, int]) -> None:
+        """Raises AnnotationError for a shape wholly outside, and for an image of another size.
+
+        Cheap: call it before an image is scored.
+        """
+        stated = self.sizes.get(image, tuple(size))
+        if stated != tuple(size):
+            raise AnnotationError(
+                f"{self.path}: {image} was annotated at {stated} pixels (height, width), it has "
+                f"{tuple(size)}. Annotate it as it is, or pass the images that were annotated."
+            )
+        for shape in self.of_image.get(image, []):
+            box = box_of(shape, size)
+            rows, columns = pixels_of_box(box, size)
+            if rows.start >= rows.stop or columns.start >= columns.stop:
+                raise AnnotationError(
+                    f"{self.path}: a shape of {image} lies outside the image of {tuple(size)} "
+                    f"pixels, in the box {tuple(box[:4])} (top, left, height, width). Correct it."
+                )
+
+    def boxes(self, image: str, size: tuple[int, int]) -> list[Box]:
+        """The box round each shape. Raises AnnotationError as `check` does."""
+        self.check(image, size)
+        return [box_of(shape, size) for shape in self.of_image.get(image, [])]
+
+
+Annotations = BoxAnnotations | MaskAnnotations | ShapeAnnotations
 
 
 def read_annotations(
-    path: Path, images: Iterable[str], *, on_unknown: OnUnknown = "error", remedy: str = ""
+    path: Path,
+    images: Iterable[str],
+    *,
+    on_unknown: OnUnknown = "error",
+    remedy: str = "",
+    resize_masks: bool = False,
 ) -> Annotations:
-    """Reads boxes from a CSV file or finds the masks in a folder.
+    """Reads boxes from a CSV file, finds the masks in a folder, or reads COCO, LabelMe or YOLO.
 
-    images: names of all images, relative to their folder. on_unknown: what to do with an annotation
-    of an image that is not among them: an error, or logged and put into `skipped`.
-    remedy: what else than correcting the name the user can do then, for the error. Raises
-    AnnotationError.
+    path: a CSV file, COCO's or LabelMe's JSON file, or a folder of masks, of LabelMe's JSON or of
+    YOLO's text; which it is, its content says. images: names of all images, relative to their
+    folder. on_unknown: what to do with an annotation of an image that is not among them: an error,
+    or logged and put into `skipped`. remedy: what else than correcting the name the user can do
+    then, for the error. resize_masks: see MaskAnnotations. Raises AnnotationError.
     """
     if not path.exists():
         raise AnnotationError(f"No annotations at {path.absolute()}. {PASS}")
-    read = find_masks if path.is_dir() else read_boxes
-    return read(path, ImageNames(images, on_unknown, remedy))
+    names = ImageNames(images, on_unknown, remedy)
+    of_tool = (annotation_formats.read_folder if path.is_dir() else annotation_formats.read_file)(
+        path
+    )
+    if of_tool is not None:
+        return _shapes(path, of_tool, names)
+    return (
+        find_masks(path, names, resize=resize_masks) if path.is_dir() else read_boxes(path, names)
+    )
+
+
+def _shapes(path: Path, found: Format, names: ImageNames) -> ShapeAnnotations:
+    """What a tool's file or folder says, by image. Raises AnnotationError for a name that is not
+    one image's, or that two entries have."""
+    of_image: dict[str, list[Shape]] = {}
+    sizes, skipped, seen = {}, [], {}
+    for entry in found.images:
+        known = [name for name in entry.names if names.knows(name)] or entry.names[:1]
+        images = [names.match(name, entry.where) for name in known]
+        image = images[0]
+        if image is None:
+            skipped.append(entry.names[0])
+            continue
+        if images[-1] != image:
+            raise AnnotationError(
+                f"{entry.where}: by its own name it is of {image}, by the one it states of "
+                f"{images[-1]}. Correct one."
+            )
+        other = seen.setdefault(image, entry.where)
+        if other != entry.where:
+            raise AnnotationError(f"{image} is annotated twice: in {other} and in {entry.where}")
+        if entry.shapes:
+            of_image[image] = entry.shapes
+        if entry.size is not None:
+            sizes[image] = entry.size
+    n = sum(map(len, of_image.values()))
+    LOG.info("%s: read as %s: %d lesions in %d of %d images", path, found.name, n, len(of_image),
+             len(seen))  # fmt: skip
+    return ShapeAnnotations(path, of_image, _log_skipped(path, skipped), sizes)
 
 
 def read_boxes(path: Path, names: ImageNames) -> BoxAnnotations:
@@ -212,40 +272,22 @@ def read_boxes(path: Path, names: ImageNames) -> BoxAnnotations:
     file is an error and never fewer boxes.
     """
     of_image, skipped, facts = {}, [], {}
-    for where, row in _rows(path, _read_text(path)):
-        box = _box(row, where)
+    for where, row, box in box_rows(path, PASS):
         image = names.match(row["image"], where)
         if image is None:
             skipped.append(row["image"])
             continue
         if box is not None:
             of_image.setdefault(image, []).append(box)
-        _note_facts(facts.setdefault(image, {}), row, where)
+        note_facts(facts.setdefault(image, {}), row, where)
     return BoxAnnotations(path, of_image, _log_skipped(path, skipped), facts=facts)
 
 
-def _note_facts(known: dict[str, str], row: dict[str, str], where: str) -> None:
-    """Adds what a row says of its image. Raises AnnotationError where another row says otherwise.
-
-    known: column -> value.
-    """
-    for column in FACT_COLUMNS:
-        value = row.get(column, "").strip()
-        if not value:
-            continue
-        if column == "volume_slices" and not re.fullmatch(r"[1-9][0-9]{0,5}", value, re.ASCII):
-            raise AnnotationError(
-                f"{where}: volume_slices must be a whole number of slices, got '{shown(value)}'"
-            )
-        if known.setdefault(column, value) != value:
-            raise AnnotationError(
-                f"{where}: {column} of {row['image']} is '{shown(value)}', in an earlier row "
-                f"'{shown(known[column])}'; correct one"
-            )
-
-
-def find_masks(folder: Path, names: ImageNames) -> MaskAnnotations:
+def find_masks(folder: Path, names: ImageNames, *, resize: bool = False) -> MaskAnnotations:
     """Finds each image's mask: the file at the same place in the folder, with any image suffix.
+
+    Its name may end in _mask or _seg where no image has that whole name. resize: see
+    MaskAnnotations.
 
     A mask that is empty or a broken link is found too, so that its image is not taken for normal:
     reading it raises ImageError. Raises AnnotationError for a file that belongs to no image, a
@@ -264,7 +306,7 @@ def find_masks(folder: Path, names: ImageNames) -> MaskAnnotations:
             f"the images, or a CSV file of boxes. {found.summary()}"
         )
     for file in files:
-        image = names.match(file.relative_to(folder).as_posix(), str(folder))
+        image = _image_of_mask(file.relative_to(folder).as_posix(), names, folder)
         if image is None:
             skipped.append(str(file))
             continue
@@ -273,7 +315,16 @@ def find_masks(folder: Path, names: ImageNames) -> MaskAnnotations:
         if image in of_image:
             raise AnnotationError(f"{image} has two masks, {of_image[image]} and {file}; keep one")
         of_image[image] = file
-    return MaskAnnotations(folder, of_image, _log_skipped(folder, skipped))
+    return MaskAnnotations(folder, of_image, _log_skipped(folder, skipped), resize)
+
+
+def _image_of_mask(name: str, names: ImageNames, folder: Path) -> str | None:
+    """The image that a mask file is of; None for an unknown one that is to be skipped."""
+    ending = MASK_ENDING.fullmatch(without_suffixes(name))
+    bare = f"{ending[1]}{ending[2] or ''}" if ending else name
+    if not names.knows(name) and names.knows(bare):
+        name = bare
+    return names.match(name, str(folder))
 
 
 def _log_skipped(path: Path, skipped: Sequence[str]) -> tuple[str, ...]:
@@ -282,115 +333,3 @@ def _log_skipped(path: Path, skipped: Sequence[str]) -> tuple[str, ...]:
     if names:
         LOG.warning("%s: %d of unknown images: %s", path, len(names), shown_names(names))
     return names
-
-
-def _read_text(path: Path) -> str:
-    """The file's text. Raises AnnotationError for what is no text in UTF-8; never blocks."""
-    try:
-        with open_regular(path) as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise AnnotationError(
-            f"The annotations {path} cannot be read: {error.strerror or error}. {PASS}"
-        ) from error
-    if len(data) > MAX_BYTES:
-        raise AnnotationError(
-            f"{path} is larger than {MAX_BYTES // 2**20} MiB: it is no file of boxes. {PASS}"
-        )
-    begin = data.removeprefix(codecs.BOM_UTF8).lstrip()
-    if not begin:
-        raise AnnotationError(
-            f"{path} is empty; the first line must name the columns {','.join(BOX_COLUMNS)}"
-        )
-    for magic, what in FOREIGN.items():
-        if begin.startswith(magic):
-            raise AnnotationError(f"{path} is {what}. {SAVE_AS}")
-    place, problem = data.find(b"\0"), "NUL bytes; it is no text in UTF-8 but binary or in UTF-16"
-    if place < 0:
-        try:
-            return data.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            place = error.start
-            problem = f"byte 0x{data[place]:02x} is not UTF-8, perhaps Latin-1 or Windows-1252"
-    line = data[:place].count(b"\n") + 1
-    raise AnnotationError(f"{path}, line {line}: {problem}. {SAVE_AS}")
-
-
-def _rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """(file and line, values by column) of each row that has any. Raises AnnotationError.
-
-    A quote that is not closed would swallow the lines after it: neither that nor a value of several
-    lines is accepted.
-    """
-    reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
-    columns: list[str] = []
-    while True:
-        where = f"{path}, line {reader.line_num + 1}"
-        try:
-            values = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            reason = str(error)
-            if "unexpected end of data" in reason:
-                reason = "a quote is opened and never closed"
-            raise AnnotationError(f"{where}: not CSV: {reason}. Correct the line.") from error
-        if any("\n" in value or "\r" in value for value in values):
-            raise AnnotationError(
-                f"{where}: a value goes on over the end of the line; is its quote not closed?"
-            )
-        if values and not columns:
-            columns = [name.strip() for name in values]
-            _check_columns(path, columns)
-        elif len(values) > len(columns):
-            left_over = values[len(columns) :]
-            raise AnnotationError(f"{where}: more values than columns, {left_over} left over")
-        elif any(value.strip() for value in values):
-            row = dict(itertools.zip_longest(columns, values, fillvalue=""))
-            if not row["image"].strip():
-                raise AnnotationError(f"{where}: no image is called ''; name the row's image")
-            yield where, row
-
-
-def _check_columns(path: Path, columns: Sequence[str]) -> None:
-    """Raises AnnotationError where a column is missing or there twice."""
-    missing = [name for name in BOX_COLUMNS if name not in columns]
-    if missing:
-        found = shown(",".join(columns))
-        for separator, what in ((";", "semicolons"), ("\t", "tabs")):
-            if any(separator in column for column in columns):
-                found += f", which are separated by {what}"
-        raise AnnotationError(
-            f"{path}: the first line must name the columns {','.join(BOX_COLUMNS)}[,label], "
-            f"separated by commas; {', '.join(missing)} not found in {found}"
-        )
-    twice = sorted({name for name in columns if name and columns.count(name) > 1})
-    if twice:
-        raise AnnotationError(
-            f"{path}: the first line names {', '.join(twice)} twice; which one counts is not "
-            "known. Remove or rename one"
-        )
-
-
-def _box(row: dict[str, str], where: str) -> Box | None:
-    """The box of a row, None where all its numbers are empty. Raises AnnotationError."""
-    texts = {name: row[name].strip() for name in BOX_COLUMNS[1:]}
-    if not any(texts.values()):
-        return None
-    for name, text in texts.items():
-        if not PLAIN_NUMBER.fullmatch(text):
-            raise AnnotationError(
-                f"{where}: {name} must be a number of pixels, got '{shown(text)}'; write plain "
-                "digits, such as 12 or 3.5"
-            )
-        if abs(float(text)) > MAX_PIXELS:
-            raise AnnotationError(
-                f"{where}: {name} must be a number of pixels up to {MAX_PIXELS}, got {shown(text)}"
-            )
-    top, left, height, width = map(float, texts.values())
-    if not (top + height > top and left + width > left):
-        raise AnnotationError(
-            f"{where}: height and width must be above 0, "
-            f"got {shown(texts['height'])} and {shown(texts['width'])}"
-        )
-    return Box(top, left, height, width, row.get("label", "").strip())

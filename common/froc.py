@@ -6,7 +6,7 @@ C candidates, L lesions, E events (a lesion is hit, or a false positive occurs) 
 Larger scores are more anomalous. Boxes are (top, left, height, width) in pixels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -91,6 +91,24 @@ def regions_of_boxes(boxes: Sequence[Sequence], case: PixelCase) -> list[Region]
         lesion = Lesion(top, left, box_height, box_width, label, int(pixels.sum()))
         regions.append(Region(lesion, first_row, first_column, pixels))
     return [region for region in regions if region.lesion.area > 0]
+
+
+def regions_of_shapes(
+    shapes: Iterable[tuple[Sequence, np.ndarray]], case: PixelCase
+) -> list[Region]:
+    """A region per shape that has a pixel that counts.
+
+    shapes: of each the box (top, left, height, width, label) and the pixels (H, W) bool.
+    """
+    counted, regions = counted_pixels(case), []
+    for box, marked in shapes:
+        marked = marked & counted
+        if marked.any():
+            rows, columns = ndimage.find_objects(marked.astype(np.uint8))[0]
+            pixels = marked[rows, columns]
+            lesion = Lesion(*box[:5], int(pixels.sum()))
+            regions.append(Region(lesion, rows.start, columns.start, pixels))
+    return regions
 
 
 def regions_of_mask(case: PixelCase) -> list[Region]:

@@ -37,6 +37,12 @@ def without_suffix(name: str) -> str:
     return name[: -len(ending)] if 0 < len(ending) < len(stem) else name
 
 
+def without_suffixes(name: str) -> str:
+    """The same; of a file that is named after a slice, scan.dcm#017.png, without both endings."""
+    stem = without_suffix(name)
+    return without_suffix(stem) if SLICE.fullmatch(stem) else stem
+
+
 def volume_of(name: str) -> str:
     """The volume that a slice is of: scan.dcm of scan.dcm#017; any other name as it is."""
     found = SLICE.fullmatch(name)
@@ -77,8 +83,7 @@ class ImageNames:
         if any(unicodedata.category(letter) == "Cc" for letter in name):
             return None  # a line break in a name is a damaged file, not a near miss
         name = composed(PurePosixPath(name.replace("\\", "/")).as_posix())
-        stem = without_suffix(name)
-        stems = dict.fromkeys((name, stem, *([without_suffix(stem)] if SLICE.search(stem) else [])))
+        stems = dict.fromkeys((name, without_suffix(name), without_suffixes(name)))
         of_stem = dict.fromkeys(image for stem in stems for image in self.by_stem.get(stem, ()))
         found = self.by_name.get(name) or list(of_stem)
         if len(found) < 2:
@@ -89,6 +94,13 @@ class ImageNames:
                 "composition of their letters alone; rename one"
             )
         raise AnnotationError(f"{name!r} may mean {' or '.join(found)}; write the suffix")
+
+    def knows(self, name: str) -> bool:
+        """Whether a name means an image, or may mean one of several."""
+        try:
+            return self.find(name) is not None
+        except AnnotationError:
+            return True
 
     def match(self, name: str, where: str) -> str | None:
         """The image a name means; None for an unknown one that is to be skipped.

@@ -24,6 +24,7 @@ Kind = Literal[
     "DICOM without a window",
     "DICOM padding made black",
     "DICOM presentation inverted",
+    "mask of another size stretched",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _COUNTS = RawArray(ctypes.c_int64, len(KINDS))

@@ -15,6 +15,7 @@ from common.annotations import (
     Annotations,
     BoxAnnotations,
     MaskAnnotations,
+    ShapeAnnotations,
     find_masks,
     read_annotations,
 )
@@ -29,6 +30,7 @@ from common.froc import (
     find_in_image,
     regions_of_boxes,
     regions_of_mask,
+    regions_of_shapes,
 )
 from common.image_names import ImageNames
 from common.images import read_image
@@ -149,9 +151,11 @@ class Sources:
         return PixelCase(heatmap, self.annotations.labels(entry.image, size), ignored)
 
     def regions(self, image: str, case: PixelCase) -> list[Region]:
-        """The image's lesions: each box, or each 8-connected region of its mask."""
+        """The image's lesions: each box or shape, or each 8-connected region of its mask."""
         if isinstance(self.annotations, BoxAnnotations):
             return regions_of_boxes(self.annotations.boxes(image, case.heatmap.shape), case)
+        if isinstance(self.annotations, ShapeAnnotations):
+            return regions_of_shapes(self.annotations.shapes(image, case.heatmap.shape), case)
         return regions_of_mask(case)
 
     def findings(self, image: str, case: PixelCase) -> ImageFindings:
@@ -218,10 +222,17 @@ def evaluate_heatmaps(settings: EvaluationSettings) -> Evaluation:
     }
     known, unknown = [*images, *unscored], settings.on_unknown_image
     remedy = "skip such annotations with --on_unknown_image skip"
-    annotations = read_annotations(settings.annotations, known, on_unknown=unknown, remedy=remedy)
+    annotations = read_annotations(
+        settings.annotations,
+        known,
+        on_unknown=unknown,
+        remedy=remedy,
+        resize_masks=settings.resize_masks,
+    )
     ignore_masks = None
     if settings.ignore_masks is not None:
-        ignore_masks = find_masks(settings.ignore_masks, ImageNames(known, unknown, remedy))
+        names = ImageNames(known, unknown, remedy)
+        ignore_masks = find_masks(settings.ignore_masks, names, resize=settings.resize_masks)
     metadata = read_metadata(settings.metadata, images) if settings.metadata else None
     patients = metadata.values(PATIENT) if metadata and PATIENT in metadata.columns else {}
     clusters = cluster_images(images, patients.get, annotations.patient)

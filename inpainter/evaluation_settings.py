@@ -34,6 +34,8 @@ class EvaluationSettings:
     """An image that cannot be evaluated is left out, counted and named, or stops the run."""
     on_unknown_image: OnUnknown = "error"
     """The same for an annotation of an image that has no heatmap."""
+    resize_masks: bool = False
+    """Masks of another size are stretched to their image's, or refused."""
     white_value: int | None = None
     """Stored value that means white, as the settings' white_value; for images alone."""
     n_resamples: int = 1000
@@ -85,8 +87,10 @@ def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
         help="required: folder that predict_heatmap.py wrote, with heatmaps.csv")  # fmt: skip
     add("--annotations", type=Path, metavar="FILE|DIR",
         help="required: boxes as CSV with columns image,top,left,height,width[,label] in pixels, "
-             "or a folder of masks named like the images (above 0 = lesion); an image without "
-             "annotation is normal")  # fmt: skip
+             "a folder of masks named like the images (above 0 = lesion), or what COCO, LabelMe or "
+             "YOLO write; an image without annotation is normal")  # fmt: skip
+    add("--resize_masks", action="store_true",
+        help="stretch masks of another size to their image's (default: refuse them)")  # fmt: skip
     add("--ignore_masks", type=Path, metavar="DIR",
         help="folder of masks; pixels above 0 do not count")  # fmt: skip
     add("--image_dir", type=Path, metavar="DIR",
@@ -146,6 +150,7 @@ def evaluation_settings(config: PicardConfig, arguments: argparse.Namespace) -> 
         white_value=config.white_value,
         on_bad_image=arguments.on_bad_image or config.test.on_bad_image,
         on_unknown_image=arguments.on_unknown_image,
+        resize_masks=arguments.resize_masks,
         n_resamples=arguments.bootstrap,
         seed=config.seed,
         hit_rule=arguments.hit_rule,

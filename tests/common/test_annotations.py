@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from common.annotations import MAX_BYTES, Box, boxes_to_labels, labels_to_boxes, read_annotations
+from common.annotations import Box, boxes_to_labels, labels_to_boxes, read_annotations
+from common.box_files import MAX_BYTES
 from common.image_files import ImageError
 from common.image_names import AnnotationError, ImageNames
 from common.images import write_image

@@ -51,6 +51,32 @@ def test_lesions_found_by_hand(settings: EvaluationSettings) -> None:
     ]
 
 
+def test_coco_gives_what_boxes_give_class_by_class(settings: EvaluationSettings) -> None:
+    by_box = evaluate_heatmaps(settings).results[0]
+    corners = {
+        1: [2, 1, 5, 1, 5, 3, 2, 3],
+        2: [5, 4, 8, 4, 8, 7, 5, 7],
+        3: [0, 0, 1, 0, 1, 1, 0, 1],
+    }
+    found = {
+        "images": [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "sub/b.png"}],
+        "categories": [{"id": 1, "name": "mass"}, {"id": 2, "name": "calcification"}],
+        "annotations": [
+            {"image_id": min(n, 2), "category_id": 1 + (n > 2), "segmentation": [outline]}
+            for n, outline in corners.items()
+        ],
+    }
+    path = settings.annotations.with_name("coco.json")
+    path.write_text(json.dumps(found))
+    by_outline = evaluate_heatmaps(replace(settings, annotations=path)).results[0]
+    assert by_outline.rows == by_box.rows
+    classes = [
+        [(group.name, group.lesions, group.sensitivity["mean"].value) for group in of.by_class]
+        for of in (by_outline.detection, by_box.detection)
+    ]
+    assert classes[0] == classes[1] == [("calcification", 1, 0), ("mass", 2, 1)]
+
+
 def test_lesions_and_candidates_are_listed(settings: EvaluationSettings) -> None:
     results = evaluate_heatmaps(settings).results
     lesions = list(csv.DictReader(io.StringIO(lesions_csv(results))))
