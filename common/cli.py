@@ -91,7 +91,9 @@ def run_script(
             raise
         reason = first_line(error)
         message, status = f"not enough memory ({reason}). Lower the batch or image size.", 1
-    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    path = Path(sys.argv[0])
+    program = path.parent.name if path.name == "__main__.py" else path.name
+    print(f"{program}: {message}", file=sys.stderr)
     sys.exit(status)
 
 

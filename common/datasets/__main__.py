@@ -13,9 +13,12 @@ import shlex
 from pathlib import Path
 
 from common.cli import run_script
+from common.datasets import MEDMNIST_SIZES
 from common.datasets.archives import ARCHIVES, Archive
-from common.datasets.preparing import BOXES, MASKS, Prepared, prepare, summary
+from common.datasets.preparing import BOXES, MASKS, METADATA, Prepared, prepare, summary
 
+NAMED = [name for name in ARCHIVES if not name.endswith(tuple(f"_{n}" for n in MEDMNIST_SIZES))]
+"""Those that lists show; MedMNIST+ is each MedMNIST set at further sizes."""
 PROGRAM = "python -m common.datasets"
 EXAMPLE = f"""example: {PROGRAM} prepare mias ~/Downloads/all-mias data/mias
 
@@ -36,7 +39,8 @@ def parse_arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = command.add_argument
-    add("name", choices=ARCHIVES, metavar="NAME", help=", ".join(ARCHIVES))
+    add("name", choices=ARCHIVES, metavar="NAME", help=f"{', '.join(NAMED)}; MedMNIST+ "
+        f"with its size behind the name ({NAMED[-1]}_{MEDMNIST_SIZES[0]})")  # fmt: skip
     add("source", type=Path, metavar="SRC", help="folder that the archive was unpacked to")
     add("folder", type=Path, metavar="DST", help="new folder for the links")
     add("--seed", type=int, default=0, metavar="N",
@@ -53,6 +57,7 @@ def listed() -> str:
     return "\n".join(
         f"{archive.name}: {archive.about}\n    needs {archive.layout}\n    from {archive.obtain}"
         for archive in ARCHIVES.values()
+        if archive.name in NAMED
     )
 
 
@@ -74,10 +79,11 @@ def next_steps(archive: Archive, prepared: Prepared) -> str:
             f"  test_data_path: {folder / 'test'}",
             "  data_with_subfolder: true",
         ]
-        truth = [str(folder / name) for name in (BOXES, MASKS) if (folder / name).exists()]
-        if truth:
-            lines.append(f"and for eval.py: --annotations {' or '.join(map(shlex.quote, truth))}")
-        else:
+        truth = [shlex.quote(str(folder / name)) for name in (BOXES, MASKS)
+                 if (folder / name).exists()]  # fmt: skip
+        about = f"--metadata {shlex.quote(str(folder / METADATA))}"
+        lines += [f"and for eval.py: --annotations {path} {about}" for path in truth]
+        if not truth:
             lines.append("(the archive does not say where lesions are: eval.py needs annotations)")
     lines += ["DIA: these flags,", f"  {flags}"]
     return "\n".join(lines)

@@ -181,7 +181,7 @@ def _of_row(name: str, about: str, layout: str, read: Callable[[Path], list[Pict
 
 def _medmnist(name: str) -> Archive:
     row = dataset_row(name)
-    about = f"MedMNIST, {row.size} x {row.size}: {', '.join(row.classes or ())}"
+    about = f"MedMNIST, {row.size} x {row.size}: {' / '.join(row.classes or ())}"
     normal = (row.classes or ())[row.normal]
     read = partial(_read_medmnist, name=name)
     return Archive(name, about, row.obtain, f"the file {name}.npz", read, normal)

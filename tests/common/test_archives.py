@@ -241,7 +241,12 @@ def test_command_sorts_aptos_and_the_programs_read_the_folder(tmp_path: Path) ->
     assert images.labels.tolist() == [0, 0, 1, 1]
     assert images.names[0].startswith("test/0/")
     listed = run_script(COMMAND, "list")
-    assert [name for name in ARCHIVES if f"{name}: " not in listed.stdout] == []
+    sizes = ("_64", "_128", "_224")
+    names = [name for name in ARCHIVES if not name.endswith(sizes)]
+    assert [line.split(":")[0] for line in listed.stdout.splitlines()[::3]] == names
+    again = run_script(COMMAND, "prepare", "aptos", tmp_path / "raw", tmp_path / "dst", "--seed=1")
+    assert again.returncode == 1
+    assert again.stderr.splitlines()[-1].startswith(f"datasets: {tmp_path / 'dst'} was prepared")
 
 
 def test_archive_that_was_not_sorted_is_answered_with_the_command(tmp_path: Path) -> None:
