@@ -60,6 +60,7 @@ def train_once(arguments: argparse.Namespace, seed: int) -> tuple[int, float]:
         "logs_dir": OUTPUT / "logs",
         "train.n_steps": arguments.steps,
         "train.snapshot_save_iter": arguments.steps,
+        "test.calibration": "off",
     }
     overrides = [*(f"{key}={value}" for key, value in settings.items()), *arguments.set]
     flags = [part for override in overrides for part in ("--set", override)]

@@ -28,8 +28,11 @@ from demos.data.phantoms import DEFAULT_TEST, LesionKind, write_phantoms
 CONFIG = "configs/demo_phantom.yaml"
 OUTPUT = report.ROOT / "demo" / "phantom"
 DATA_SEED = 20  # seeds below were used to choose phantoms and settings
+CALIBRATED = report.Variant(" calibrated", ("test.heatmap_metrics=[MCD_image, MeanCD_image]",))
+DISTANCES = report.Variant("", ("test.calibration=off",))
 ONE_COMPLETION = report.Variant(
-    " M=1", ("test.heatmap_M_inpaint=1", "test.heatmap_metrics=[MCD_image]")
+    " M=1",
+    ("test.calibration=off", "test.heatmap_M_inpaint=1", "test.heatmap_metrics=[MCD_image]"),
 )
 MOST_STEPS = 5500  # configs/demo_phantom.yaml
 TRAINING_SECONDS = 120
@@ -40,6 +43,8 @@ class Size(NamedTuple):
     """How much a demo draws, trains, scores and compares."""
 
     n_train: int
+    n_held_out: int
+    """Other normal phantoms, for the calibration."""
     n_test: Mapping[LesionKind, int]
     overrides: tuple[str, ...]
     """Settings that differ from the config's, `key=value`."""
@@ -48,11 +53,13 @@ class Size(NamedTuple):
     """Names in demos/baselines.py."""
 
 
-FULL = Size(200, DEFAULT_TEST, (), (report.Variant(), ONE_COMPLETION), tuple(BASELINES))
+FULL = Size(200, 60, DEFAULT_TEST, (), (CALIBRATED, DISTANCES, ONE_COMPLETION), tuple(BASELINES))
 QUICK = Size(
     n_train=200,
+    n_held_out=0,
     n_test={"mass": 6, "distortion": 1, "calcifications": 1},
     overrides=(
+        "test.calibration=off",  # it takes minutes, and helps a fully trained network alone
         "netG.ngf=8",  # twice the steps in the same time: better after two minutes, worse after ten
         "test.heatmap_metrics=[MCD_image, no_dropout]",
         "test.heatmap_M_inpaint=4",
@@ -63,6 +70,7 @@ QUICK = Size(
 )
 TINY = QUICK._replace(
     n_train=3,
+    n_held_out=2,
     variants=FULL.variants,
     n_test=dict.fromkeys(DEFAULT_TEST, 1),
     overrides=(
@@ -71,9 +79,10 @@ TINY = QUICK._replace(
         "netG.ngf=4",
         "test.patch_stride=16",
         "test.heatmap_M_inpaint=2",
+        "test.calibration_windows=200",
     ),
 )
-SHOWN = ("MCD_image", "no_dropout", "knn_16x16", "linear_completion")
+SHOWN = ("MCD_image calibrated", "MCD_image", "no_dropout", "knn_16x16", "linear_completion")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -101,15 +110,17 @@ def main() -> int:
     arguments = parse_arguments()
     started = time.monotonic()
     output = arguments.output.resolve()
-    for part in ("train", "test", "masks", "bodies", "checkpoints", "heatmaps", "logs"):
+    for part in ("train", "held_out", "test", "masks", "bodies", "checkpoints", "heatmaps", "logs"):
         shutil.rmtree(output / part, ignore_errors=True)
     size = FULL if arguments.full else TINY if arguments.tiny else QUICK
-    data = write_phantoms(output, arguments.data_seed, n_train=size.n_train, n_test=size.n_test)
+    counts = {"n_train": size.n_train, "n_held_out": size.n_held_out, "n_test": size.n_test}
+    data = write_phantoms(output, arguments.data_seed, **counts)
     say(f"Drew {len(data.train)} normal phantoms and {len(data.test)} with lesions into {output}")
     overrides = [*size.overrides, *arguments.set]
     if output != OUTPUT:
         places = {"train_data_path": "train", "test_data_path": "test", "logs_dir": "logs",
-                  "checkpoints_dir": "checkpoints"}  # fmt: skip
+                  "checkpoints_dir": "checkpoints",
+                  "calibration_data_path": "held_out"}  # fmt: skip
         overrides += [f"{key}={output / part}" for key, part in places.items()]
     if not arguments.full:
         overrides.insert(0, f"train.n_steps={affordable_steps(overrides, output)}")
@@ -140,7 +151,8 @@ def main() -> int:
     say(report.format_table(rows))
     seconds["total"] = time.monotonic() - started
     record = {"command": sys.argv, "data_seed": arguments.data_seed, "seconds": seconds}
-    report.save_results(rows, cases, heatmaps, SHOWN, output, record)
+    shown = [method for method in SHOWN if method in heatmaps]
+    report.save_results(rows, cases, heatmaps, shown, output, record)
     say(f"\nNumbers: {output / 'results.json'}")
     say(f"Pictures: {output / 'contact_sheet.png'}")
     say(f"Losses: tensorboard --logdir {output / 'logs'}")
@@ -151,7 +163,8 @@ def main() -> int:
 def affordable_steps(overrides: Sequence[str], output: Path) -> int:
     """Training steps that take TRAINING_SECONDS here, at most MOST_STEPS, by a short training."""
     n_steps = 60
-    trial = (f"train.n_steps={n_steps}", "train.print_iter=20", "train.warmup_steps=0")
+    trial = (f"train.n_steps={n_steps}", "train.print_iter=20", "train.warmup_steps=0",
+             "test.calibration=off")  # fmt: skip
     places = (
         "expname=trial",
         f"checkpoints_dir={output / 'trial'}",

@@ -246,15 +246,17 @@ def write_phantoms(
     seed: int,
     *,
     n_train: int = 200,
+    n_held_out: int = 0,
     n_test: Mapping[LesionKind, int] = DEFAULT_TEST,
     lesions_per_image: int = 2,
     style: PhantomStyle | None = None,
 ) -> PhantomData:
     """Draws a data set and writes it below `folder`.
 
-    train/*.png and test/*.png are 8-bit images, masks/*.png (0 or 255) and boxes.csv (image, top,
-    left, height, width, label) say where the test images' lesions are, bodies/*.png (0 or 255)
-    which pixels are inside the body. The phantoms returned are not rounded to 8 bits.
+    train/*.png, held_out/*.png (normal, too) and test/*.png are 8-bit images, masks/*.png (0 or
+    255) and boxes.csv (image, top, left, height, width, label) say where the test images' lesions
+    are, bodies/*.png (0 or 255) which pixels are inside the body. The phantoms returned are not
+    rounded to 8 bits.
     n_test: images by kind of lesion. Raises ValueError as `draw_phantom` does.
     """
     first = seed * SEEDS_PER_DATA_SET
@@ -265,8 +267,11 @@ def write_phantoms(
             number = first + SEEDS_PER_DATA_SET // 2 + len(test)
             kinds = (kind,) * lesions_per_image
             test[f"{kind}_{i:03d}.png"] = draw_phantom(number, lesions=kinds, style=style)
-    for part in ("train", "test", "masks", "bodies"):
+    for part in ("train", "held_out", "test", "masks", "bodies"):
         (folder / part).mkdir(parents=True, exist_ok=True)
+    for i in range(n_held_out):
+        phantom = draw_phantom(first + SEEDS_PER_DATA_SET // 4 + i, style=style)
+        write_image(folder / "held_out" / f"normal_{i:03d}.png", from_numpy(phantom.image))
     for name, phantom in train.items():
         write_image(folder / "train" / name, from_numpy(phantom.image))
     for name, phantom in test.items():

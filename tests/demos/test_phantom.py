@@ -9,7 +9,7 @@ import pytest
 @pytest.mark.slow
 def test_the_demo_ends_in_its_table_and_pictures_and_its_engines_agree(tmp_path, run_demo) -> None:
     table = run_demo("demos/phantom.py", "--tiny", "--output", tmp_path)
-    for name in ("mass", "distortion", "calcifications", "MCD_image M=1", "knn_16x16"):
+    for name in ("mass", "distortion", "calcifications", "MCD_image M=1", "MCD_image calibrated"):
         assert f"\n{name}" in table or f"\n  {name} " in table
     assert (tmp_path / "contact_sheet.png").stat().st_size > 10_000
     rows = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["rows"]

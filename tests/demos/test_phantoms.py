@@ -76,7 +76,12 @@ def test_mass_larger_than_the_hole_is_refused():
 
 
 def test_written_folder_reads_back_with_boxes_and_masks(tmp_path):
-    data = write_phantoms(tmp_path, 1, n_train=2, n_test={"mass": 2, "calcifications": 1})
+    n_test = {"mass": 2, "calcifications": 1}
+    data = write_phantoms(tmp_path, 1, n_train=2, n_held_out=1, n_test=n_test)
+    held_out = [read_image(path) for path in (tmp_path / "held_out").iterdir()]
+    assert len(held_out) == 1
+    for path in (tmp_path / "train").iterdir():
+        assert not read_image(path).equal(held_out[0])
     assert sorted(path.name for path in (tmp_path / "train").iterdir()) == sorted(data.train)
     boxes = read_annotations(tmp_path / "boxes.csv", list(data.test))
     masks = read_annotations(tmp_path / "masks", list(data.test))
