@@ -7,14 +7,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from common.candidates import (
+    HitRule,
+    ImageFindings,
+)
 from common.cohort import Clusters
 from common.froc import (
     CountedOn,
     Detections,
     FrocCurve,
     FrocEvents,
-    HitRule,
-    ImageFindings,
     join_units,
 )
 from common.image_names import volume_of

@@ -6,7 +6,7 @@ Larger heatmap values are more anomalous, as predict_heatmap.py writes them.
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -19,11 +19,7 @@ from common.annotations import (
     find_masks,
     read_annotations,
 )
-from common.cohort import PATIENT, Clusters, Metadata, cluster_images, read_metadata
-from common.errors import UserError
-from common.files import escaped
-from common.froc import (
-    MEAN,
+from common.candidates import (
     ImageFindings,
     Region,
     find_candidates,
@@ -32,6 +28,10 @@ from common.froc import (
     regions_of_mask,
     regions_of_shapes,
 )
+from common.cohort import PATIENT, Clusters, Metadata, cluster_images, read_metadata
+from common.errors import UserError
+from common.files import escaped
+from common.froc import MEAN
 from common.image_names import ImageNames
 from common.images import read_image
 from common.metrics import (
@@ -64,6 +64,9 @@ from inpainter.heatmap_folder import (
     list_heatmaps,
     read_heatmap,
 )
+
+if TYPE_CHECKING:
+    from inpainter.comparison import Comparison  # which builds on this module
 
 LOG = logging.getLogger(__name__)
 UNUSABLE = (UserError, OSError, MemoryError)  # what one bad image raises
@@ -206,6 +209,8 @@ class Evaluation:
     results: list[MetricResult]
     unscored: dict[str, str]
     """Annotated image that prediction left out -> why."""
+    comparisons: "Sequence[Comparison]" = ()
+    """With another folder of heatmaps, where inpainter/comparison.py made them."""
 
 
 def evaluate_heatmaps(settings: EvaluationSettings) -> Evaluation:

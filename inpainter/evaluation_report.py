@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from common.html_report import REPORT, write_page
 from common.images import read_image
 from common.metrics import Interval
 from common.pooled_metrics import curves
+from inpainter.comparison import Comparison, compare
 from inpainter.detection import Detection
 from inpainter.evaluation import (
     Evaluation,
@@ -39,6 +41,7 @@ from inpainter.evaluation_settings import evaluation_settings
 from inpainter.evaluation_tables import (
     LEVELS,
     candidates_csv,
+    comparison_table,
     detection_table,
     intervals_text,
     lesions_csv,
@@ -68,7 +71,10 @@ def evaluate(config: PicardConfig, arguments: argparse.Namespace, command: Seque
         raise EvaluationError(f"--output_dir {folder} is a file. Pass a folder, or a new name.")
     if arguments.report_images < 1:
         raise EvaluationError(f"--report_images must be 1 or more, got {arguments.report_images}")
-    evaluation = evaluate_heatmaps(evaluation_settings(config, arguments))
+    settings = evaluation_settings(config, arguments)
+    evaluation = evaluate_heatmaps(settings)
+    if settings.compare is not None:
+        evaluation = replace(evaluation, comparisons=compare(evaluation, settings.compare))
     write_report(evaluation, folder, record={"command": command, "config": config_to_dict(config)})
     write_plots(evaluation, folder / "plots")
     if arguments.report:
@@ -77,6 +83,7 @@ def evaluate(config: PicardConfig, arguments: argparse.Namespace, command: Seque
         page = picard_page(evaluation, config, command, most_images=arguments.report_images)
         write_page(page, folder / REPORT)
     tables = [result_table(evaluation.results), detection_table(evaluation)]
+    tables += [comparison_table(each) for each in evaluation.comparisons]
     return "\n".join([*tables, f"Numbers and plots are in {folder}"])
 
 
@@ -97,6 +104,12 @@ def write_report(evaluation: Evaluation, folder: Path, *, record: Mapping[str, A
         "intervals": intervals_text(evaluation),
         "metrics": {result.metric: plain_result(result) for result in evaluation.results},
     }
+    if evaluation.comparisons:
+        content["comparison"] = {
+            "other_heatmaps_made_by": made_by(settings.compare),
+            "difference": "heatmap_dir less the other folder, on the images of both",
+            "metrics": {each.metric: plain_comparison(each) for each in evaluation.comparisons},
+        }
     text = json.dumps(plain(content), indent=2, allow_nan=False, ensure_ascii=False)
     # Names that are no UTF-8 are written as \udcNN, which JSON readers know.
     text = text.encode("utf-8", "backslashreplace").decode()
@@ -196,6 +209,16 @@ def plain_detection(detection: Detection) -> dict[str, Any]:
             ]
             for name in ("by_size", "by_class")
         },
+    }
+
+
+def plain_comparison(comparison: Comparison) -> dict[str, Any]:
+    """A comparison as JSON holds it."""
+    image_auroc = comparison.image_auroc
+    return {
+        **dataclasses.asdict(comparison),
+        "differences": plain_intervals(comparison.differences),
+        "image_auroc": image_auroc and image_auroc._asdict(),
     }
 
 

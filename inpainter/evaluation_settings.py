@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from common.candidates import HitRule
 from common.cli import add_common_arguments
-from common.froc import CountedOn, HitRule
+from common.froc import CountedOn
 from common.html_report import GALLERY_IMAGES
 from common.image_names import OnUnknown
 from inpainter.heatmap_folder import EvaluationError
@@ -14,6 +15,8 @@ from inpainter.settings import PicardConfig, input_path
 
 MOST_RESAMPLES = 100_000
 """Bootstrap draws take about a millisecond each."""
+
+PATHS = ("heatmap_dir", "annotations", "ignore_masks", "image_dir", "metadata", "compare")
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class EvaluationSettings:
     seed: int = 0
     """Seed of the bootstrap."""
     hit_rule: HitRule = "centre_in_mask"
-    """When a candidate hits a lesion; see common.froc.find_in_image."""
+    """When a candidate hits a lesion; see common.candidates.find_in_image."""
     min_iou: float = 0.1
     """For the rule iou: overlap of the boxes by their union."""
     false_positives_on: CountedOn = "all"
@@ -56,9 +59,18 @@ class EvaluationSettings:
     """CSV file about the images; see common.cohort.read_metadata."""
     groups: tuple[str, ...] = ()
     """Columns of it by which all results are split."""
+    compare: Path | None = None
+    """Another folder of heatmaps of the same images; see inpainter/comparison.py."""
 
     def __post_init__(self) -> None:
-        for name in ("heatmap_dir", "annotations", "ignore_masks", "image_dir", "metadata"):
+        for name in (
+            "heatmap_dir",
+            "annotations",
+            "ignore_masks",
+            "image_dir",
+            "metadata",
+            "compare",
+        ):
             if isinstance(getattr(self, name), str):
                 object.__setattr__(self, name, Path(getattr(self, name)))
         grey = self.inside_tissue
@@ -119,6 +131,9 @@ def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
     add("--group", action="append", default=[], metavar="COLUMN",
         help="results also for each value of this column of --metadata, such as scanner; may be "
              "given several times")  # fmt: skip
+    add("--compare", type=Path, metavar="DIR",
+        help="another folder of heatmaps of the same images: differences, with paired 95 %% "
+             "intervals")  # fmt: skip
     add("--hit_rule", choices=get_args(HitRule), default="centre_in_mask",
         help="FROC: when a local maximum hits a lesion: it is a pixel of it; the boxes overlap "
              "(--min_iou); or by the rule of BCS-DBT (default: centre_in_mask)")  # fmt: skip
@@ -160,4 +175,5 @@ def evaluation_settings(config: PicardConfig, arguments: argparse.Namespace) -> 
         size_bins=tuple(arguments.size_bins),
         metadata=arguments.metadata,
         groups=tuple(arguments.group),
+        compare=arguments.compare,
     )

@@ -9,6 +9,7 @@ from common.files import escaped
 from common.froc import MEAN, RATE_NAMES
 from common.image_folders import shown
 from common.metrics import Interval, format_interval
+from inpainter.comparison import NAMES, Comparison
 from inpainter.detection import LesionGroup
 from inpainter.evaluation import Evaluation, ImageRow, MetricResult, first_names
 
@@ -140,6 +141,26 @@ def group_rows(result: MetricResult) -> list[tuple[str, ...]]:
         label = shown(f"{group.column} {group.value}")
         rows.append((label, *counts, *map(format_interval, cells)))
     return rows
+
+
+def comparison_table(comparison: Comparison) -> str:
+    """A comparison as text for the terminal."""
+    rows = [("value", "here", "there", "difference")]
+    for name, text in NAMES.items():
+        here, there = comparison.values[name], comparison.other_values[name]
+        difference = format_interval(comparison.differences[name])
+        rows.append((text, f"{here:.3f}", f"{there:.3f}", difference))
+    of_images = comparison.image_auroc
+    if of_images is not None:
+        difference = format_interval(Interval(*of_images[:3]))
+        rows.append(("image-level AUROC (DeLong)", "", "", f"{difference}, p = {of_images.p:.2g}"))
+    heading = (
+        f"{comparison.metric} against {comparison.other_metric} in {comparison.other_folder}, "
+        f"{comparison.images} images"
+    )
+    if comparison.only_one_has:
+        heading += f" ({len(comparison.only_one_has)} that only one has are left out)"
+    return "\n".join(["", heading, *aligned(rows)])
 
 
 def rates_of(sensitivity: Mapping[str, Interval]) -> list[str]:

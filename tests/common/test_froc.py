@@ -5,18 +5,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.froc import (
-    RATES,
+from common.candidates import (
     Candidates,
-    Detections,
-    FrocEvents,
     HitRule,
     ImageFindings,
     find_candidates,
     find_in_image,
-    join_units,
     regions_of_boxes,
     regions_of_mask,
+)
+from common.froc import (
+    RATES,
+    Detections,
+    FrocEvents,
+    join_units,
 )
 from common.metrics import MetricError, PixelCase
 from common.pooled_metrics import pool_pixels
