@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from common.checkpoint import CheckpointError, non_finite, require_mapping
+from common.claims import claim, holder_of
 from common.config import config_to_dict, config_to_yaml
 from common.errors import UserError
 from common.image_sets import data_changes
@@ -24,6 +25,7 @@ from common.runtime import (
 )
 
 LOG = logging.getLogger(__name__)
+LOCK_NAME = "writer.lock"
 OWN_SETTINGS = "Give the settings it was made with, or start a new run in another folder."
 
 
@@ -41,6 +43,26 @@ def joined_training(config: Any) -> Iterator[tuple[torch.device, Processes]]:
     with tf32_products(config.precision == "tf32"), joined_processes(device) as processes:
         seed_everything(config.seed)
         yield device, processes
+
+
+@contextlib.contextmanager
+def sole_writer(folder: Path, processes: Processes, remedy: str) -> Iterator[None]:
+    """A run folder that no other training writes into meanwhile; the main process claims it.
+
+    remedy: where else to write. Raises CheckpointError where a living process trains into it.
+    """
+    if not processes.is_main:
+        yield
+        return
+    lock = folder / LOCK_NAME
+    claimed = claim(lock)
+    if claimed is None:
+        raise CheckpointError(
+            f"{folder} is in use: another training writes into it ({holder_of(lock)}). Wait until "
+            f"it ends, or stop it, or {remedy}. If there is no such process, delete {lock}."
+        )
+    with claimed:
+        yield
 
 
 def refuse_to_overwrite(

@@ -46,6 +46,7 @@ from common.training import (
     require_finite,
     require_finite_training,
     saved_progress,
+    sole_writer,
 )
 from dia.augment import augment, random_augmentation
 from dia.building import TrainState, initial_state, require_training_memory
@@ -94,10 +95,13 @@ def train(config: DiaConfig, *, command: Sequence[str] = ()) -> TrainResult:
 
     SIGINT and SIGTERM end the run with the epoch at hand, saved.
     """
-    with joined_training(config) as (device, processes):
+    folder, resumes = run_folder(config), config.contrastive.resume_path is not None
+    with (
+        joined_training(config) as (device, processes),
+        sole_writer(folder, processes, "choose another --run_dir or --suffix"),
+    ):
         # Set-up.
         require_training_memory(config, device)
-        folder, resumes = run_folder(config), config.contrastive.resume_path is not None
         if not resumes:
             remedy = f"Go on with --resume_path {folder}, or choose another --run_dir or --suffix"
             refuse_to_overwrite(folder, list(folder.glob(STATE_NAME)), remedy)

@@ -52,6 +52,7 @@ from common.training import (
     require_finite,
     require_finite_training,
     saved_progress,
+    sole_writer,
 )
 from diffusion_models.diffusion import GaussianDiffusion, gaussian_noise
 from diffusion_models.dissolve import (
@@ -123,11 +124,13 @@ def train(
 
     SIGINT and SIGTERM end the run with the step at hand, saved.
     """
-    total = config.diffusion.train_num_steps
-    with joined_training(config) as (device, processes):
+    total, folder = config.diffusion.train_num_steps, resume or new_folder(config)
+    with (
+        joined_training(config) as (device, processes),
+        sole_writer(folder, processes, "choose another --output_dir"),
+    ):
         # Set-up.
         require_training_memory(config, device)
-        folder = resume or new_folder(config)
         if resume is None:
             remedy = f"Go on with --resume {folder}, or choose another --output_dir"
             refuse_to_overwrite(folder, checkpoints(folder), remedy)

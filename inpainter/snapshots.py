@@ -43,6 +43,7 @@ Weights = Mapping[str, Tensor]
 ROLES = ("state", "dis", "gen")
 """In the order of writing."""
 SET_ASIDE = "superseded"
+RESUME_OPTION = "--resume STEP"
 SELECTION_KEY = "select_l1"
 """Name in log.jsonl of the error by which the best snapshot is chosen; see completion_error."""
 
@@ -165,7 +166,7 @@ def restore_snapshot(
     settings.
     """
     config, networks = trained.config, trained.networks
-    step = resolve_step(folder, which, ROLES, option="--resume STEP")
+    step = resolve_step(folder, which, ROLES, option=RESUME_OPTION)
     path = checkpoint_path(folder, "state", step)
     state = _read_state(path, step)
     weights_fit = tuple(k for k in flat(config_to_dict(config)) if not k.startswith(NETWORKS))

@@ -24,7 +24,7 @@ from common.runtime import (
     supports_bf16,
     tf32_products,
 )
-from common.training import open_run, refuse_to_overwrite
+from common.training import open_run, refuse_to_overwrite, sole_writer
 from inpainter.calibrate import calibrate
 from inpainter.data import (
     CropRule,
@@ -39,6 +39,8 @@ from inpainter.predictor import feature_space
 from inpainter.recorder import Recorder
 from inpainter.settings import PicardConfig, input_path
 from inpainter.snapshots import (
+    RESUME_OPTION,
+    ROLES,
     Progress,
     resolve_step,
     restore_snapshot,
@@ -75,12 +77,18 @@ def train(
     ImageError, CheckpointError and TrainingError, all with their remedy.
     """
     device = resolve_device(config.device, allow_gpu=config.cuda, gpu=config.gpu_ids[0])
-    with tf32_products(config.train.precision == "tf32"), joined_processes(device) as processes:
+    folder = run_folder(config)
+    if resume not in (None, "latest"):
+        resolve_step(folder, resume, ROLES, option=RESUME_OPTION)  # before the folder is made
+    with (
+        tf32_products(config.train.precision == "tf32"),
+        joined_processes(device) as processes,
+        sole_writer(folder, processes, "change expname"),
+    ):
         # Set-up.
         require_training_memory(config, device, processes.world_size)
         seed_everything(config.seed)
         config = with_precision(config, device)
-        folder = run_folder(config)
         snapshot = starting_point(config, folder, resume)
         crops = training_crops(config)
 
