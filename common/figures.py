@@ -14,9 +14,10 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize, to_hex
+from matplotlib.colors import Normalize, to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from scipy.ndimage import binary_erosion
 
 from common.files import write_atomic
 
@@ -241,17 +242,28 @@ def opacity(heat: np.ndarray, norm: Normalize) -> np.ndarray:
     return np.where(np.isfinite(heat), 0.1 + 0.6 * strength, 0)
 
 
-def overlay(image: np.ndarray, heatmap: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+def overlay(
+    image: np.ndarray,
+    heatmap: np.ndarray,
+    limits: tuple[float, float],
+    *,
+    outlined: np.ndarray | None = None,
+) -> np.ndarray:
     """The heatmap in colours over its image: (H, W, 3) uint8.
 
-    limits: scores of the darkest and of the brightest colour. Raises ValueError where sizes differ.
+    limits: scores of the darkest and of the brightest colour. outlined: (H, W), not zero in regions
+    whose borders are drawn. Raises ValueError where sizes differ.
     """
     picture = as_picture(image)
     heat, norm = as_map(heatmap, picture, "image"), Normalize(*spread(limits), clip=True)
     colours = mpl.colormaps[HEAT](norm(np.nan_to_num(heat)))[:, :, :3]
     below = picture if picture.ndim == 3 else picture[:, :, None]
     alpha = opacity(heat, norm)[:, :, None]
-    return ((alpha * colours + (1 - alpha) * below) * 255).round().astype(np.uint8)
+    drawn = alpha * colours + (1 - alpha) * below
+    if outlined is not None:
+        inside = as_map(outlined, picture, "outline") != 0
+        drawn[inside & ~binary_erosion(inside)] = to_rgb(BOX_COLOUR)
+    return (drawn * 255).round().astype(np.uint8)
 
 
 def heat_colours(n: int = 9) -> list[str]:

@@ -3,7 +3,9 @@
 With findings and verdicts where the checkpoint has an operating point.
 """
 
+import argparse
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,22 +19,29 @@ from tqdm import tqdm
 
 from common.annotations import Annotations, Box, read_annotations
 from common.checkpoint import save_text_atomic
-from common.cli import first_line, is_lack_of_memory
-from common.config import config_to_yaml
+from common.cli import (
+    add_common_arguments,
+    first_line,
+    is_lack_of_memory,
+    load_from_arguments,
+)
+from common.config import REPOSITORY, ConfigError, config_to_yaml
 from common.errors import UserError
 from common.files import escaped
 from common.image_folders import list_images
 from common.images import ImageError
 from common.run_log import write_run_record
+from inpainter.export import EXPORT_KINDS, Exporter, ExportKind, require_heatmaps_kept
 from inpainter.findings import Verdicts, operating_point_for
 from inpainter.heatmap import Heatmaps
 from inpainter.heatmap_folder import Content, HeatmapFolder, PastWork, remove_partial_files
-from inpainter.predictor import Predictor, open_checkpoint
+from inpainter.predictor import Predictor, open_checkpoint, settings_beside_checkpoint
 from inpainter.run_identity import RUN_NAME, output_folder, run_identity
 from inpainter.settings import PicardConfig, input_path
 from inpainter.windows import leaves_border
 
 LOG = logging.getLogger(__name__)
+DEFAULT_CONFIG = "configs/default.yaml"
 SECONDS_BETWEEN_PICTURES = 10.0
 MOST_NAMES = 5
 """Images that a message names at most."""
@@ -53,6 +62,8 @@ class PredictionOptions:
     checkpoint_dir: Path
     checkpoint_iter: int | str = "latest"
     """A step, `latest` or `best`."""
+    images: Sequence[Path] = ()
+    """Files, and folders of images, to score; none = those of image_dir."""
     image_dir: Path | None = None
     """Folder of images; None = test_data_path."""
     output_dir: Path | None = None
@@ -61,6 +72,8 @@ class PredictionOptions:
     """Boxes or masks, drawn into the plots."""
     overwrite: bool = False
     """Redo images that are finished."""
+    export: Sequence[ExportKind] = ()
+    """Formats in which heatmaps are written besides."""
     command: Sequence[str] = ()
     """What the user typed, for the record."""
 
@@ -78,26 +91,70 @@ class PredictionResult:
     """What else the user should know, a sentence each."""
 
 
+def export_kinds(text: str) -> tuple[ExportKind, ...]:
+    """What --export names, separated by commas; an argparse type."""
+    kinds = tuple(part.strip() for part in text.split(","))
+    if unknown := [kind for kind in kinds if kind not in EXPORT_KINDS]:
+        raise argparse.ArgumentTypeError(
+            f"{', '.join(unknown)!r} is unknown; expected some of {','.join(EXPORT_KINDS)}"
+        )
+    return kinds
+
+
+def add_prediction_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of predict_heatmap.py."""
+    add, folder = parser.add_argument, {"type": Path, "metavar": "DIR"}
+    add("images", nargs="*", type=Path, metavar="FILE|DIR",
+        help="images, and folders of images, to score (default: --image_dir); without --config by "
+             "the config.yaml that training wrote to --checkpoint_dir")  # fmt: skip
+    add("--checkpoint_dir", **folder,
+        help="folder with gen_%%08d.pt and dis_%%08d.pt (default: the settings' run "
+             "folder)")  # fmt: skip
+    add("--checkpoint_iter", default="latest", metavar="N",
+        help="a step, latest, or best = lowest completion error on training crops (default: "
+             "latest)")  # fmt: skip
+    add("--image_dir", **folder, help="images to score (default: test_data_path)")
+    add("--output_dir", **folder,
+        help="where to write (default: <heatmaps_dir>/<dataset_name>/dropout/<time>; a run with "
+             "the same settings and checkpoint goes on where it stopped)")  # fmt: skip
+    add("--annotations", type=Path, metavar="FILE|DIR",
+        help="boxes (CSV: image,top,left,height,width) or a folder of masks, drawn into the "
+             "plots")  # fmt: skip
+    add("--calibrate", action="store_true",
+        help="first measure normal images (calibration_data_path, else train_data_path) for "
+             "test.calibration and keep that beside the checkpoint")  # fmt: skip
+    add("--overwrite", action="store_true", help="redo images that are finished")
+    add("--export", type=export_kinds, default=(), metavar="KIND,…",
+        help=f"also write the heatmaps as {', '.join(EXPORT_KINDS)} to export/")  # fmt: skip
+    add_common_arguments(parser, PicardConfig, default_config=DEFAULT_CONFIG)
+    parser.set_defaults(config=None)
+
+
+def settings_of(arguments: argparse.Namespace) -> PicardConfig:
+    """The settings that the flags ask for. Raises ConfigError.
+
+    Without --config: the checkpoint's where images are named, else those of configs/default.yaml.
+    """
+    if arguments.images:
+        settings_beside_checkpoint(arguments)
+    arguments.config = arguments.config or REPOSITORY / DEFAULT_CONFIG
+    return load_from_arguments(PicardConfig, arguments)
+
+
 def predict(config: PicardConfig, options: PredictionOptions) -> PredictionResult:
     """Scores every image of the folder and writes its heatmaps.
 
     Raises ConfigError, CheckpointError, ImageError (with test.on_bad_image: error; else a bad image
     is noted and left out), AnnotationError and WindowError, all with their remedy.
     """
+    require_heatmaps_kept(options.export, config.test)
     checkpoint = (options.checkpoint_dir, options.checkpoint_iter)
     predictor = open_checkpoint(config, *checkpoint, option="--checkpoint_iter")
-    image_dir = options.image_dir or input_path(config.test_data_path, "test_data_path")
-    paths = list_images(
-        image_dir,
-        recursive=config.data_with_subfolder,
-        on_bad=config.test.on_bad_image,
-        remedy="set data_with_subfolder: true",
-    )
-    images = {path.relative_to(image_dir).as_posix(): path for path in paths}
+    image_dir, images = images_to_score(config, options)
     annotations = None
     if options.annotations is not None:
         annotations = read_annotations(options.annotations, images, on_unknown="skip")
-    identity = run_identity(predictor, image_dir)
+    identity = run_identity(predictor, image_dir, None if is_folder(options) else [*images])
     folder = output_folder(config, options.output_dir, identity, overwrite=options.overwrite)
     output = HeatmapFolder(folder, config.test, images, overwrite=options.overwrite)
     text = "".join(f"{key}: {value}\n" for key, value in identity.items())
@@ -114,9 +171,50 @@ def predict(config: PicardConfig, options: PredictionOptions) -> PredictionResul
     run = FolderRun(predictor, images, output, verdicts, annotations, result)
     run.score_all()
     result.notes += with_names(run.notes | {NO_PLOT: list(output.not_drawn)})
+    result.notes += with_names(Exporter(options.export, predictor, output, point).export_all())
     result.notes += verdicts.summary()
     remove_partial_files(folder)
     return result
+
+
+def is_folder(options: PredictionOptions) -> bool:
+    """Whether the images are those of one folder, not named one by one."""
+    return len(options.images) < 2 and all(path.is_dir() for path in options.images)
+
+
+def images_to_score(
+    config: PicardConfig, options: PredictionOptions
+) -> tuple[Path, dict[str, Path]]:
+    """The folder that all images lie below, and the images by their names there.
+
+    Raises ConfigError, and ImageError where there are none, or where what is named is not there.
+    """
+    if options.images and options.image_dir is not None:
+        raise ConfigError("Name images, or give --image_dir, not both.")
+
+    def listed(folder: Path) -> list[Path]:
+        return list_images(
+            folder,
+            recursive=config.data_with_subfolder,
+            on_bad=config.test.on_bad_image,
+            remedy="set data_with_subfolder: true",
+        )
+
+    given = [path.absolute() for path in options.images]
+    if is_folder(options):
+        folder = options.images[0] if given else options.image_dir
+        root = folder or input_path(config.test_data_path, "test_data_path")
+        return root, {path.relative_to(root).as_posix(): path for path in listed(root)}
+    paths: list[Path] = []
+    for path in given:
+        if path.is_dir():
+            paths += listed(path)
+            continue
+        if not path.is_file():
+            raise ImageError(f"There is no file or folder {path}.")
+        paths.append(path)
+    root = Path(os.path.commonpath([path if path.is_dir() else path.parent for path in given]))
+    return root, {path.relative_to(root).as_posix(): path for path in paths}
 
 
 def notes_on(past: PastWork, annotations: Annotations | None) -> list[str]:

@@ -4,8 +4,10 @@ run.txt in the folder holds it, one `key: value` a line: the identity of the run
 """
 
 import dataclasses
+import hashlib
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +40,17 @@ FOR_THE_READER = "checkpoint"
 Identity = dict[str, str]
 
 
-def run_identity(predictor: Predictor, image_dir: Path) -> Identity:
-    """What heatmaps depend on: the weights, the folder of images, the settings."""
+def run_identity(
+    predictor: Predictor, image_dir: Path, names: Sequence[str] | None = None
+) -> Identity:
+    """What heatmaps depend on: the weights, the folder of images, the settings.
+
+    names: of images that were named one by one, whose run is not that of the whole folder.
+    """
     lines = {FOR_THE_READER: predictor.source, **predictor.weights}
     lines |= {"images": str(image_dir.resolve()), **influential_settings(predictor.config)}
+    if names is not None:
+        lines["named"] = hashlib.sha256("\n".join(map(escaped, names)).encode()).hexdigest()
     return {key: escaped(value) for key, value in lines.items()}
 
 
