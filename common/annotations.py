@@ -5,6 +5,7 @@ name would silently turn a lesion image into a normal one. Sizes and boxes are i
 (height, width) and (top, left, height, width).
 """
 
+import itertools
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from common import annotation_formats
 from common.annotation_formats import Format
 from common.box_files import box_rows, note_facts
 from common.image_files import ImageError, is_lossy
-from common.image_folders import find_images, shown_names
+from common.image_folders import find_images, shown_names, with_slices
 from common.image_names import AnnotationError, ImageNames, OnUnknown, without_suffixes
 from common.images import read_mask
 from common.notices import notice
@@ -305,8 +306,8 @@ def find_masks(folder: Path, names: ImageNames, *, resize: bool = False) -> Mask
             f"No image in the folder of masks {folder}. Pass a folder of masks that are named like "
             f"the images, or a CSV file of boxes. {found.summary()}"
         )
-    for file in files:
-        image = _image_of_mask(file.relative_to(folder).as_posix(), names, folder)
+    for file in itertools.chain.from_iterable(_masks_of(file, folder, names) for file in files):
+        image = names.match(_meant(file.relative_to(folder).as_posix(), names), str(folder))
         if image is None:
             skipped.append(str(file))
             continue
@@ -318,13 +319,26 @@ def find_masks(folder: Path, names: ImageNames, *, resize: bool = False) -> Mask
     return MaskAnnotations(folder, of_image, _log_skipped(folder, skipped), resize)
 
 
-def _image_of_mask(name: str, names: ImageNames, folder: Path) -> str | None:
-    """The image that a mask file is of; None for an unknown one that is to be skipped."""
+def _meant(name: str, names: ImageNames) -> str:
+    """The name of a mask's image: its own, or without _mask or the like where that is known."""
     ending = MASK_ENDING.fullmatch(without_suffixes(name))
     bare = f"{ending[1]}{ending[2] or ''}" if ending else name
-    if not names.knows(name) and names.knows(bare):
-        name = bare
-    return names.match(name, str(folder))
+    return bare if not names.knows(name) and names.knows(bare) else name
+
+
+def _masks_of(file: Path, folder: Path, names: ImageNames) -> Sequence[Path]:
+    """A mask file, or of one with a slice for each slice of a volume those that images have.
+
+    All of them where no image has one, so that the first is named as unknown.
+    """
+    masks = with_slices([file])
+    if len(masks) == 1:
+        return masks
+    of = {mask: _meant(mask.relative_to(folder).as_posix(), names) for mask in masks}
+    used = [mask for mask in masks if names.knows(of[mask])]
+    if used and len(used) < len(masks):
+        LOG.info("%s: %d of its %d slices are of images here", file, len(used), len(masks))
+    return used or masks
 
 
 def _log_skipped(path: Path, skipped: Sequence[str]) -> tuple[str, ...]:

@@ -220,9 +220,11 @@ def given_settings(
         if isinstance(value, str):
             given |= given_by_word(cls, key, value, f"--{name}")
         elif isinstance(value, list):
-            words = [unquoted(word) for word in value]
-            nothing = may_be_none(leaf_types(cls)[key]) and [is_nothing(w) for w in words] == [True]
-            given[key] = (None if nothing else words, f"--{name}")
+            words, annotation = [unquoted(word) for word in value], leaf_types(cls)[key]
+            nothing = may_be_none(annotation) and [is_nothing(w) for w in words] == [True]
+            by_name = len(words) == 1 and words[0] in words_of(annotation)
+            read = words[0] if by_name else words
+            given[key] = (None if nothing else read, f"--{name}")
         elif value is not None:  # a switch
             given[key] = (value, f"--{name}")
     return given

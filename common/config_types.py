@@ -138,6 +138,14 @@ Samples = Annotated[int, AtLeast(1, 10**4)]
 """How often one image, window or picture is repeated."""
 Processes = Annotated[int, AtLeast(0, 1024)]
 ClassNumber = Annotated[int, AtLeast(0, 10**6)]
+SliceRule = Annotated[
+    str, TextRule("all|middle|every_[1-9][0-9]{0,5}", "must be all, middle or every_N, as every_5")
+]
+"""Which slices of a volume are used; see `common.volumes.chosen_slices`."""
+Level = Annotated[float, Range(-(10**9), 10**9)]
+"""The centre of a window of grey values, in a file's own values."""
+Width = Annotated[float, Range(1e-9, 10**9)]
+"""The width of such a window."""
 WhiteValue = Annotated[int, AtLeast(1, 2**32)]
 """A stored pixel value."""
 

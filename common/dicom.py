@@ -1,60 +1,148 @@
 """DICOM files to grey or RGB images in [0, 1], as a viewer would show them."""
 
+import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from common.image_files import READ_ERRORS, ImageError, check_samples, open_regular
+from common.grey_range import (
+    PERCENTILES,
+    Window,
+    in_range,
+    percentile_range,
+    range_of,
+    volume_range,
+)
+from common.image_files import READ_ERRORS, ImageError, check_samples, open_regular, slice_number
 from common.notices import notice
+from common.volumes import split_slice
 
-PERCENTILES = (0.1, 99.9)
-"""Percentiles of a slice that become black and white where its file says nothing of a window."""
+MAX_FRAMES = 100_000
+"""A file that claims more frames is damaged."""
 Modality = Callable[[np.ndarray], np.ndarray]
 
 
-def read_dicom(path: Path, *, force: bool = False) -> np.ndarray:
-    """Reads a DICOM file of one frame: grey (H, W) or RGB (H, W, 3), float32 in [0, 1].
+def count_frames(path: Path, *, force: bool = False) -> int:
+    """Frames of a DICOM file, by its header, at least 1. Raises ImageError, naming the file.
 
-    Grey: the modality's table or rescaling, then the first usable window, else the first VOI table,
-    else the smallest and largest pixel value that the file names, else percentiles 0.1 and 99.9 of
-    the slice. MONOCHROME1 (0 is white) and presentation shape INVERSE are inverted, so that larger
-    is brighter. Padding is 0. Colour: palettes are looked up, YBR is turned into RGB.
+    force: read it without preamble.
+    """
+    with _named_errors(path), open_regular(path) as file:
+        import pydicom
+
+        tags: list[Any] = ["NumberOfFrames"]
+        header = pydicom.dcmread(file, stop_before_pixels=True, force=force, specific_tags=tags)
+        return _frames_of(header)
+
+
+def _frames_of(dataset: Any) -> int:
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    if frames > MAX_FRAMES:
+        raise ValueError(f"it claims {frames} frames")
+    return max(1, frames)
+
+
+def read_dicom(path: Path, *, force: bool = False, window: Window = "auto") -> np.ndarray:
+    """Reads a DICOM image or one frame of several: grey (H, W) or RGB (H, W, 3), in [0, 1] float32.
+
+    path: that of the file, or of one of its frames (common.volumes); no other frame is decoded.
+    Grey: the modality's table or rescaling, then `window`. auto: the first usable window, else the
+    first VOI table, else the smallest and largest pixel value that a file of one frame names, else
+    percentiles 0.1 and 99.9 of the slice, or of all frames. (level, width): those, in the
+    modality's values (CT: Hounsfield units). percentile: percentiles, whatever the file says.
+    MONOCHROME1 (0 is white) and presentation shape INVERSE are inverted, so that larger is
+    brighter. Padding is 0. Colour: palettes are looked up, YBR is turned into RGB, no window.
     force: read it without preamble (check that it begins as DICOM does). Raises ImageError, naming
     the file, where it cannot be read.
     """
-    try:
+    with _named_errors(path):
         import pydicom
+
+        file_path, number = split_slice(path)
+        with open_regular(file_path) as file:
+            dataset = pydicom.dcmread(file, force=force, stop_before_pixels=number is not None)
+            frame = _check_size(dataset, path)
+            _name_transfer_syntax(dataset)
+            if number is None:
+                return _displayed(_Frame(dataset, dataset.pixel_array, frame, path), window)
+            if dataset.file_meta.TransferSyntaxUID.is_deflated:  # no frame lies at a known place
+                file.seek(0)
+                dataset = pydicom.dcmread(file, force=force)
+            read = functools.partial(_frame_pixels, dataset, file)
+            found = _Frame(dataset, read(frame), frame, path, read)
+            return _displayed(found, window)
+
+
+def _frame_pixels(dataset: Any, file: BinaryIO, frame: int) -> np.ndarray:
+    """Stored values of one frame, (H, W) or (H, W, 3)."""
+    from pydicom.pixels import pixel_array
+
+    if "PixelData" in dataset:
+        return pixel_array(dataset, index=frame)
+    syntax = dataset.file_meta.TransferSyntaxUID
+    return pixel_array(file, index=frame, transfer_syntax_uid=syntax)
+
+
+@contextlib.contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """Turns what goes wrong into an ImageError that names the file."""
+    try:
+        import pydicom  # noqa: F401
         from pydicom.errors import BytesLengthException, InvalidDicomError
     except ImportError as error:
         raise ImageError(f"{path} needs pydicom to be read: pip install pydicom") from error
     try:
-        with open_regular(path) as file:
-            dataset = pydicom.dcmread(file, force=force)
-        _check_size(dataset, path)
-        _name_transfer_syntax(dataset)
-        return _displayed(dataset, dataset.pixel_array, path)
+        yield
     except (*READ_ERRORS, ImportError, InvalidDicomError, BytesLengthException) as error:
         reason = " ".join(str(error).split()) or type(error).__name__  # pydicom's has many lines
         raise ImageError(
             f"Cannot read the DICOM file {path}: {reason}. Remove or "
             "replace it; for compressed pixel data install pydicom's decoders: "
-            "pip install pylibjpeg[all]"
+            "pip install pylibjpeg-openjpeg pyjpegls python-gdcm"
         ) from error
 
 
-def _check_size(dataset: Any, path: Path) -> None:
-    """Refuses files of several frames and beyond common.image_files.MAX_SAMPLES."""
-    frames = int(dataset.get("NumberOfFrames") or 1)
-    if frames > 1:
-        raise ImageError(f"{path} has {frames} frames; expected 1: save one file per frame.")
+def _check_size(dataset: Any, path: Path) -> int:
+    """The frame that a path names. Refuses sizes beyond common.image_files.MAX_SAMPLES."""
+    frame = slice_number(path, range(_frames_of(dataset)), "frames")
     if "Rows" not in dataset or "Columns" not in dataset:
         kind = str(getattr(dataset.get("SOPClassUID"), "name", "unknown"))[:64]
         raise ImageError(f"{path} holds no image (its kind is {kind!r}). Remove it.")
     samples = int(dataset.get("SamplesPerPixel") or 1)
     check_samples(int(dataset.Rows), int(dataset.Columns), samples)
+    return frame
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """One frame of a dataset."""
+
+    dataset: Any
+    pixels: np.ndarray
+    """Its stored values, (H, W) or (H, W, 3)."""
+    number: int
+    path: Path
+    """For messages."""
+    read: Callable[[int], np.ndarray] | None = None
+    """Stored values of any frame, where there are several."""
+
+    def places(self) -> Iterator[Any]:
+        """Where its attributes may stand: its own groups, the shared ones, then the top level."""
+        own = list(self.dataset.get("PerFrameFunctionalGroupsSequence") or ())
+        shared = list(self.dataset.get("SharedFunctionalGroupsSequence") or ())
+        for group in (*own[self.number : self.number + 1], *shared):
+            for macro in ("FrameVOILUTSequence", "PixelValueTransformationSequence"):
+                yield from group.get(macro) or ()
+        yield self.dataset
+
+    def other(self, number: int) -> "_Frame":
+        """Another frame of its dataset."""
+        return replace(self, number=number, pixels=self.read(number))
 
 
 def _name_transfer_syntax(dataset: Any) -> None:
@@ -67,8 +155,9 @@ def _name_transfer_syntax(dataset: Any) -> None:
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
 
 
-def _displayed(dataset: Any, pixels: np.ndarray, path: Path) -> np.ndarray:
-    """Stored values of a dataset to (H, W) or (H, W, 3) in [0, 1]."""
+def _displayed(frame: _Frame, window: Window) -> np.ndarray:
+    """Stored values of a frame to (H, W) or (H, W, 3) in [0, 1]."""
+    dataset, pixels, path = frame.dataset, frame.pixels, frame.path
     kind = str(dataset.PhotometricInterpretation).strip()
     tables = ("RedPaletteColorLookupTableDescriptor", "PaletteColorLookupTableUID")
     if kind == "PALETTE COLOR" and any(key in dataset for key in tables):
@@ -83,8 +172,8 @@ def _displayed(dataset: Any, pixels: np.ndarray, path: Path) -> np.ndarray:
             f"{path}: cannot show {kind} with pixels {pixels.shape}; expected MONOCHROME1, "
             "MONOCHROME2, PALETTE COLOR, RGB or YBR."
         )
-    padding = _padding(dataset, pixels, path)
-    unit = _windowed(dataset, pixels, padding, path)
+    padding = _padding(frame)
+    unit = _windowed(frame, padding, window)
     # One inversion, not two: MONOCHROME1 of a radiograph demands the shape INVERSE.
     shape = str(dataset.get("PresentationLUTShape", "")).strip().upper()
     if kind == "MONOCHROME2" and shape == "INVERSE":
@@ -100,8 +189,9 @@ def _colour(pixels: np.ndarray, white: int) -> np.ndarray:
     return (pixels.astype(np.float32) / np.float32(white)).clip(0, 1)
 
 
-def _padding(dataset: Any, pixels: np.ndarray, path: Path) -> np.ndarray:
+def _padding(frame: _Frame) -> np.ndarray:
     """Where pixels are padding, (H, W) bool."""
+    dataset, pixels = frame.dataset, frame.pixels
     value, limit = (dataset.get(key) for key in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
     if value in (None, "") or pixels.dtype.kind not in "iu":
         return np.zeros(pixels.shape, dtype=bool)
@@ -112,45 +202,51 @@ def _padding(dataset: Any, pixels: np.ndarray, path: Path) -> np.ndarray:
     if padding.any():
         notice(
             "DICOM padding made black",
-            f"{path}: {padding.mean():.1%} of its pixels are padding ({low} to {high}): black",
+            f"{frame.path}: {padding.mean():.1%} of its pixels are padding ({low} to {high}): "
+            "black",
         )
     return padding
 
 
-def _windowed(dataset: Any, pixels: np.ndarray, padding: np.ndarray, path: Path) -> np.ndarray:
+def _windowed(frame: _Frame, padding: np.ndarray, window: Window) -> np.ndarray:
     """Grey values (H, W) in [0, 1], float64, 0 = the smallest value the window shows."""
-    modality = _modality(dataset, path)
-    values = modality(pixels)
+    values = _modality(frame)(frame.pixels)
     if not np.isfinite(values).all():
-        raise ImageError(f"{path} holds pixels that are not finite. Remove or replace it.")
-    if (window := _window(dataset, path)) is not None:
+        raise ImageError(f"{frame.path} holds pixels that are not finite. Remove or replace it.")
+    if isinstance(window, tuple):
+        return in_range(values, *range_of(window))
+    if window == "auto" and (view := _window(frame)) is not None:
         from pydicom.pixels import apply_windowing
 
         with np.errstate(over="ignore"):  # exp of far below a narrow sigmoid: infinite, so 0
-            return apply_windowing(values, window)
-    if dataset.get("VOILUTSequence"):
+            return apply_windowing(values, view)
+    tables = frame.dataset.get("VOILUTSequence")
+    if window == "auto" and tables:
         # the table is indexed by rescaled values; one that rescaling makes fractional is rounded
-        found, bits = _look_up(np.rint(values).astype(np.int64), dataset.VOILUTSequence[0])
+        found, bits = _look_up(np.rint(values).astype(np.int64), tables[0])
         return (found / (2.0**bits - 1)).clip(0, 1)
-    ranges = _ranges(dataset, pixels[~padding], values[~padding], modality)
+    ranges = _ranges(frame, padding, values, window)
     low, high, source = next(found for found in ranges if found[0] < found[1])
-    notice(
-        "DICOM without a window",
-        f"{path} names no usable window: {low:g} is shown black and {high:g} white, {source}",
-    )
-    return ((values - low) / (high - low)).clip(0, 1)
+    if window == "auto":
+        notice(
+            "DICOM without a window",
+            f"{frame.path} names no usable window: {low:g} is shown black and {high:g} white, "
+            f"{source}",
+        )
+    return in_range(values, low, high)
 
 
-def _modality(dataset: Any, path: Path) -> Modality:
+def _modality(frame: _Frame) -> Modality:
     """What makes the modality's values, float64, of stored ones: a table, or slope and intercept.
 
     Raises ImageError where the slope or the intercept makes no picture.
     """
-    if tables := dataset.get("ModalityLUTSequence"):
+    path = frame.path
+    if tables := frame.dataset.get("ModalityLUTSequence"):
         return lambda pixels: _look_up(pixels.astype(np.int64), tables[0])[0].astype(np.float64)
     numbers = {"RescaleSlope": 1.0, "RescaleIntercept": 0.0}
     for keyword, default in numbers.items():
-        stated = (place.get(keyword) for place in _places(dataset))
+        stated = (place.get(keyword) for place in frame.places())
         value = next((value for value in stated if value not in (None, "")), default)
         numbers[keyword] = float(value)
         if not math.isfinite(numbers[keyword]):
@@ -161,15 +257,6 @@ def _modality(dataset: Any, path: Path) -> Modality:
             f"{path}: RescaleSlope is 0, which makes all pixels the same. Correct or remove it."
         )
     return lambda pixels: pixels * slope + intercept
-
-
-def _places(dataset: Any) -> Iterator[Any]:
-    """Where a frame's attributes may stand: its own groups, the shared ones, then the top level."""
-    for groups in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
-        for group in dataset.get(groups) or ():
-            for macro in ("FrameVOILUTSequence", "PixelValueTransformationSequence"):
-                yield from group.get(macro) or ()
-    yield dataset
 
 
 def _look_up(values: np.ndarray, item: Any) -> tuple[np.ndarray, int]:
@@ -190,11 +277,12 @@ def _look_up(values: np.ndarray, item: Any) -> tuple[np.ndarray, int]:
     return table[np.clip(values - first, 0, length - 1)], bits
 
 
-def _window(dataset: Any, path: Path) -> Any | None:
-    """The first usable window of the file, as pydicom's apply_windowing takes it; None without."""
+def _window(frame: _Frame) -> Any | None:
+    """The first usable window of a frame, as pydicom's apply_windowing takes it; None without."""
     from pydicom.dataset import Dataset
 
-    for place in _places(dataset):
+    path = frame.path
+    for place in frame.places():
         centres, widths = (_numbers(place.get(key)) for key in ("WindowCenter", "WindowWidth"))
         windows = list(zip(centres, widths, strict=False))
         for centre, width in windows:
@@ -238,30 +326,52 @@ def _numbers(value: Any) -> list[float]:
 
 
 def _ranges(
-    dataset: Any, pixels: np.ndarray, values: np.ndarray, modality: Modality
+    frame: _Frame, padding: np.ndarray, values: np.ndarray, window: Window
 ) -> Iterator[tuple[float, float, str]]:
     """Values to show as black and white without a window, and what they are: best ones first.
 
-    pixels, values: those that are no padding, as stored and the modality's, (n,). A range whose low
-    is not below its high is of no use; the last one always is.
+    padding, values: (H, W), the modality's. A range whose low is not below its high is of no use;
+    the last one always is.
     """
+    dataset, modality = frame.dataset, _modality(frame)
+    pixels, values = frame.pixels[~padding], values[~padding]
     integers = pixels.dtype.kind in "iu"
-    named = [dataset.get(f"{which}ImagePixelValue") for which in ("Smallest", "Largest")]
-    by_table = bool(dataset.get("ModalityLUTSequence"))
-    if pixels.size and integers and not by_table and None not in named:
-        ends = np.array([int(end) for end in named], dtype=np.int64).astype(pixels.dtype)
-        first, smallest, largest, last = map(int, (ends[0], pixels.min(), pixels.max(), ends[1]))
-        # pixels that are beyond, or fill less than half of it: it is of another image
-        if first <= smallest <= largest <= last and 2 * (largest - smallest) > last - first:
-            low, high = np.sort(modality(ends))
-            yield low, high, "the smallest and largest pixel value that it names"
+    if frame.read is not None:
+        yield from _range_of_all(frame)
+    elif pixels.size and integers and window == "auto":
+        yield from _named_range(dataset, pixels, modality)
     if pixels.size:
-        low = np.percentile(values, PERCENTILES[0], method="lower")
-        high = np.percentile(values, PERCENTILES[1], method="higher")
-        yield low, high, f"percentiles {PERCENTILES} of its own pixels"
+        yield *percentile_range(values), f"percentiles {PERCENTILES} of its own pixels"
     if integers:
         bits = int(dataset.BitsStored)
         smallest = -(2 ** (bits - 1)) if pixels.dtype.kind == "i" else 0
         low, high = np.sort(modality(np.array([smallest, smallest + 2**bits - 1])))
         yield low, high if low < high else low + 1, "the range of its stored bits"
     yield 0.0, 1.0, "the range of no pixels that differ"
+
+
+def _range_of_all(frame: _Frame) -> Iterator[tuple[float, float, str]]:
+    """The percentiles of all frames together."""
+
+    def values_of(number: int) -> np.ndarray:
+        other = frame.other(number)
+        return _modality(other)(other.pixels)[~_padding(other)]
+
+    numbers, errors = range(_frames_of(frame.dataset)), (*READ_ERRORS, ImageError)
+    if (found := volume_range(frame.path, numbers, values_of, errors)) is not None:
+        yield *found, f"percentiles {PERCENTILES} of its frames"
+
+
+def _named_range(
+    dataset: Any, pixels: np.ndarray, modality: Modality
+) -> Iterator[tuple[float, float, str]]:
+    """The smallest and largest value that the file names, where its pixels are of that image."""
+    named = [dataset.get(f"{which}ImagePixelValue") for which in ("Smallest", "Largest")]
+    if dataset.get("ModalityLUTSequence") or None in named:
+        return
+    ends = np.array([int(end) for end in named], dtype=np.int64).astype(pixels.dtype)
+    first, smallest, largest, last = map(int, (ends[0], pixels.min(), pixels.max(), ends[1]))
+    # pixels that are beyond, or fill less than half of it: it is of another image
+    if first <= smallest <= largest <= last and 2 * (largest - smallest) > last - first:
+        low, high = np.sort(modality(ends))
+        yield low, high, "the smallest and largest pixel value that it names"

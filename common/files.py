@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from common.volumes import split_slice
+
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Full disk, used-up quota, largest size of a file."""
 ESCAPE = re.compile(r"\\x([0-9a-f]{2})")
@@ -125,13 +127,18 @@ def name_limit(folder: Path) -> int:
 def file_stems(images: Iterable[str], longest: int = USUAL_LIMIT) -> dict[str, str]:
     """Image name -> start of its files' names: the name without its suffix and with __ for /.
 
-    Where two images would share it (scan.png and scan.tif), theirs keep the suffix. No two are the
-    same, even where a file system tells neither case nor composed characters apart. A stem that is
-    still shared, would be longer than `longest` bytes, hidden, or not printable, is made safe and
-    ends in a hash of the image's name.
+    Where two images would share it (scan.png and scan.tif), theirs keep the suffix; so do slices,
+    as scan.dcm#017. No two are the same, even where a file system tells neither case nor composed
+    characters apart. A stem that is still shared, would be longer than `longest` bytes, hidden, or
+    not printable, is made safe and ends in a hash of the image's name.
     """
     whole = {image: image.replace("/", "__") for image in images}
-    short = {image: PurePosixPath(name).with_suffix("").name for image, name in whole.items()}
+    short = {
+        image: name
+        if split_slice(image)[1] is not None
+        else PurePosixPath(name).with_suffix("").name
+        for image, name in whole.items()
+    }
     count = Counter(map(_folded, short.values()))
     stems = {i: short[i] if count[_folded(short[i])] == 1 else whole[i] for i in whole}
     hashed = {

@@ -12,6 +12,7 @@ import stat
 import struct
 import warnings
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -21,6 +22,7 @@ from PIL import ExifTags, Image
 
 from common.errors import UserError
 from common.notices import notice
+from common.volumes import slice_path, split_slice
 
 if TYPE_CHECKING:
     import tifffile  # few sets have such files, and it takes half a second
@@ -29,6 +31,7 @@ DICOM_SUFFIXES = (".dcm", ".dicom")
 IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".tif", ".tiff"),
     *DICOM_SUFFIXES,
+    *(".nii", ".nii.gz", ".nrrd"),
 )
 PILLOW_FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "GIF", "WEBP", "JPEG2000")
 """Formats that Pillow may decode: pixel formats alone, none that runs another program."""
@@ -48,8 +51,13 @@ MAGIC = {
     "gif": rb"GIF8[79]a",
     "webp": rb"RIFF.{4}WEBP",
     "jpeg2000": rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
+    "nifti": rb".{344}n\+1\0|.{4}n\+2\0\r\n\x1a\n",
+    "nrrd": rb"NRRD000[1-9]",
 }
-"""How files of each format begin."""
+"""How files of each format begin; NIfTI also compressed by gzip."""
+GZIP = b"\x1f\x8b"
+J2K_BEGIN = b"\xff\x4f\xff\x51"
+"""First markers of a JPEG 2000 codestream, which may lie in a box of a file."""
 DICOM_DIRECTORY = b"1.2.840.10008.1.3.10\0"
 """Class of a DICOMDIR, the index of a medium: DICOM, but no image."""
 LARGEST_COMPRESSION = 2000
@@ -101,7 +109,41 @@ def file_format(path: Path) -> str | None:
         raise _unreadable(path, error) from error
     if DICOM_DIRECTORY in head:
         return None
+    if head.startswith(GZIP):
+        return "nifti" if re.match(MAGIC["nifti"], gunzipped(head), re.DOTALL) else None
     return next((name for name, begin in MAGIC.items() if re.match(begin, head, re.DOTALL)), None)
+
+
+def gunzipped(begin: bytes) -> bytes:
+    """The beginning of a file as far as its first bytes tell, uncompressed where it is gzip."""
+    if not begin.startswith(GZIP):
+        return begin
+    try:
+        return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(begin, HEAD_BYTES)
+    except zlib.error:
+        return b""
+
+
+def slice_number(path: Path, numbers: Sequence[int], what: str) -> int:
+    """The number that a path names among those of its file's slices; that of an only one.
+
+    what: what the file's slices are called: frames, pages, slices. Raises ImageError, naming file
+    and number, where it names none of them, or none at all.
+    """
+    file, number = split_slice(path)
+    if number is None and len(numbers) == 1:
+        return numbers[0]
+    ends = [slice_path(file, end).name for end in (numbers[0], numbers[-1])]
+    if number is None:
+        raise ImageError(
+            f"{path} has {len(numbers)} {what}; expected 1: name one of them, {' to '.join(ends)}."
+        )
+    if number not in numbers:
+        raise ImageError(
+            f"{path}: {file.name} has no such slice; it has {len(numbers)} {what}, "
+            f"{' to '.join(ends)}."
+        )
+    return number
 
 
 def is_lossy(path: Path) -> bool:
@@ -110,6 +152,7 @@ def is_lossy(path: Path) -> bool:
     So with JPEG, also in TIFF, lossy WebP, and JPEG 2000, whose files seldom tell.
     Raises ImageError, naming the file, where it cannot be opened.
     """
+    path, _ = split_slice(path)
     kind = file_format(path)
     with open_regular(path) as file:
         if kind == "webp":
@@ -133,21 +176,29 @@ def open_regular(path: Path) -> BinaryIO:
 def read_pixels(path: Path) -> np.ndarray:
     """Stored values of a file as a viewer turns them, in the file's own number type.
 
+    path: that of the file or, of a TIFF of several pages, of one of them.
     (H, W) or (H, W, samples): grey, grey and alpha, RGB, or RGB and alpha. Palettes are looked up,
     CMYK and YCbCr turned into RGB. Raises ImageError, naming the file.
     """
+    file_path, number = split_slice(path)
+    page = 0
     try:
-        with open_regular(path) as file, warnings.catch_warnings():
+        with open_regular(file_path) as file, warnings.catch_warnings():
             # scans of 10 000 x 10 000 pixels are no attack; twice that still is an error
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            if file_format(path) == "tiff":
-                deep = _read_deep_tiff(file, path)
+            kind = file_format(file_path)
+            if kind == "tiff":
+                deep, page = _read_deep_tiff(file, path)
                 if deep is not None:
                     return _turned(*deep, path)
                 file.seek(0)
+            elif number:
+                slice_number(path, range(1), "picture")
             # From an open file: a TIFF that Pillow maps into memory comes with its rows torn where
             # its orientation swaps height and width.
             with Image.open(file, formats=PILLOW_FORMATS) as image:
+                if page:
+                    image.seek(page)
                 return _decode(image, file, path)
     except READ_ERRORS as error:
         raise _unreadable(path, error) from error
@@ -157,7 +208,7 @@ def _unreadable(path: Path, error: BaseException) -> ImageError:
     """The error of a file that could not be read, without a repetition of its name."""
     reason = f"{error or type(error).__name__}. Remove the file or replace it."
     if isinstance(error, Image.UnidentifiedImageError):
-        size = path.stat().st_size
+        size = split_slice(path)[0].stat().st_size
         reason = f"no image format recognised ({size} bytes). Remove the file or replace it."
     elif isinstance(error, FileNotFoundError):
         reason = "there is no such file."
@@ -169,9 +220,9 @@ def _unreadable(path: Path, error: BaseException) -> ImageError:
 def _decode(image: Image.Image, file: BinaryIO, path: Path) -> np.ndarray:
     """Decodes what Pillow opened from the file."""
     frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":
+    if frames > 1 and image.format not in ("MPO", "TIFF"):
         raise ImageError(f"{path} has {frames} frames; expected 1: save one file per frame.")
-    if frames > 1:  # a camera's
+    if frames > 1 and image.format == "MPO":  # a camera's
         notice(
             "first of several pictures in a JPEG taken",
             f"{path} holds {frames} pictures: the first is taken",
@@ -190,6 +241,10 @@ def _decode(image: Image.Image, file: BinaryIO, path: Path) -> np.ndarray:
             "orientation tag unreadable",
             f"{path}: its EXIF data cannot be read ({error}), so it is taken to be upright",
         )
+    if image.format == "JPEG2000":
+        file.seek(0)
+        if (deep := _read_deep_jpeg2000(file.read())) is not None:
+            return _turned(deep, orientation, path)
     if image.format == "PNG":
         file.seek(0)
         head = file.read(26)
@@ -233,8 +288,55 @@ def _note_white_as_zero(photometric: int | None, path: Path) -> None:
         notice("TIFF with white as zero inverted", f"{path} stores white as 0: inverted")
 
 
-def _read_deep_tiff(file: BinaryIO, path: Path) -> tuple[np.ndarray, int] | None:
-    """Values (H, W) or (H, W, samples) of a TIFF file and its orientation tag, 1 to 8.
+def _read_deep_jpeg2000(data: bytes) -> np.ndarray | None:
+    """Values of a JPEG 2000 file; None up to 8 bits, to which Pillow reduces deeper colours.
+
+    Of 16 bits in their own type; other depths, such as 12 bits, are floats in [0, 1].
+    """
+    from pydicom.pixels.utils import get_j2k_parameters  # few sets have such files
+
+    facts = get_j2k_parameters(data[data.find(J2K_BEGIN) :])
+    bits = facts.get("precision", 8)
+    if bits <= 8:
+        return None
+    pixels = imagecodecs.jpeg2k_decode(data)
+    if bits == 16 or facts["is_signed"]:
+        return pixels
+    return (pixels / (2.0**bits - 1)).astype(np.float32)
+
+
+def tiff_pages(path: Path) -> Sequence[int]:
+    """Numbers, from 0, of a TIFF's pages that are pictures of their own. Raises ImageError.
+
+    The others are smaller copies, as viewers show for a preview, and transparency masks.
+    """
+    import tifffile
+
+    try:
+        with open_regular(path) as file, tifffile.TiffFile(file) as tiff:
+            return _own_pages(tiff, path)
+    except (*READ_ERRORS, tifffile.TiffFileError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _own_pages(tiff: "tifffile.TiffFile", path: Path) -> list[int]:
+    flags = [(page.is_reduced or page.is_mask) for page in tiff.pages]
+    hidden = int((tiff.imagej_metadata or {}).get("images", 1)) if tiff.is_imagej else 1
+    if hidden > len(flags) == 1:
+        raise ValueError(
+            f"its {hidden} pages follow each other as ImageJ alone reads; save it anew"
+        )
+    if any(flags):
+        notice(
+            "smaller copies in a TIFF passed over",
+            f"{path}: {sum(flags)} of its {len(flags)} pages are smaller copies or transparency "
+            "masks: passed over",
+        )
+    return [number for number, is_other in enumerate(flags) if not is_other] or [0]
+
+
+def _read_deep_tiff(file: BinaryIO, path: Path) -> tuple[tuple[np.ndarray, int] | None, int]:
+    """Values (H, W) or (H, W, samples) of a TIFF file and its orientation tag; and the page read.
 
     Of whole bytes in their own type; other depths, such as 12 bits, are floats in [0, 1]. None for
     a sound file of up to 8 unsigned bits, which Pillow reads; it reduces deeper ones to 8 bits.
@@ -244,14 +346,16 @@ def _read_deep_tiff(file: BinaryIO, path: Path) -> tuple[np.ndarray, int] | None
 
     try:
         with tifffile.TiffFile(file) as tiff:
-            if len(tiff.pages) != 1:
-                raise ImageError(
-                    f"{path} has {len(tiff.pages)} pages; expected 1: save one file per page."
-                )
-            page = tiff.pages.first
+            number = slice_number(path, _own_pages(tiff, path), "pages")
+            page = tiff.pages[number]
             _check_tiff_parts(page, tiff.filehandle.size)
+            if page.samplesperpixel > 4:
+                raise ValueError(
+                    f"it has {page.samplesperpixel} samples per pixel; expected 1 to 4: grey or "
+                    "RGB, and alpha"
+                )
             if page.bitspersample <= 8 and page.sampleformat != tifffile.SAMPLEFORMAT.INT:
-                return None
+                return None, number
             grey = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK)
             if page.photometric not in (*grey, PHOTOMETRIC.RGB):
                 raise ValueError(
@@ -270,7 +374,7 @@ def _read_deep_tiff(file: BinaryIO, path: Path) -> tuple[np.ndarray, int] | None
     if pixels.dtype.kind in "uf" and page.photometric == PHOTOMETRIC.MINISWHITE:
         _note_white_as_zero(page.photometric, path)
         pixels = (1 if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max) - pixels
-    return pixels, orientation
+    return (pixels, orientation), number
 
 
 def _check_tiff_parts(page: "tifffile.TiffPage", file_bytes: int) -> None:

@@ -13,7 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NoReturn, get_args
 
-from common.image_files import IMAGE_SUFFIXES, ImageError, looks_like_image
+from common.dicom import count_frames
+from common.image_files import (
+    DICOM_SUFFIXES,
+    IMAGE_SUFFIXES,
+    ImageError,
+    file_format,
+    looks_like_image,
+    tiff_pages,
+)
+from common.volume_files import count_slices
+from common.volumes import chosen_slices, slice_path
 
 LOG = logging.getLogger(__name__)
 SYSTEM_FOLDERS = (
@@ -22,6 +32,8 @@ SYSTEM_FOLDERS = (
 )
 """Folders that systems make beside the user's own, in lower case; so are all with a leading dot."""
 SYSTEM_FILES = (".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini", "dicomdir")
+VOLUME_SUFFIXES = (*DICOM_SUFFIXES, ".tif", ".tiff", ".nii", ".nii.gz", ".nrrd")
+"""Suffixes of files that may hold several slices."""
 COPY_SUFFIXES = ("~", ".tmp", ".part", ".partial", ".crdownload", ".download", ".bak", ".orig")
 """Endings of half-written files and safety copies, which may hold an image."""
 SHOWN = 3
@@ -110,8 +122,11 @@ def list_images(
     *,
     on_bad: Literal["skip", "error"] = "skip",
     remedy: str = "pass one of those, or move their images up",
+    slices: str = "all",
 ) -> list[Path]:
-    """The image files of a folder, sorted; with recursive also those of its subfolders.
+    """The images of a folder, sorted; with recursive also those of its subfolders.
+
+    Files of several slices are listed slice by slice; slices: which of them, see common.volumes.
 
     Logs what was passed over. on_bad: error refuses files with an image's name that are empty,
     unreadable, broken links or no files. remedy: what the user can do where images lie in
@@ -127,7 +142,7 @@ def list_images(
         )
     if found.files:
         found.report()
-        return found.files
+        return with_slices(found.files, slices)
     passed_over = f" {found.summary()}." if found.passed_over else ""
     hint = ""
     if not recursive and find_images(folder, recursive=True).files:
@@ -136,6 +151,45 @@ def list_images(
         f"No image in {shown(str(folder))}. Expected files that end in "
         f"{', '.join(IMAGE_SUFFIXES)}.{passed_over}{hint}"
     )
+
+
+def with_slices(files: Iterable[Path], which: str = "all") -> list[Path]:
+    """The images that files hold: themselves, or their slices; see common.volumes.
+
+    which: all, middle or every_N, of the slices of each file. Only files that may hold several are
+    opened, and of those the headers alone; of one whose header is damaged, reading says why.
+    Raises ImageError where a slice has the name of a file beside it.
+    """
+    images: list[Path] = []
+    for file in files:
+        numbers = slice_numbers(file)
+        if len(numbers) < 2:
+            images.append(file)
+            continue
+        chosen = [numbers[place] for place in chosen_slices(len(numbers), which)]
+        slices = [slice_path(file, number) for number in chosen]
+        if taken := next((path for path in slices if os.path.lexists(path)), None):
+            raise ImageError(
+                f"{taken} is a file, and {file.name} has a slice of that name. Rename it."
+            )
+        images += slices
+    return images
+
+
+def slice_numbers(file: Path) -> Sequence[int]:
+    """Numbers of a file's slices, by its header; of what has no slices, or is damaged, [0]."""
+    lower = file.name.lower()
+    if lower.endswith(IMAGE_SUFFIXES) and not lower.endswith(VOLUME_SUFFIXES):
+        return range(1)
+    try:
+        kind = file_format(file)
+        if kind == "dicom" or (kind is None and lower.endswith(DICOM_SUFFIXES)):
+            return range(count_frames(file, force=kind == "dicom"))
+        if kind == "tiff":
+            return tiff_pages(file)
+        return range(count_slices(file) if kind in ("nifti", "nrrd") else 1)
+    except ImageError:
+        return range(1)
 
 
 def find_images(folder: Path, recursive: bool) -> ImageFolder:

@@ -4,6 +4,7 @@ N images, C = 3 channels, H W pixels; images are float32 in [0, 1].
 """
 
 import copy
+import functools
 import hashlib
 import itertools
 import logging
@@ -31,10 +32,12 @@ from common.datasets import (
     read_medmnist,
 )
 from common.datasets.archives import is_unsorted
+from common.grey_range import Window
 from common.image_files import IMAGE_SUFFIXES, ImageError, open_regular
-from common.image_folders import ImageFolder, find_images, subfolder_names
+from common.image_folders import ImageFolder, find_images, subfolder_names, with_slices
 from common.image_names import composed
 from common.images import read_image
+from common.volumes import split_slice
 
 LOG = logging.getLogger(__name__)
 SAMPLE = 4096
@@ -69,6 +72,8 @@ class ImageSet(Dataset[Sample]):
     refuse_grey: bool = False
     white_value: int | None = None
     """The stored value that means white in files, as read_image takes it."""
+    window: Window = "auto"
+    """What files show black and white, as read_image takes it."""
     remedies: Remedies = NO_REMEDIES
 
     def __post_init__(self) -> None:
@@ -93,7 +98,7 @@ class ImageSet(Dataset[Sample]):
         if isinstance(item, np.ndarray):
             pixels = item if item.ndim == 3 else np.repeat(item[:, :, None], 3, axis=2)
             return torch.from_numpy(pixels.transpose(2, 0, 1).copy()).float() / 255
-        image = read_image(item, white_value=self.white_value)
+        image = read_image(item, white_value=self.white_value, window=self.window)
         if image.shape[0] == 3:
             return image
         if self.refuse_grey:
@@ -134,11 +139,14 @@ def load_set(
     size: int | None = None,
     refuse_grey: bool = False,
     white_value: int | None = None,
+    slices: str = "all",
+    window: Window = "auto",
     remedies: Remedies = NO_REMEDIES,
 ) -> ImageSet:
     """A split, "train" or "test", of a dataset below data_root.
 
-    size: side in pixels; None = the table's. white_value: of files, as read_image takes it.
+    size: side in pixels; None = the table's. white_value, window: of files, as read_image takes
+    them. slices: which of files that have several, as list_images takes it.
     Raises DatasetError where files or class folders are missing, saying what to download and what
     tree is expected.
     """
@@ -153,6 +161,7 @@ def load_set(
                     f"{row.name} {raw} FOLDER. Then {remedies.other_folder}, FOLDER."
                 )
         items, labels, classes = _find_files(row, root, split, remedies)
+        items, labels = _slices_of(items, labels, slices)
         names = [file.relative_to(root).as_posix() for file in items]
         size = size or row.size
     else:
@@ -167,6 +176,7 @@ def load_set(
         size=size,
         refuse_grey=refuse_grey,
         white_value=white_value,
+        window=window,
         remedies=remedies,
     )
 
@@ -242,6 +252,15 @@ def _find_files(
     return files, labels, ("normal", "anomalous") if row.binary else folders
 
 
+def _slices_of(
+    files: Sequence[Path], labels: Sequence[int], which: str
+) -> tuple[list[Path], list[int]]:
+    """The images that files hold, each with its file's label."""
+    images = [with_slices([file], which) for file in files]
+    counts = [len(found) for found in images]
+    return [*itertools.chain(*images)], np.repeat(labels, counts).tolist()
+
+
 def _find_flat_files(root: Path, expected: str) -> tuple[list[Path], list[int], Sequence[str]]:
     """Those of a folder of normals without class folders: a train set, with nothing to test on."""
     try:
@@ -307,6 +326,7 @@ def set_identity(images: ImageSet, *, whole: bool = False) -> dict[str, object]:
     whole: all bytes of each file are read, else its size and three places. The same after a copy
     to another folder or machine.
     """
+    read = functools.lru_cache(maxsize=1)(_file_identity)  # once for all slices of a file
     digest = hashlib.sha256(np.ascontiguousarray(images.labels, dtype=np.int64).tobytes())
     for name in images.names:
         digest.update(os.fsencode(name) + b"\0")
@@ -314,20 +334,21 @@ def set_identity(images: ImageSet, *, whole: bool = False) -> dict[str, object]:
         digest.update(np.ascontiguousarray(images.items).tobytes())
     else:
         for path in images.items:
-            digest.update(_file_identity(path, whole) + b"\0")
+            digest.update(read(split_slice(path)[0], whole) + b"\0")
     return {"images": len(images), "sha256": digest.hexdigest()}
 
 
 def data_identity(paths: Sequence[Path], root: Path) -> dict[str, Any]:
-    """Number of files, and a SHA-256 over their names below root, sizes and sampled bytes.
+    """Number of images, and a SHA-256 over their names below root, sizes and sampled bytes.
 
     The same after a copy to another folder or machine. Files of up to 12 KiB are read whole; of a
     larger one three places, so that ten thousand files take seconds.
     """
     digest = hashlib.sha256()
+    read = functools.lru_cache(maxsize=1)(_file_identity)  # once for all slices of a file
     for path in paths:
         name = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
-        digest.update(bytes(name) + b"\0" + _file_identity(path))
+        digest.update(bytes(name) + b"\0" + read(split_slice(path)[0]))
     return {"images": len(paths), "sha256": digest.hexdigest()}
 
 

@@ -5,6 +5,7 @@ type (255 for 8 bits, 65535 for 16), never by the largest value in the image.
 """
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,38 +14,48 @@ from torch import Tensor
 
 from common.dicom import read_dicom
 from common.files import write_atomic
-from common.image_files import DICOM_SUFFIXES, ImageError, file_format, read_pixels
+from common.grey_range import Window, in_range, percentile_range, range_of, volume_range
+from common.image_files import DICOM_SUFFIXES, ImageError, file_format, read_pixels, tiff_pages
 from common.notices import is_largest, notice
+from common.volume_files import read_volume_slice
+from common.volumes import slice_path, split_slice
 
 GREY_WEIGHTS = (0.299, 0.587, 0.114)
 """ITU-R BT.601 luma of R, G, B."""
 
 
 def read_image(
-    path: Path, channels: int | None = None, *, white_value: int | None = None
+    path: Path,
+    channels: int | None = None,
+    *,
+    white_value: int | None = None,
+    window: Window = "auto",
 ) -> Tensor:
     """Reads an image file as a viewer shows it, in float32 in [0, 1]: (C, H, W).
 
-    The file's first bytes tell its format, its suffix does not. Integers of 1 to 32 bits are
-    divided by their type's largest value; floats must be in [0, 1]; DICOM files: see
-    common.dicom.read_dicom. The picture is turned as its orientation tag says. Alpha is left out:
-    colours below transparent pixels stay as stored.
+    path: of a file, or of a slice of one that has several (common.volumes); then nothing but that
+    slice is read. The file's first bytes tell its format, its suffix does not. Integers of 1 to 32
+    bits are divided by their type's largest value; floats must be in [0, 1]; DICOM files: see
+    common.dicom.read_dicom, NIfTI and NRRD: common.volume_files.read_volume_slice. The picture
+    is turned as its orientation tag says. Alpha is left out: colours below transparent pixels stay
+    as stored.
     channels: 1 turns RGB grey (ITU-R BT.601), 3 repeats grey three times, None keeps what the file
     has. white_value: the stored value that means white, where the file's type holds it; smaller
-    types and DICOM files keep their own range. None = the type's largest.
+    types and DICOM files keep their own range. None = the type's largest. window: what is shown
+    black and white in grey images of more than 8 bits; see common.grey_range. auto = as above.
     Raises ImageError, naming the file, where it cannot be read or its values have no known range.
     """
     if channels not in (None, 1, 3):
         raise ValueError(f"channels must be 1, 3 or None, got {channels!r}")
     path = Path(path)
     try:
-        colours, alpha = _read(path)
+        colours, alpha = _read(path, window, white_value)
         if alpha is not None and (alpha != alpha[0, 0]).any():
             notice(
                 "alpha channel left out",
                 f"{path} is transparent in places: its alpha channel is left out, the colours stay",
             )
-        if white_value is None and colours.dtype in (np.uint16, np.uint32):
+        if white_value is None and window == "auto" and colours.dtype in (np.uint16, np.uint32):
             _note_small_values(colours, path)
         image = torch.from_numpy(_to_unit_range(colours, path, white_value))
         del colours
@@ -63,7 +74,7 @@ def read_mask(path: Path) -> np.ndarray:
     Values of any type and range; turned as the orientation tag says. Raises ImageError.
     """
     path = Path(path)
-    colours, alpha = _read(path)
+    colours, alpha = _read(path, stored=True)
     if colours.dtype.kind == "f" and not np.isfinite(colours).all():
         raise ImageError(f"{path} holds values that are not finite, so it is no mask.")
     marked = (colours > 0).any(axis=2)
@@ -81,19 +92,54 @@ def largest_stored(path: Path, white_value: int | None = None) -> str:
     return f"its largest value is {largest:g} of {white} ({largest / white:.4f} of the range)"
 
 
-def _read(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """A file's colours (H, W, 1 or 3) and alpha (H, W), None without; DICOM files as displayed."""
-    kind = file_format(path)
-    if kind == "dicom" or (kind is None and path.suffix.lower() in DICOM_SUFFIXES):
-        pixels = read_dicom(path, force=kind == "dicom")
+def _read(
+    path: Path, window: Window = "auto", white_value: int | None = None, *, stored: bool = False
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """A file's colours (H, W, 1 or 3) and alpha (H, W), None without; DICOM files as displayed.
+
+    stored: NIfTI and NRRD as they are stored, not as displayed.
+    """
+    file, _ = split_slice(path)
+    kind = file_format(file)
+    if kind == "dicom" or (kind is None and file.suffix.lower() in DICOM_SUFFIXES):
+        pixels = read_dicom(path, force=kind == "dicom", window=window)
+    elif kind in ("nifti", "nrrd"):
+        pixels = read_volume_slice(path, window=window, white_value=white_value, stored=stored)
     else:
         pixels = read_pixels(path)
+        if window != "auto" and pixels.ndim == 2 and pixels.dtype != np.uint8:
+            pixels = _windowed(pixels, path, window)
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
     samples = pixels.shape[2] if pixels.ndim == 3 else 0
     if not 1 <= samples <= 4 or 0 in pixels.shape:
         raise ImageError(f"{path}: expected an image (H, W) of 1 to 4 samples, got {pixels.shape}.")
     return (pixels[:, :, :-1], pixels[:, :, -1]) if samples in (2, 4) else (pixels, None)
+
+
+def _windowed(
+    pixels: np.ndarray, path: Path, window: tuple[float, float] | Literal["percentile"]
+) -> np.ndarray:
+    """Stored grey values (H, W) to float32 in [0, 1]: by level and width, or by percentiles.
+
+    Of a TIFF of several pages the percentiles are those of all. Raises ImageError for NaN.
+    """
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        raise ImageError(f"{path} holds values that are not finite. Remove or replace it.")
+    if isinstance(window, tuple):
+        low, high = range_of(window)
+    else:
+        file, number = split_slice(path)
+        found = None
+        if number is not None:
+
+            def read(page: int) -> np.ndarray:
+                return read_pixels(slice_path(file, page))
+
+            found = volume_range(file, tiff_pages(file), read, (ImageError,))
+        low, high = found or percentile_range(pixels)
+        high = high if low < high else low + 1
+    return in_range(pixels, low, high).astype(np.float32)
 
 
 def _note_small_values(colours: np.ndarray, path: Path) -> None:

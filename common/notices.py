@@ -25,6 +25,11 @@ Kind = Literal[
     "DICOM padding made black",
     "DICOM presentation inverted",
     "mask of another size stretched",
+    "volume without a range",
+    "volume without orientation",
+    "voxels without a value made black",
+    "pixels that are not square",
+    "smaller copies in a TIFF passed over",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _COUNTS = RawArray(ctypes.c_int64, len(KINDS))

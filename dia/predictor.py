@@ -185,6 +185,7 @@ def as_image_set(encoder: TrainedEncoder, images: Images, names: Sequence[str] |
         classes=("unknown",),
         size=data.side,
         white_value=data.white_value,
+        window=data.window,
     )
 
 

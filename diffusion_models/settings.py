@@ -10,6 +10,7 @@ from common import config_types as kind
 from common.config import resolve_path
 from common.config_types import ConfigError, check_fields, require
 from common.datasets import DatasetError, DatasetRow, Remedies, dataset_row
+from common.grey_range import Window, check_window
 from common.image_sets import ImageSet, load_set
 
 Schedule = Literal["cosine", "linear"]
@@ -47,11 +48,17 @@ class DataConfig:
     """What to do with a grey file: repeat it three times, as published, or stop."""
     white_value: kind.WhiteValue | None = None
     """Stored value that means white in files of more bits, e.g. 4095; none = the type's largest."""
+    window: Window = "auto"
+    """What grey images of more than 8 bits show black and white: as the file says, [level, width]
+    in its values, or percentiles of it."""
+    slices: kind.SliceRule = "all"
+    """Slices used of files that hold several: all, middle or every_N."""
     on_bad_image: Literal["skip", "error"] = "skip"
     """An image that cannot be read is left out, named and counted, or stops the run (ours)."""
 
     def __post_init__(self) -> None:
         check_fields(self, "data")
+        check_window(self.window, self.white_value, "data.")
         try:
             dataset_row(self.dataset)
         except DatasetError as error:
@@ -77,6 +84,8 @@ class DataConfig:
             size=size,
             refuse_grey=self.grey_images == "refuse",
             white_value=self.white_value,
+            slices=self.slices,
+            window=self.window,
             remedies=REMEDIES,
         )
 

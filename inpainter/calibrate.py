@@ -102,6 +102,7 @@ def normal_images(config: PicardConfig, state: Path) -> tuple[list[Path], Path, 
         recursive=config.data_with_subfolder,
         on_bad=config.test.on_bad_image,
         remedy="set data_with_subfolder: true",
+        slices=config.slices,
     )
     if elsewhere:
         return paths, root, "the images of calibration_data_path"
@@ -315,6 +316,7 @@ def calibrate_from_arguments(config: PicardConfig, arguments: argparse.Namespace
         recursive=config.data_with_subfolder,
         on_bad=config.test.on_bad_image,
         remedy="set data_with_subfolder: true",
+        slices=config.slices,
     )
     path, point = set_operating_point(
         config,

@@ -51,7 +51,13 @@ WEAK_EDGE, SMALL_SPREAD = 0.01, 0.001
 """Added before taking logarithms; images are in [-1, 1]."""
 SECTIONS = ("netG.", "netD.")
 KEYS = (
-    *("white_value", "test.droprate", "test.heatmap_M_inpaint", "test.share_dropout_masks"),
+    *(
+        "white_value",
+        "window",
+        "test.droprate",
+        "test.heatmap_M_inpaint",
+        "test.share_dropout_masks",
+    ),
     *("test.patch_shape", "test.mask_shape"),
 )
 """Settings that a window's distance depends on, beside weights."""
@@ -196,6 +202,7 @@ def load_calibrations(path: Path, config: PicardConfig, weights: Mapping[str, st
     if foreign or "gen" not in hashes:
         raise CheckpointError(f"{path} was made for other weights than {path.parent} has. {MAKE}.")
     given = settings_of_windows(config)
+    settings = settings_of_windows(PicardConfig()) | settings  # absent: older than the setting
     changed = [key for key in given if settings.get(key) != given[key]]
     if changed:
         lines = [f"{key} {settings.get(key)} there, {given[key]} now" for key in changed]

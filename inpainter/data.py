@@ -22,9 +22,11 @@ from scipy.ndimage import map_coordinates
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from common.grey_range import Window
 from common.image_batches import read_batches
 from common.images import ImageError, largest_stored, read_image
 from common.runtime import RuntimeSetupError, generator_for
+from common.volumes import split_slice
 from inpainter.windows import resized, scaled_hw
 
 LOG = logging.getLogger(__name__)
@@ -102,8 +104,9 @@ class NormalCrops(Dataset):
     (on_bad_image "skip"), or raises ImageError ("error").
     cache_mb: MiB of decoded images kept in memory, in each process; those read first stay.
     subset_frac: use this fraction of the files, drawn from the seed.
-    white_value: the stored value that means white, as read_image takes it. scales: the factors at
-    which each image is shown; every epoch has each image at each of them.
+    white_value: the stored value that means white, and window: what is shown black and white, as
+    read_image takes them. scales: the factors at which each image is shown; every epoch has each
+    image at each of them.
     """
 
     def __init__(
@@ -117,6 +120,7 @@ class NormalCrops(Dataset):
         cache_mb: int = 0,
         subset_frac: float | None = None,
         white_value: int | None = None,
+        window: Window = "auto",
         scales: Sequence[float] = (1.0,),
     ) -> None:
         if not paths:
@@ -129,7 +133,7 @@ class NormalCrops(Dataset):
         """Why an image was passed over, at least once; by worker processes, too."""
         self._unusable: set[int] = set()
         self._usable: set[int] = set()
-        self.white_value = white_value
+        self.white_value, self.window = white_value, window
         self.scales = tuple(scales)
         self._room = cache_mb * 2**20  # bytes
         self._cached: dict[int, StoredImage] = {}
@@ -187,7 +191,8 @@ class NormalCrops(Dataset):
         if index in self._cached:
             return self._cached[index]
         scale = self.scales[index % len(self.scales)]
-        image = read_image(self.path_of(index), self.shape[0], white_value=self.white_value)
+        shown = {"white_value": self.white_value, "window": self.window}
+        image = read_image(self.path_of(index), self.shape[0], **shown)
         if scale < 1:
             image = resized(image, scaled_hw((image.shape[1], image.shape[2]), scale)).clamp(0, 1)
         stored = StoredImage(self.rule.fit(image).numpy(), 1.0)
@@ -269,14 +274,18 @@ def subset_of(paths: list[Path], fraction: float | None, seed: int) -> list[Path
 def split_held_out(paths: Sequence[Path], share: float, seed: int) -> tuple[list[Path], list[Path]]:
     """Images to train on, and the share that is kept from training; both in the given order.
 
-    At least one of each, where there are two images or more and share > 0.
+    At least one of each, where there are two files or more and share > 0. Slices of one file stay
+    together.
     """
-    count = min(max(1, round(share * len(paths))), len(paths) - 1) if share > 0 else 0
-    order = torch.randperm(len(paths), generator=generator_for(seed, "held out")).tolist()
+    number = {
+        file: i for i, file in enumerate(dict.fromkeys(split_slice(path)[0] for path in paths))
+    }
+    count = min(max(1, round(share * len(number))), len(number) - 1) if share > 0 else 0
+    order = torch.randperm(len(number), generator=generator_for(seed, "held out")).tolist()
     kept = set(order[:count])
     parts: tuple[list[Path], list[Path]] = ([], [])
-    for index, path in enumerate(paths):
-        parts[index in kept].append(path)
+    for path in paths:
+        parts[number[split_slice(path)[0]] in kept].append(path)
     return parts
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from common.errors import UserError
 from common.files import write_atomic
 from common.image_files import DICOM_SUFFIXES, file_format, open_regular
+from common.volumes import split_slice
 from inpainter.settings import Metric
 
 MAKER = "PICARD"
@@ -42,7 +43,7 @@ class DicomError(UserError):
 
 def is_dicom(path: Path) -> bool:
     """Whether an image is a DICOM file. Raises ImageError."""
-    file = path
+    file, _ = split_slice(path)
     kind = file_format(file)
     return kind == "dicom" or (kind is None and file.suffix.lower() in DICOM_SUFFIXES)
 
@@ -195,7 +196,7 @@ def source_header(source: Path) -> tuple[Any, int | None]:
     import pydicom
     from highdicom.spatial import get_image_coordinate_system
 
-    file, number = source, None
+    file, number = split_slice(source)
     with open_regular(file) as opened:
         header = pydicom.dcmread(opened, stop_before_pixels=True, force=True)
     if number is None:

@@ -180,7 +180,8 @@ class Sources:
     def grey_values(self, image: str, size: tuple[int, int]) -> np.ndarray:
         """(H, W) in [0, 1]. Raises EvaluationError unless the image has its heatmap's size."""
         path = self.settings.image_dir / image
-        grey = read_image(path, 1, white_value=self.settings.white_value)[0].numpy()
+        shown = {"white_value": self.settings.white_value, "window": self.settings.window}
+        grey = read_image(path, 1, **shown)[0].numpy()
         if grey.shape != size:
             raise EvaluationError(
                 f"{path} is {grey.shape} pixels (height, width), its heatmap {size}. Is "

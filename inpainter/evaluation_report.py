@@ -306,7 +306,8 @@ def draw_examples(evaluation: Evaluation, path: Path) -> None:
     rows, settings = [], evaluation.settings
     for row in (ranked[place] for place in places):
         path_of_image = settings.image_dir / row.image
-        image = read_image(path_of_image, white_value=settings.white_value)
+        shown = {"white_value": settings.white_value, "window": settings.window}
+        image = read_image(path_of_image, **shown)
         heatmaps = [read_heatmap(of[row.image]) if row.image in of else None for of in files]
         truth = evaluation.sources.annotations.labels(row.image, heatmaps[0].shape)
         title = f"{escaped(row.image)} ({row.auroc:.2f})"

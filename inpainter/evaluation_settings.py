@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from common.candidates import HitRule
 from common.cli import add_common_arguments
 from common.froc import CountedOn
+from common.grey_range import Window
 from common.html_report import GALLERY_IMAGES
 from common.image_names import OnUnknown
 from inpainter.heatmap_folder import EvaluationError
@@ -41,6 +42,8 @@ class EvaluationSettings:
     """Masks of another size are stretched to their image's, or refused."""
     white_value: int | None = None
     """Stored value that means white, as the settings' white_value; for images alone."""
+    window: Window = "auto"
+    """What images show black and white, as the settings' window."""
     n_resamples: int = 1000
     """Bootstrap draws per interval; 0 = no intervals."""
     seed: int = 0
@@ -163,6 +166,7 @@ def evaluation_settings(config: PicardConfig, arguments: argparse.Namespace) -> 
         image_dir=image_dir,
         inside_tissue=inside_tissue,
         white_value=config.white_value,
+        window=config.window,
         on_bad_image=arguments.on_bad_image or config.test.on_bad_image,
         on_unknown_image=arguments.on_unknown_image,
         resize_masks=arguments.resize_masks,

@@ -13,7 +13,8 @@ import io
 import logging
 import os
 import re
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
@@ -26,12 +27,13 @@ from common.checkpoint import content_hash, load_tensors, save_atomic, save_text
 from common.errors import UserError
 from common.figures import heatmap_panel
 from common.files import escaped, file_stems, name_limit, unescaped
+from common.volumes import split_slice
 from inpainter.heatmap import Heatmaps
 from inpainter.settings import Metric, TestConfig
 
 LOG = logging.getLogger(__name__)
 CONTENTS, SCORES, HEATMAP_LIST = "images.csv", "scores.csv", "heatmaps.csv"
-TIMES, LEFT_OUT = "compute_times.csv", "left_out.csv"
+TIMES, LEFT_OUT, VOLUMES = "compute_times.csv", "left_out.csv", "volumes.csv"
 VERDICTS, FINDINGS = "verdicts.csv", "findings.csv"
 TABLES = {
     CONTENTS: ("image", "sha256", "bytes", "mtime_ns", "windows", "completed_windows"),
@@ -225,8 +227,10 @@ class Content(NamedTuple):
 
     @classmethod
     def of(cls, path: Path) -> "Content":
-        stat = path.stat()
-        return cls(content_hash(path), stat.st_size, stat.st_mtime_ns)
+        """What a file holds, or the file of a slice: of a volume all slices change together."""
+        file, _ = split_slice(path)
+        stat = file.stat()
+        return cls(content_hash(file), stat.st_size, stat.st_mtime_ns)
 
 
 @dataclass
@@ -359,9 +363,53 @@ class HeatmapFolder:
         values = (f"{seconds:.3f}", windows, completed, f"{seconds / max(completed, 1):.5f}")
         self.tables[TIMES].add(image, [dict(zip(TABLES[TIMES][1:], values, strict=True))])
 
+    def write_volumes(self) -> None:
+        """Writes volumes.csv, a row per volume and metric, where images are slices of volumes."""
+        path = self.folder / VOLUMES
+        rows = volume_rows(self.tables[SCORES].of_image, self.tables[LEFT_OUT].of_image)
+        if not rows:
+            path.unlink(missing_ok=True)
+            return
+        text = io.StringIO()
+        writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        save_text_atomic(text.getvalue(), path)
+
     def write_left_out(self, image: str, reason: str) -> None:
         """Adds a line to left_out.csv."""
         self.tables[LEFT_OUT].add(image, [{"reason": escaped(reason)}])
+
+
+def volume_rows(
+    scores: Mapping[str, Sequence[Mapping[str, str]]], left_out: Iterable[str]
+) -> list[dict[str, object]]:
+    """Rows of volumes.csv from those of scores.csv by image; whole files are no volumes.
+
+    slices: how many were scored, left_out: how many could not be. max, slice_of_max: the largest of
+    the slices' maxima and where it is; mean_of_max: their mean.
+    """
+    maxima: dict[tuple[str, str], dict[int, float]] = {}
+    lost = Counter(split_slice(image)[0] for image in left_out)
+    for image, rows in scores.items():
+        volume, number = split_slice(image)
+        for row in rows if number is not None else ():
+            maxima.setdefault((volume, row["metric"]), {})[number] = float(row["max"])
+    found = []
+    for (volume, metric), of_slice in maxima.items():
+        highest = max(of_slice, key=of_slice.__getitem__)
+        found.append(
+            {
+                "volume": escaped(volume),
+                "metric": metric,
+                "slices": len(of_slice),
+                "left_out": lost[volume],
+                "max": f"{of_slice[highest]:.7g}",
+                "slice_of_max": highest,
+                "mean_of_max": f"{np.mean([*of_slice.values()]):.7g}",
+            }
+        )
+    return found
 
 
 def is_unchanged(path: Path, recorded: Mapping[str, str]) -> bool:
@@ -370,12 +418,13 @@ def is_unchanged(path: Path, recorded: Mapping[str, str]) -> bool:
     A file of the recorded size and time is taken for the recorded one without reading it.
     """
     try:
-        stat = path.stat()
+        file, _ = split_slice(path)
+        stat = file.stat()
         same_date = (str(stat.st_size), str(stat.st_mtime_ns)) == (
             recorded["bytes"],
             recorded["mtime_ns"],
         )
-        return same_date or content_hash(path) == recorded["sha256"]
+        return same_date or content_hash(file) == recorded["sha256"]
     except OSError:
         return False  # reading it will say why
 

@@ -28,9 +28,10 @@ from common.cli import (
 from common.config import REPOSITORY, ConfigError, config_to_yaml
 from common.errors import UserError
 from common.files import escaped
-from common.image_folders import list_images
+from common.image_folders import list_images, with_slices
 from common.images import ImageError
 from common.run_log import write_run_record
+from common.volumes import split_slice
 from inpainter.export import EXPORT_KINDS, Exporter, ExportKind, require_heatmaps_kept
 from inpainter.findings import Verdicts, operating_point_for
 from inpainter.heatmap import Heatmaps
@@ -173,6 +174,7 @@ def predict(config: PicardConfig, options: PredictionOptions) -> PredictionResul
     result.notes += with_names(run.notes | {NO_PLOT: list(output.not_drawn)})
     result.notes += with_names(Exporter(options.export, predictor, output, point).export_all())
     result.notes += verdicts.summary()
+    output.write_volumes()
     remove_partial_files(folder)
     return result
 
@@ -198,6 +200,7 @@ def images_to_score(
             recursive=config.data_with_subfolder,
             on_bad=config.test.on_bad_image,
             remedy="set data_with_subfolder: true",
+            slices=config.slices,
         )
 
     given = [path.absolute() for path in options.images]
@@ -210,9 +213,10 @@ def images_to_score(
         if path.is_dir():
             paths += listed(path)
             continue
-        if not path.is_file():
+        file, number = split_slice(path)
+        if not file.is_file():
             raise ImageError(f"There is no file or folder {path}.")
-        paths.append(path)
+        paths += with_slices([file], config.slices) if number is None else [path]
     root = Path(os.path.commonpath([path if path.is_dir() else path.parent for path in given]))
     return root, {path.relative_to(root).as_posix(): path for path in paths}
 
@@ -284,7 +288,9 @@ class FolderRun:
         The content is noted before: a file that is replaced meanwhile counts as changed next time.
         """
         path = self.images[name]
-        if not path.is_file():  # reading what is no file, a pipe for one, might wait for ever
+        if not split_slice(path)[
+            0
+        ].is_file():  # reading what is no file, a pipe for one, might wait for ever
             raise ImageError(f"{path} is no longer there, or no longer a file.")
         try:
             content = Content.of(path)

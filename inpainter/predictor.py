@@ -63,10 +63,11 @@ class Predictor:
     ) -> dict[Metric, Tensor]:
         """Heatmaps by metric: (H, W) float32 on the CPU, larger = more anomalous.
 
-        image: a file, or floats in [0, 1], (H, W) or (C, H, W). name: what the dropout is drawn
-        for. predict_heatmap.py names an image by its path below the folder of images; None = the
-        file's name, and "" for an array. Raises ImageError for a file that cannot be read,
-        ValueError for an array of another shape, type or range, WindowError where no window fits.
+        image: a file, a slice of one (scan.dcm#017), or floats in [0, 1], (H, W) or (C, H, W).
+        name: what the dropout is drawn for. predict_heatmap.py names an image by its path below the
+        folder of images; None = the file's name, and "" for an array. Raises ImageError for a file
+        that cannot be read, ValueError for an array of another shape, type or range, WindowError
+        where no window fits.
         """
         if name is None:
             name = Path(image).name if isinstance(image, str | Path) else ""
@@ -92,7 +93,8 @@ class Predictor:
         """An image as the networks take it: (C, H, W) float32 in [0, 1] on the CPU."""
         channels = self.config.netG.input_dim
         if isinstance(image, str | Path):
-            return read_image(Path(image), channels, white_value=self.config.white_value)
+            shown = {"white_value": self.config.white_value, "window": self.config.window}
+            return read_image(Path(image), channels, **shown)
         if isinstance(image, np.ndarray):
             image = np.ascontiguousarray(image)  # torch takes no reversed axes
         given = torch.as_tensor(image)

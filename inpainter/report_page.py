@@ -307,7 +307,9 @@ def read_quietly(evaluation: Evaluation, image: str) -> np.ndarray | None:
     if folder is None:
         return None
     try:
-        return read_image(folder / image, white_value=evaluation.settings.white_value).numpy()
+        settings = evaluation.settings
+        shown = {"white_value": settings.white_value, "window": settings.window}
+        return read_image(folder / image, **shown).numpy()
     except UNUSABLE as error:
         LOG.warning("report.html shows %s without its image: %s", escaped(image), error)
         return None

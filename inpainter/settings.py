@@ -21,6 +21,7 @@ from typing import Annotated, Literal
 from common import config_types as kind
 from common.config import REPOSITORY, resolve_path
 from common.config_types import check_fields, require
+from common.grey_range import Window, check_window
 
 LOG = logging.getLogger(__name__)
 COARSE_TRUNK = (
@@ -360,6 +361,11 @@ class PicardConfig:
     keeps from training, or else those of training."""
     white_value: kind.WhiteValue | None = None
     """Stored value that means white in files of more bits, e.g. 4095; none = the type's largest."""
+    window: Window = "auto"
+    """What grey images of more than 8 bits show black and white: as the file says, [level, width]
+    in its values, or percentiles of it."""
+    slices: kind.SliceRule = "all"
+    """Slices used of files that hold several: all, middle or every_N."""
     expname: kind.NameText = "PICARD-train"
     """Name of the experiment, used in output folders."""
     checkpoints_dir: kind.PathText = "checkpoints"
@@ -397,6 +403,7 @@ class PicardConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_window(self.window, self.white_value)
         channels = self.netG.input_dim
         expected = f"the channels must equal netG.input_dim = {channels}"
         crop, window = self.train.image_shape, self.test.patch_shape

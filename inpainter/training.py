@@ -202,6 +202,7 @@ def training_crops(config: PicardConfig) -> NormalCrops:
         recursive=config.data_with_subfolder,
         on_bad=train.on_bad_image,
         remedy="set data_with_subfolder: true",
+        slices=config.slices,
     )
     paths, held_out = split_held_out(paths, train.held_out, config.seed)
     if held_out:
@@ -224,6 +225,7 @@ def training_crops(config: PicardConfig) -> NormalCrops:
         cache_mb=train.cache_mb,
         subset_frac=train.subset_frac,
         white_value=config.white_value,
+        window=config.window,
         scales=train.scales,
     )
 

@@ -260,8 +260,8 @@ def documented_values() -> Iterator[tuple[type, str, str, Any]]:
     """Yields (settings class, dotted key, value as written, value)."""
     for cls in PROGRAMS:
         for key, annotation in leaf_types(cls).items():
-            many = any(get_origin(kind) is tuple for kind in kinds_of(annotation))
             for kind in element_kinds(annotation):
+                many = kind not in kinds_of(annotation)  # in a list
                 for choice in get_args(kind) if get_origin(kind) is Literal else ():
                     yield cls, key, f"[{choice}]" if many else choice, (choice,) if many else choice
                 if kind is bool:
