@@ -5,6 +5,7 @@ each its class, its part where the archive tells, its patient where names tell, 
 """
 
 import hashlib
+import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from common.datasets.lesion_archives import (
 from common.datasets.preparing import Part, Picture
 from common.image_folders import find_images
 
+LOG = logging.getLogger(__name__)
 DEEPEST = 4
 """Folders below the given one in which an archive's own folder is looked for."""
 OCT_PATIENT = r"[A-Z]+-(\d+)-\d+"
@@ -113,6 +115,8 @@ def _read_official(source: Path, classes: Sequence[str], patient: str) -> list[P
     ]
     if not roots:
         raise LayoutError(f"no folder with train/ and test/ of {', '.join(classes)}")
+    if roots[1:]:
+        LOG.warning("%s is taken; passed over: %s", roots[0], ", ".join(map(str, roots[1:])))
     pictures = []
     for part in ("train", "test", "val"):
         for folder in (roots[0] / part / name for name in classes):

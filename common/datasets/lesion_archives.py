@@ -56,8 +56,8 @@ def csv_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
 
     Raises DatasetError where the file lacks a column.
     """
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.DictReader(line.replace("\0", "") for line in file)
         names = {(name or "").strip(): name for name in reader.fieldnames or ()}
         missing = [column for column in columns if column not in names]
         if missing:
@@ -124,6 +124,11 @@ def _film(file: Path, kind: str, circles: Sequence[tuple[str, Circle]]) -> Pictu
     if not circles:
         return Picture(file, "abnormal", "left out", f"{kind} without a circle in Info.txt", woman)
     size = size_of(file)
+    if size[0] != size[1]:
+        raise DatasetError(
+            f"{file} is {size} pixels (height, width); films of mini-MIAS are square, and Info.txt "
+            "counts in their pixels. Get films that nobody has cropped."
+        )
     scale = size[0] / MIAS_SIDE
     boxes, scaled = [], []
     for label, (row, column, radius) in circles:
@@ -421,9 +426,15 @@ def _dbt_box(file: Path, view: str, row: dict[str, str]) -> tuple[ArchiveBox, bo
     """
     from pydicom.pixels import pixel_array
 
-    number, left, top, width, height, total = (
-        int(float(row[name])) for name in ("Slice", "X", "Y", "Width", "Height", "VolumeSlices")
-    )
+    names = ("Slice", "X", "Y", "Width", "Height", "VolumeSlices")
+    try:
+        number, left, top, width, height, total = (int(row[name]) for name in names)
+    except ValueError:
+        found = ", ".join(f"{name} '{row[name]}'" for name in names)
+        raise DatasetError(
+            f"a box of {' '.join(_key(row))} must have whole numbers, it has {found}. Download the "
+            "file of boxes anew."
+        ) from None
     try:
         pixels = pixel_array(file, index=number)  # (H, W)
     except (*READ_ERRORS, ImportError) as error:

@@ -123,6 +123,11 @@ def prepare(
     The same call again changes nothing. Raises DatasetError where the folder holds something else,
     or cannot hold links.
     """
+    if folder.resolve().is_relative_to(source.resolve()):
+        raise DatasetError(
+            f"{folder} lies in the archive's folder {source}, in which it would be looked for "
+            "images the next time. Pass a folder elsewhere."
+        )
     record = {"archive": name, "source": os.path.abspath(source), "seed": seed}  # noqa: PTH100
     if official:
         record["official"] = True
@@ -168,8 +173,7 @@ def _drawn(pictures: Sequence[Picture], normal: str, seed: int) -> list[Picture]
     open_ones = [p for p in pictures if p.part is None]
     groups = sorted({_group(p) for p in open_ones if p.label == normal and p.patient not in ill})
     order = np.random.default_rng(seed).permutation(len(groups))
-    n_test = round(TEST_SHARE * len(groups)) if len(groups) < 5 else int(TEST_SHARE * len(groups))
-    chosen = {groups[i] for i in order[:n_test]}
+    chosen = {groups[i] for i in order[: round(TEST_SHARE * len(groups))]}
 
     def placed(picture: Picture) -> Picture:
         if picture.part is not None:
@@ -207,8 +211,8 @@ def _patients_apart(pictures: Sequence[Picture]) -> tuple[list[Picture], list[st
     ]
     n = sum(p.part == "train" and p.patient in both for p in pictures)
     note = (
-        f"{n} training images left out: their patients ({shown_names(sorted(both))}) are in the "
-        "archive's test part as well. --official keeps them, as published tables do."
+        f"training images left out: {n}, for their patients ({shown_names(sorted(both))}) are in "
+        "the archive's test part as well. --official keeps them, as published tables do."
     )
     return kept, [note]
 
@@ -235,13 +239,13 @@ def _identical_apart(pictures: Sequence[Picture]) -> tuple[list[Picture], list[s
                 result[i] = replace(picture, part="left out", why=why)
     if across:
         notes.append(
-            f"{across} images are in training and test alike; {MANIFEST} names them. Kept out of "
-            "training, unless they lie in an npz file, which is linked whole."
+            f"in training and test alike: {across} images ({MANIFEST} names them). They are kept "
+            "out of training, unless they lie in an npz file, which is linked whole."
         )
     if within:
-        notes.append(f"{within} images are there several times within a part, and stay.")
+        notes.append(f"several times within a part: {within} images, which stay.")
     if unlike:
-        notes.append(f"{unlike} images are there several times with different classes.")
+        notes.append(f"several times with different classes: {unlike} images.")
     return result, notes
 
 

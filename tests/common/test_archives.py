@@ -121,7 +121,7 @@ def test_second_run_changes_nothing_and_another_one_is_refused(tmp_path: Path) -
     with pytest.raises(DatasetError, match=r"was prepared from other files: its manifest\.csv"):
         prepared("mias", source, folder)
     with pytest.raises(DatasetError, match="is not empty, and not a folder that `prepare` made"):
-        prepared("mias", source, source)
+        prepared("mias", source, tmp_path / "lost")
 
 
 def test_seed_draws_other_women(tmp_path: Path) -> None:
@@ -131,6 +131,19 @@ def test_seed_draws_other_women(tmp_path: Path) -> None:
         prepared("mias", source, tmp_path / str(seed), seed=seed)
         tested.add(tuple(links(tmp_path / str(seed), "test")))
     assert len(tested) > 1
+
+
+def test_folder_inside_the_archive_is_refused(tmp_path: Path) -> None:
+    source = write_mias(tmp_path / "src", MIAS, side=16)
+    with pytest.raises(DatasetError, match=r"lies in the archive's folder .* a folder elsewhere"):
+        prepared("mias", source, source / "sorted")
+
+
+def test_cropped_film_is_refused(tmp_path: Path) -> None:
+    source = write_mias(tmp_path / "src", MIAS, side=16)
+    picture(source / "mdb001.pgm", (16, 12))
+    with pytest.raises(DatasetError, match=r"mdb001\.pgm is \(16, 12\) pixels .* are square"):
+        prepared("mias", source, tmp_path / "dst")
 
 
 def test_file_system_without_links_is_refused(tmp_path: Path, monkeypatch) -> None:
@@ -145,7 +158,7 @@ def test_file_system_without_links_is_refused(tmp_path: Path, monkeypatch) -> No
 
 
 def test_masks_of_one_image_are_united(tmp_path: Path) -> None:
-    source, folder = tmp_path / "Dataset_BUSI_with_GT", tmp_path / "dst"
+    source, folder = tmp_path / "src" / "Dataset_BUSI_with_GT", tmp_path / "dst"
     for label, n in (("benign", 2), ("malignant", 1), ("normal", 10)):
         for number in range(1, n + 1):
             picture(source / label / f"{label} ({number}).png")
@@ -203,7 +216,7 @@ def test_idrid_unites_lesions_and_keeps_what_is_tested_out_of_training(tmp_path:
     row = manifest(folder)[twin.relative_to(source).as_posix()]
     assert row["split"] == ""
     assert row["why"] == "identical to test/lesions/IDRiD_01.jpg, of class lesions"
-    assert "1 images are in training and test alike" in result.notes[0]
+    assert "in training and test alike: 1 images" in result.notes[0]
 
 
 def test_idrid_grades_are_classes_and_the_known_twin_is_left_out(tmp_path: Path) -> None:
@@ -281,8 +294,8 @@ def test_oct_is_found_beside_its_copy_and_patients_are_in_one_part(
     kept = links(tmp_path / "dst", "train")
     normals = ["NORMAL/NORMAL-11-1.jpeg", "NORMAL/NORMAL-11-2.jpeg", "NORMAL/NORMAL-12-1.jpeg"]
     assert kept == ["CNV/CNV-30-1.jpeg", *(normals if official else normals[2:])]
-    assert [note[:31] for note in result.notes] == (
-        [] if official else ["2 training images left out: the"]
+    assert [note[:32] for note in result.notes] == (
+        [] if official else ["training images left out: 2, for"]
     )
     assert load_set("retina", tmp_path / "dst", "test").labels.tolist() == [0, 1, 1, 1]
     assert manifest(tmp_path / "dst")["OCT2017 /val/NORMAL/NORMAL-60-1.jpeg"]["split"] == ""
@@ -291,12 +304,12 @@ def test_oct_is_found_beside_its_copy_and_patients_are_in_one_part(
 
 
 def test_chest_radiographs_are_read_from_the_nested_folder(tmp_path: Path) -> None:
-    source = tmp_path / "chest_xray" / "chest_xray"
+    source = tmp_path / "src" / "chest_xray" / "chest_xray"
     picture(source / "train" / "NORMAL" / "IM-0115-0001.jpeg")
     picture(source / "train" / "PNEUMONIA" / "person1_bacteria_1.jpeg")
     picture(source / "test" / "NORMAL" / "NORMAL2-IM-0115-0001.jpeg")
     picture(source / "test" / "PNEUMONIA" / "person1_virus_6.jpeg")
-    prepared("chestxray", tmp_path, tmp_path / "dst")
+    prepared("chestxray", tmp_path / "src", tmp_path / "dst")
     rows = manifest(tmp_path / "dst")
     assert {row["patient"] for row in rows.values()} == {
         *("IM-0115", "NORMAL2-IM-0115", "person1_bacteria", "person1_virus")
@@ -377,7 +390,7 @@ def test_medmnist_file_is_linked_whole_and_its_twins_are_said(tmp_path: Path, si
     assert row["why"].endswith(
         "identical to test/1; stays in training, for its file is linked whole"
     )
-    assert "1 images are in training and test alike" in result.notes[0]
+    assert "in training and test alike: 1 images" in result.notes[0]
     assert dataset_row(name).fit == ("pad" if side == 28 else "resize")
     assert prepared(name, source, tmp_path / "dst").new == 0
 
