@@ -10,15 +10,13 @@ from typing import Literal
 from common.errors import UserError
 from common.image_files import IMAGE_SUFFIXES
 from common.image_folders import shown
+from common.volumes import split_slice
 
 OnUnknown = Literal["error", "skip"]
-KNOWN_SUFFIXES = (
-    *(".nii.gz", ".nii", ".nrrd"),
-    *(*IMAGE_SUFFIXES, ".jfif", ".jpe", ".webp", ".gif", ".jp2", ".j2k"),
-)
+KNOWN_SUFFIXES = (*IMAGE_SUFFIXES, ".jfif", ".jpe", ".webp", ".gif", ".jp2", ".j2k")
 """Endings that say a file's format and nothing of which image it is, in lower case."""
 SLICE = re.compile(r"(.+)#([0-9]+)")
-"""How a slice of a volume is called: scan.dcm#017."""
+"""How annotations may call a slice: scan.dcm#017, as common.volumes does, or with fewer digits."""
 
 
 class AnnotationError(UserError):
@@ -45,8 +43,7 @@ def without_suffixes(name: str) -> str:
 
 def volume_of(name: str) -> str:
     """The volume that a slice is of: scan.dcm of scan.dcm#017; any other name as it is."""
-    found = SLICE.fullmatch(name)
-    return found[1] if found else name
+    return split_slice(name)[0]
 
 
 def composed(name: str) -> str:
