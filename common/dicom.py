@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import imagecodecs
 import numpy as np
 
 from common.grey_range import (
@@ -96,6 +97,7 @@ def _named_errors(path: Path) -> Iterator[None]:
         from pydicom.errors import BytesLengthException, InvalidDicomError
     except ImportError as error:
         raise ImageError(f"{path} needs pydicom to be read: pip install pydicom") from error
+    _add_decoders()
     try:
         yield
     except (*READ_ERRORS, ImportError, InvalidDicomError, BytesLengthException) as error:
@@ -105,6 +107,37 @@ def _named_errors(path: Path) -> Iterator[None]:
             "replace it; for compressed pixel data install pydicom's decoders: "
             "pip install pylibjpeg-openjpeg pyjpegls python-gdcm"
         ) from error
+
+
+@functools.cache
+def _add_decoders() -> None:
+    """Lets pydicom fall back on decode_frame, for what no decoder it knows is installed or able."""
+    from pydicom import uid
+    from pydicom.pixels import get_decoder
+
+    jpeg = (uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1)
+    for syntax in (*jpeg, uid.JPEGLSLossless, uid.JPEGLSNearLossless):
+        get_decoder(syntax).add_plugin("imagecodecs", (__name__, decode_frame.__name__))
+
+
+def is_available(transfer_syntax: str) -> bool:
+    """Whether decode_frame can be used: pydicom asks this of a plugin's module."""
+    return bool(transfer_syntax)
+
+
+def decode_frame(frame: bytes, runner: Any) -> bytes:
+    """The pixels of a frame of JPEG of 12 bits, lossless JPEG or JPEG-LS: a plugin of pydicom.
+
+    runner: pydicom's; it is told how the pixels lie.
+    """
+    is_ls = "JPEG-LS" in runner.transfer_syntax.name
+    same = {"colorspace": "RGB", "outcolorspace": "RGB"} if runner.samples_per_pixel > 1 else {}
+    # in the file's colours: pydicom turns YBR into RGB
+    pixels = imagecodecs.jpegls_decode(frame) if is_ls else imagecodecs.jpeg8_decode(frame, **same)
+    runner.set_option("bits_allocated", 8 * pixels.dtype.itemsize)
+    if runner.samples_per_pixel > 1:
+        runner.set_option("planar_configuration", 0)
+    return pixels.tobytes()
 
 
 def _check_size(dataset: Any, path: Path) -> int:

@@ -58,7 +58,7 @@ MAGIC = {
 GZIP = b"\x1f\x8b"
 J2K_BEGIN = b"\xff\x4f\xff\x51"
 """First markers of a JPEG 2000 codestream, which may lie in a box of a file."""
-DICOM_DIRECTORY = b"1.2.840.10008.1.3.10\0"
+DICOM_DIRECTORY = rb"[^.0-9]1\.2\.840\.10008\.1\.3\.10[^.0-9]"
 """Class of a DICOMDIR, the index of a medium: DICOM, but no image."""
 LARGEST_COMPRESSION = 2000
 """Decoded bytes per byte of a TIFF file, beyond what LZW and deflate (1032) can reach."""
@@ -107,7 +107,7 @@ def file_format(path: Path) -> str | None:
             head = file.read(HEAD_BYTES)
     except OSError as error:
         raise _unreadable(path, error) from error
-    if DICOM_DIRECTORY in head:
+    if re.search(DICOM_DIRECTORY, head):
         return None
     if head.startswith(GZIP):
         return "nifti" if re.match(MAGIC["nifti"], gunzipped(head), re.DOTALL) else None

@@ -11,7 +11,11 @@ from common.notices import forget
 
 pydicom = pytest.importorskip("pydicom")
 from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
-from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless  # noqa: E402
+from pydicom.uid import (  # noqa: E402
+    ExplicitVRLittleEndian,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+)
 
 
 def write_dicom(path: Path, stored: np.ndarray, **attributes: object) -> Path:
@@ -441,3 +445,24 @@ def test_broken_png_named_dcm_is_refused_by_name(tmp_path):
     (tmp_path / "a.dcm").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(200))
     with pytest.raises(ImageError, match=r"Cannot read the image .*a.dcm"):
         read_image(tmp_path / "a.dcm")
+
+
+def test_lossless_jpeg_and_jpeg_ls_are_read_without_any_decoder_but_our_own(tmp_path):
+    imagecodecs = pytest.importorskip("imagecodecs")
+    stored = (np.random.default_rng(1).random((16, 12)) * 4095).astype(np.uint16)
+    attributes = {"WindowCenter": 2048, "WindowWidth": 4096, "VOILUTFunction": "LINEAR"}
+    plain = read_image(write_dicom(tmp_path / "a.dcm", stored, **attributes))
+    frames = {
+        JPEGLosslessSV1: imagecodecs.jpeg8_encode(stored, lossless=True, bitspersample=12),
+        JPEGLSLossless: imagecodecs.jpegls_encode(stored),
+    }
+    for syntax, frame in frames.items():
+        dataset = pydicom.dcmread(tmp_path / "a.dcm")
+        dataset.file_meta.TransferSyntaxUID = syntax
+        dataset.PixelData = pydicom.encaps.encapsulate([frame])
+        dataset["PixelData"].is_undefined_length = True
+        dataset.save_as(tmp_path / "b.dcm")
+        assert torch.equal(read_image(tmp_path / "b.dcm"), plain)
+        decoder = pydicom.pixels.get_decoder(syntax)
+        found = decoder.as_array(dataset, decoding_plugin="imagecodecs")[0]
+        assert np.array_equal(found, stored)

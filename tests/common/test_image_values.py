@@ -5,6 +5,7 @@ import logging
 import os
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -240,3 +241,22 @@ def test_what_was_counted_is_summed_up_at_a_programs_end(tmp_path, caplog):
     caplog.clear()
     sum_up()
     assert caplog.messages == ["3 times: image turned as its orientation tag says"]
+
+
+@pytest.mark.parametrize("suffix", [".jp2", ".j2k"])
+def test_jpeg_2000_keeps_its_depth(tmp_path, suffix):
+    codec = "jp2" if suffix == ".jp2" else "j2k"
+    for shape in ((9, 7), (9, 7, 3)):
+        stored = values("u2", *shape)
+        path = tmp_path / f"a{suffix}"
+        path.write_bytes(imagecodecs.jpeg2k_encode(stored, level=0, codecformat=codec))
+        assert torch.equal(read_image(path), unit(stored))
+        twelve = stored >> 4
+        data = imagecodecs.jpeg2k_encode(twelve, level=0, codecformat=codec, bitspersample=12)
+        path.write_bytes(data)
+        expected = unit((twelve / 4095).astype(np.float32))
+        torch.testing.assert_close(read_image(path), expected)
+        path.write_bytes(
+            imagecodecs.jpeg2k_encode(values("u1", *shape), level=0, codecformat=codec)
+        )
+        assert read_image(path).shape[1:] == (9, 7)

@@ -118,3 +118,17 @@ def test_deep_cmyk_is_refused_rather_than_read_as_rgb(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", stored, photometric="separated")
     with pytest.raises(ImageError, match=r"a.tif: colours of kind .*SEPARATED.* are not read"):
         read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2"])
+def test_tiff_of_many_samples_is_refused_with_their_number(tmp_path, dtype):
+    stored = values(dtype, 5, 7, 5)
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="minisblack", planarconfig="contig")
+    with pytest.raises(ImageError, match=r"a.tif: it has 5 samples per pixel; expected 1 to 4"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_stack_that_imagej_alone_reads_is_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", values("u2", 3, 5, 7), imagej=True, truncate=True)
+    with pytest.raises(ImageError, match=r"its 3 pages follow each other as ImageJ alone"):
+        read_image(tmp_path / "a.tif")
