@@ -16,6 +16,7 @@ from common.cli import run_script
 from common.config import config_to_yaml
 from common.files import escaped
 from inpainter.calibrate import calibrate
+from inpainter.explain import explain_from_arguments
 from inpainter.prediction import PredictionOptions, add_prediction_flags, predict, settings_of
 from inpainter.snapshots import run_folder
 
@@ -39,6 +40,9 @@ def main() -> int:
         return 0
     given = {name: getattr(arguments, name) for name in OPTIONS}
     checkpoint_dir = arguments.checkpoint_dir or run_folder(config)
+    if arguments.explain:
+        print(explain_from_arguments(config, checkpoint_dir, arguments))
+        return 0
     if arguments.calibrate:
         print(f"Calibration: {calibrate(config, checkpoint_dir, arguments.checkpoint_iter)}")
     result = predict(config, PredictionOptions(checkpoint_dir, **given, command=sys.argv))

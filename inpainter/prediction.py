@@ -124,6 +124,9 @@ def add_prediction_flags(parser: argparse.ArgumentParser) -> None:
     add("--calibrate", action="store_true",
         help="first measure normal images (calibration_data_path, else train_data_path) for "
              "test.calibration and keep that beside the checkpoint")  # fmt: skip
+    add("--explain", nargs=3, metavar=("IMAGE", "X", "Y"),
+        help="instead draw why the heatmap is as it is at column X, row Y of an image: its window "
+             "and completions, into --output_dir (default: here)")  # fmt: skip
     add("--overwrite", action="store_true", help="redo images that are finished")
     add("--export", type=export_kinds, default=(), metavar="KIND,…",
         help=f"also write the heatmaps as {', '.join(EXPORT_KINDS)} to export/")  # fmt: skip
@@ -134,9 +137,10 @@ def add_prediction_flags(parser: argparse.ArgumentParser) -> None:
 def settings_of(arguments: argparse.Namespace) -> PicardConfig:
     """The settings that the flags ask for. Raises ConfigError.
 
-    Without --config: the checkpoint's where images are named, else those of configs/default.yaml.
+    Without --config: the checkpoint's where images are named or one is to be explained, else those
+    of configs/default.yaml.
     """
-    if arguments.images:
+    if arguments.images or arguments.explain:
         settings_beside_checkpoint(arguments)
     arguments.config = arguments.config or REPOSITORY / DEFAULT_CONFIG
     return load_from_arguments(PicardConfig, arguments)

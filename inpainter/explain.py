@@ -1,0 +1,275 @@
+"""Why a place in a heatmap scores as it does: its window, what was completed, and how far it is.
+
+The window is the heatmap's own that is centred nearest to the place, and its dropout is the same as
+in the prediction, so that the numbers are those behind the heatmap. M completions, C h w hole.
+"""
+
+import argparse
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.checkpoint import CheckpointError
+from common.errors import UserError
+from common.figures import StripRow, explanation_strip
+from common.files import escaped
+from common.images import to_signed
+from common.runtime import tf32_products
+from inpainter.completion import l2_distance, metric_values
+from inpainter.findings import operating_point_for
+from inpainter.heatmap import Heatmaps, windows_to_score
+from inpainter.predictor import Predictor, open_checkpoint
+from inpainter.settings import Metric, PicardConfig
+from inpainter.windows import (
+    WindowGrid,
+    centre_corner,
+    centre_crop,
+    cut_windows,
+    pad_image,
+    resized,
+    scaled_hw,
+    window_grid,
+)
+
+LOG = logging.getLogger(__name__)
+
+
+class ExplainError(UserError):
+    """The place is none of the image."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One window, at one scale, of an image."""
+
+    metric: Metric
+    scale: float
+    number: int
+    """Of the window, as windows.py counts."""
+    centre: tuple[float, float]
+    """Column and row of the window's centre in the original image, in pixels."""
+    window: Tensor
+    """(C, H, W) in [0, 1]."""
+    hole_hw: tuple[int, int]
+    completions: Tensor
+    """(M, C, h, w) in [-1, 1]; one without dropout."""
+    distances: Tensor
+    """(M,): each completion's distance from the truth, in the metric's space."""
+    distance: float
+    """The metric's, of them all."""
+    score: float
+    """What the heatmap is made of: the distance, or with test.calibration its surprise."""
+    has_tissue: bool
+    """Whether the window is scored at all; else the heatmap has 0 there."""
+
+    @property
+    def truth(self) -> Tensor:
+        """What is in the hole, (C, h, w) in [0, 1]."""
+        return centre_crop(self.window, self.hole_hw)
+
+    @property
+    def closest(self) -> int:
+        """Which completion is nearest to the truth."""
+        return int(self.distances.argmin())
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Scores of windows that the explained one is compared with."""
+
+    scores: np.ndarray
+    """(n,) ascending."""
+    of: str
+    """Of which windows, in words."""
+    is_distance: bool
+    """Compared with the window's distance, not with its score."""
+
+    def share_below(self, value: float) -> float:
+        """The share of these windows that score less, in [0, 1]."""
+        return float(np.searchsorted(self.scores, value, side="left")) / len(self.scores)
+
+
+def explain(
+    config: PicardConfig,
+    checkpoint: tuple[Path, int | str],
+    image: Path,
+    place: tuple[int, int],
+    output: Path,
+    *,
+    name: str | None = None,
+) -> str:
+    """Writes a picture strip on a place of an image, a row per scale, and returns what it says.
+
+    checkpoint: folder and step; place: column and row in pixels of the original image; output: the
+    folder; name: what the dropout is drawn for, the file's name if None. By the first of
+    test.heatmap_metrics. Raises ExplainError for a place beside the image, and as predict does.
+    """
+    predictor = open_checkpoint(config, *checkpoint, option="--checkpoint_iter")
+    predictor.require_finite_weights()
+    pixels = predictor.pixels_of(image)
+    (x, y), (H, W) = place, pixels.shape[1:]
+    if not (0 <= x < W and 0 <= y < H):
+        raise ExplainError(
+            f"--explain {image} {x} {y}: the image has columns 0 to {W - 1} and rows 0 to {H - 1}; "
+            "first the column, then the row"
+        )
+    metric = config.test.heatmap_metrics[0]
+    name = image.name if name is None else name
+    *_, last = predictor.score_image(pixels, name)  # a window's score may depend on the others
+    whole = last.by_scale()
+    heat = last.heatmaps[metric][y, x].item()
+    rows, lines = [], [f"{escaped(name)}: the heatmap of {metric} is {heat:.4g} there"]
+    for scale in config.test.scales:
+        found = explained(predictor, pixels, name, place, scale, metric, whole[scale])
+        normal = normal_windows(predictor, scale, metric, whole[scale])
+        rows.append(strip_row(found, normal))
+        lines.append(sentence(found, normal))
+    stem = f"explain_{image.stem if '#' not in image.name else image.name}_{x}_{y}_{metric}.png"
+    path = output / stem
+    explanation_strip(rows, path, f"{escaped(name)}, column {x}, row {y}")
+    return "\n".join([*lines, f"Picture: {path}"])
+
+
+def explain_from_arguments(
+    config: PicardConfig, checkpoint_dir: Path, arguments: argparse.Namespace
+) -> str:
+    """predict_heatmap.py --explain IMAGE X Y. Raises ExplainError for what are no whole numbers."""
+    image, *written = arguments.explain
+    try:
+        x, y = (int(number) for number in written)
+    except ValueError:
+        raise ExplainError(
+            f"--explain {image} {' '.join(written)}: after the image stand two whole numbers, the "
+            "column and the row"
+        ) from None
+    checkpoint = (checkpoint_dir, arguments.checkpoint_iter)
+    return explain(config, checkpoint, Path(image), (x, y), arguments.output_dir or Path())
+
+
+def nearest_window(grid: WindowGrid, place: tuple[float, float]) -> int:
+    """The number of the window whose centre is nearest to a place (column, row)."""
+    x, y = place
+    left, _, top, _ = grid.pad
+    (h, w), s = grid.window_hw, grid.stride
+    row = min(max(round((y + 0.5 + top - h / 2) / s), 0), grid.grid_hw[0] - 1)
+    col = min(max(round((x + 0.5 + left - w / 2) / s), 0), grid.grid_hw[1] - 1)
+    return row * grid.grid_hw[1] + col
+
+
+@torch.inference_mode()
+def explained(
+    predictor: Predictor,
+    pixels: Tensor,
+    name: str,
+    place: tuple[int, int],
+    scale: float,
+    metric: Metric,
+    scored: Heatmaps,
+) -> Explanation:
+    """The window nearest to a place (column, row of the original), at a scale.
+
+    pixels: (C, H, W) in [0, 1]; scored: the image's scores at that scale.
+    """
+    test = predictor.config.test
+    H, W = pixels.shape[1:]
+    small = resized(pixels, scaled_hw((H, W), scale))
+    h, w = small.shape[1:]
+    grid = window_grid((h, w), test.patch_shape[:2], test.patch_stride, test.heatmap_alignment)
+    number = nearest_window(grid, ((place[0] + 0.5) * w / W - 0.5, (place[1] + 0.5) * h / H - 0.5))
+    padded = pad_image(small, grid)
+    window = cut_windows(padded, grid, [number])
+    dropout = None if metric == "no_dropout" else predictor.dropout(name)
+    masks = None if dropout is None else dropout.masks([number])
+    scorer, signed = predictor.scorer, to_signed(window.to(predictor.device))
+    with tf32_products(test.precision == "tf32"):
+        completions = torch.cat(list(scorer.completions(signed, masks)))  # (M, C, h, w)
+        space = "image" if metric == "no_dropout" else metric.partition("_")[2]
+        hole = centre_crop(signed, test.mask_shape)
+        if metric == "no_dropout":
+            distances = l2_distance(hole.expand_as(completions), completions)
+        else:
+            of = scorer.represent(hole)[space].expand(len(completions), *[-1] * (hole.ndim - 1))
+            made = [scorer.represent(each[None])[space] for each in completions]
+            distances = l2_distance(of, torch.cat(made))
+    distances = distances.float().cpu()
+    by_space = {"no_dropout" if metric == "no_dropout" else space: distances[None]}
+    top, left = grid.corner(number)
+    centre_y = (top - grid.pad[2] + grid.window_hw[0] / 2) * H / h
+    centre_x = (left - grid.pad[0] + grid.window_hw[1] / 2) * W / w
+    return Explanation(
+        metric=metric,
+        scale=scale,
+        number=number,
+        centre=(centre_x, centre_y),
+        window=window[0],
+        hole_hw=test.mask_shape,
+        completions=completions.float().cpu(),
+        distances=distances,
+        distance=metric_values((metric,), by_space)[metric].item(),
+        score=scored.grids[metric].flatten()[number].item(),
+        has_tissue=number in windows_to_score(padded, grid, test),
+    )
+
+
+def normal_windows(predictor: Predictor, scale: float, metric: Metric, scored: Heatmaps) -> Normal:
+    """What a window is compared with, the best there is.
+
+    Windows of normal images at the operating point; else those of the calibration, by their
+    distances; else the image's own, of which most are normal even where there is a lesion.
+    """
+    try:
+        point, _ = operating_point_for(predictor)
+    except CheckpointError as error:
+        LOG.warning("%s", error)
+        point = None
+    if point is not None and repr(scale) in point.metrics[metric].normal.windows:
+        windows = point.metrics[metric].normal.windows[repr(scale)]
+        return Normal(windows, "windows of normal images (operating point)", is_distance=False)
+    if scale in predictor.calibrations:
+        distances = predictor.calibrations[scale].distances[metric].sort().values.numpy()
+        return Normal(distances, "windows of normal images (calibration)", is_distance=True)
+    own = scored.grids[metric].flatten().numpy()
+    return Normal(np.sort(own[own != 0]), "this image's own windows", is_distance=False)
+
+
+def standing(found: Explanation, normal: Normal) -> tuple[float, str]:
+    """The value that is compared, and where it stands, in words."""
+    value = found.distance if normal.is_distance else found.score
+    what = "distance" if normal.is_distance else "score"
+    if not found.has_tissue or not len(normal.scores):
+        return value, "not scored, for want of tissue: the heatmap has 0 there"
+    share = normal.share_below(value)
+    return value, f"{what} {value:.4g}: above {share:.1%} of {normal.of}"
+
+
+def sentence(found: Explanation, normal: Normal) -> str:
+    """An explanation in a line, for the terminal."""
+    x, y = found.centre
+    listed = ", ".join(f"{value:.4g}" for value in found.distances.tolist())
+    return (
+        f"{found.metric}, scale {found.scale:g}: window {found.number}, centred on column {x:.1f}, "
+        f"row {y:.1f}; distances of {len(found.distances)} completions: {listed}; the closest is "
+        f"number {found.closest + 1}; {standing(found, normal)[1]}"
+    )
+
+
+def strip_row(found: Explanation, normal: Normal) -> StripRow:
+    """What is drawn of an explanation."""
+    top, left = centre_corner(found.window.shape[1:], found.hole_hw)
+    completions = ((found.completions + 1) / 2).clamp(0, 1)
+    value, words = standing(found, normal)
+    return StripRow(
+        name=f"scale {found.scale:g}",
+        window=found.window.numpy(),
+        hole=(top, left, *found.hole_hw),
+        completions=completions.numpy(),
+        distances=found.distances.numpy(),
+        distance_name=f"{found.metric.partition('_')[2] or 'distance'} distance",
+        normal=normal.scores,
+        value=value,
+        standing=words,
+    )
