@@ -172,7 +172,15 @@ class DicomWriter:
         self, path: Path, source: Path, kind: str, make: Callable[[Any, int | None], Any]
     ) -> None:
         """Makes the object of a source's header and frame (None: it has but one), and writes it."""
+        from highdicom.spatial import get_image_coordinate_system
+        from pydicom.uid import SecondaryCaptureImageStorage
+
         header, frame = source_header(source)
+        kind_of_source = header.SOPClassUID
+        if "NumberOfFrames" in header and get_image_coordinate_system(header) is None:
+            # highdicom takes frames without a place in space only one by one, and of images alone
+            # whose class knows no frames
+            header.NumberOfFrames, header.SOPClassUID = 1, SecondaryCaptureImageStorage
         try:
             made = make(header, frame)
         except REFUSALS as error:
@@ -181,8 +189,9 @@ class DicomWriter:
                 f"{source}: no DICOM {kind} can be derived of it: {reason}. Export overlay, png16 "
                 "or npy instead."
             ) from error
-        if frame is not None:
-            for item in references_in(made):
+        for keyword, item in references_in(made):
+            item.ReferencedSOPClassUID = kind_of_source
+            if frame is not None and keyword == "SourceImageSequence":
                 item.ReferencedFrameNumber = frame
         write_atomic(path, made.save_as)
 
@@ -190,20 +199,14 @@ class DicomWriter:
 def source_header(source: Path) -> tuple[Any, int | None]:
     """The attributes of a source without its pixels, and the frame that is meant, from 1.
 
-    A frame of several without positions in space is shown to highdicom as an image of its own,
-    for it refuses several without.
+    None for the only one of its file.
     """
     import pydicom
-    from highdicom.spatial import get_image_coordinate_system
 
     file, number = split_slice(source)
     with open_regular(file) as opened:
         header = pydicom.dcmread(opened, stop_before_pixels=True, force=True)
-    if number is None:
-        return header, None
-    if get_image_coordinate_system(header) is None:
-        header.NumberOfFrames = 1
-    return header, number + 1
+    return header, None if number is None else number + 1
 
 
 def position_of(header: Any, frame: int | None) -> list[Any] | None:
@@ -215,15 +218,14 @@ def position_of(header: Any, frame: int | None) -> list[Any] | None:
     return [get_plane_positions_of_image(header)[frame - 1]]
 
 
-def references_in(dataset: Any) -> Iterator[Any]:
-    """Every item of a derived object that names its source image."""
+def references_in(dataset: Any) -> Iterator[tuple[str, Any]]:
+    """Every item of a derived object that names its source image, and the sequence it is in."""
     for element in dataset:
         if element.VR == "SQ":
             for item in element.value:
-                if element.keyword == "SourceImageSequence":
-                    yield item
-                else:
-                    yield from references_in(item)
+                if "ReferencedSOPInstanceUID" in item:
+                    yield element.keyword, item
+                yield from references_in(item)
 
 
 def reference_to(header: Any, frame: int | None) -> Any:

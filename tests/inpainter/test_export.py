@@ -32,6 +32,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 ONE = "test.heatmap_metrics=[MCD_image]"
 STEM = "MCD_image_2_0.5_16_32_16"
 CT, MAMMOGRAM = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.1.2"
+ENHANCED_CT, ULTRASOUND = "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.3.1"
 
 
 def write_dicom(path: Path, kind: str, seed: int = 0) -> Dataset:
@@ -59,6 +60,30 @@ def write_dicom(path: Path, kind: str, seed: int = 0) -> Dataset:
     dataset.PixelRepresentation, dataset.PixelData = 0, levels.tobytes()
     dataset.WindowCenter, dataset.WindowWidth = 2048, 4096
     path.parent.mkdir(exist_ok=True, parents=True)
+    dataset.save_as(path, enforce_file_format=True)
+    return dataset
+
+
+def write_frames(path: Path, kind: str) -> Dataset:
+    """The same of three frames; those of a CT have places in space."""
+    dataset = write_dicom(path, CT if kind == ENHANCED_CT else MAMMOGRAM)
+    dataset.SOPClassUID = kind
+    dataset.NumberOfFrames, dataset.PixelData = 3, dataset.PixelData * 3
+    if kind == ENHANCED_CT:
+        shared, frames = Dataset(), []
+        shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = [Dataset()], [Dataset()]
+        shared.PlaneOrientationSequence[0].ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+        measures = shared.PixelMeasuresSequence[0]
+        measures.PixelSpacing, measures.SliceThickness = [0.5, 0.5], 2
+        for number in range(3):
+            frame = Dataset()
+            frame.PlanePositionSequence = [Dataset()]
+            frame.PlanePositionSequence[0].ImagePositionPatient = [1, 2, 2 * number]
+            frames.append(frame)
+        dataset.SharedFunctionalGroupsSequence = [shared]
+        dataset.PerFrameFunctionalGroupsSequence = frames
+        for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
+            delattr(dataset, keyword)
     dataset.save_as(path, enforce_file_format=True)
     return dataset
 
@@ -144,8 +169,9 @@ def test_dicom_objects_refer_to_their_source_and_hold_scores_and_findings(folder
         for keyword in ("PatientName", "PatientID", "PatientSex", "StudyInstanceUID", "StudyDate"):
             assert each[keyword].value == source[keyword].value
         assert each.SeriesInstanceUID != source.SeriesInstanceUID
-        referred = [item.ReferencedSOPInstanceUID for item in references_in(each)]
-        assert set(referred) == {source.SOPInstanceUID}
+        referred = [item for _, item in references_in(each)]
+        assert {item.ReferencedSOPInstanceUID for item in referred} == {source.SOPInstanceUID}
+        assert {item.ReferencedSOPClassUID for item in referred} == {kind}
         assert (each.Rows, each.Columns) == (40, 44)
     heat = heatmaps_in(result.folder)["scan.dcm"].numpy()
     assert np.array_equal(np.squeeze(made["map"].pixel_array), heat)
@@ -154,6 +180,30 @@ def test_dicom_objects_refer_to_their_source_and_hold_scores_and_findings(folder
     assert made["overlay"].pixel_array.shape == (40, 44, 3)
     assert made["map"].get("FrameOfReferenceUID") == source.get("FrameOfReferenceUID")
     assert list(made["overlay"].PatientOrientation) == ["A", "F"]
+
+
+@pytest.mark.parametrize("kind", [ENHANCED_CT, ULTRASOUND], ids=["in space", "without a place"])
+def test_dicom_objects_of_a_frame_name_the_frame(folder, kind) -> None:
+    with_findings_everywhere(folder)
+    source = write_frames(folder / "scans" / "scan.dcm", kind)
+    result = exported(folder, "dicom", images=[folder / "scans"])
+    assert result.finished == [f"scan.dcm#{number:03d}" for number in range(3)]
+    assert not any("not exported" in note for note in result.notes)
+    for number in range(3):
+        stem = result.folder / f"export/dicom/scan.dcm#{number:03d}_{STEM}"
+        for what in ("overlay", "map", "findings"):
+            made = pydicom.dcmread(f"{stem}_{what}.dcm")
+            items = [item for _, item in references_in(made)]
+            assert {item.ReferencedSOPInstanceUID for item in items} == {source.SOPInstanceUID}
+            assert {item.ReferencedSOPClassUID for item in items} == {kind}
+            assert {
+                item.ReferencedFrameNumber for item in items if "ReferencedFrameNumber" in item
+            } == {number + 1}
+            assert made.InstanceNumber == number + 1
+            if kind == ENHANCED_CT and what != "overlay":
+                (frame,) = made.PerFrameFunctionalGroupsSequence
+                place = frame.PlanePositionSequence[0].ImagePositionPatient
+                assert list(place) == [1, 2, 2 * number]
 
 
 def test_scans_of_a_series_make_a_series_and_other_files_are_counted(folder) -> None:
