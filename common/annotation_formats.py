@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from common.image_files import READ_ERRORS, open_regular
+from common.image_files import MAX_SAMPLES, READ_ERRORS, open_regular
 from common.image_folders import shown
 from common.image_names import AnnotationError
 from common.shapes import Box, Pixels, Polygons, Shape, ShareBox
@@ -31,6 +31,8 @@ NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 YOLO_LINE = re.compile(rf"\d+(?:\s+{NUMBER}){{4,}}", re.ASCII)
 YOLO_NAMES = "classes.txt"
 """File of the classes' names, one a line, that tools put beside YOLO's labels."""
+LARGEST = 1e9
+"""Numbers beyond this are taken for a slip."""
 SLACK = 1e-3
 """By how much a share may leave [0, 1], for rounding."""
 
@@ -118,11 +120,12 @@ def _lines_of(path: Path) -> list[str]:
 
 
 def _numbers(values: object, where: str, what: str, n: int | None = None) -> list[float]:
-    """A list of n finite numbers. Raises AnnotationError."""
+    """A list of n numbers within ±LARGEST. Raises AnnotationError."""
     if (
-        isinstance(values, Sequence)
+        isinstance(values, list)
         and n in (None, len(values))
-        and all(isinstance(v, int | float) and math.isfinite(v) for v in values)
+        and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+        and all(-LARGEST <= v <= LARGEST for v in values)
     ):
         return list(map(float, values))
     expected = f"{n} numbers" if n else "numbers"
@@ -134,6 +137,27 @@ def _field(entry: object, key: str, where: str) -> Any:
     if isinstance(entry, Mapping) and key in entry:
         return entry[key]
     raise AnnotationError(f"{where}: lacks '{key}'; export it anew")
+
+
+def _entries(
+    data: Mapping[str, Any], key: str, path: Path
+) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """The entries of a list, and their places. Raises AnnotationError."""
+    if not isinstance(data[key], list):
+        raise AnnotationError(f"{path}: {key} must be a list; export it anew")
+    for number, entry in enumerate(data[key]):
+        where = f"{path}, {key}[{number}]"
+        if not isinstance(entry, Mapping):
+            raise AnnotationError(f"{where}: must be an object, got {shown(str(entry))[:80]}")
+        yield entry, where
+
+
+def _id(entry: Mapping[str, Any], key: str, where: str) -> int | str:
+    """A number or text that other entries refer to. Raises AnnotationError."""
+    value = _field(entry, key, where)
+    if isinstance(value, int | str):
+        return value
+    raise AnnotationError(f"{where}: {key} must be a number, got {shown(str(value))[:80]}")
 
 
 def _size(entry: Mapping[str, Any], keys: tuple[str, str]) -> tuple[int, int] | None:
@@ -161,24 +185,27 @@ def _outline(values: object, where: str) -> np.ndarray:
 
 def _coco(data: Mapping[str, Any], path: Path) -> list[Named]:
     """COCO: boxes [left, top, width, height], polygons, run lengths as lists or as text."""
-    classes = {}
-    for category in data.get("categories") or ():
-        classes[_field(category, "id", f"{path}, categories")] = str(category.get("name", ""))
+    classes: dict[object, str] = {}
+    if data.get("categories"):
+        for entry, where in _entries(data, "categories", path):
+            classes[_id(entry, "id", where)] = str(entry.get("name", ""))
     images: dict[object, Named] = {}
-    for number, entry in enumerate(data["images"]):
-        where = f"{path}, images[{number}]"
-        name, key = str(_field(entry, "file_name", where)), _field(entry, "id", where)
+    for entry, where in _entries(data, "images", path):
+        name, key = str(_field(entry, "file_name", where)), _id(entry, "id", where)
         if key in images:
             raise AnnotationError(f"{where}: two images have the id {key}")
         images[key] = Named(where, (name,), size=_size(entry, ("height", "width")))
-    for number, entry in enumerate(data["annotations"]):
-        where = f"{path}, annotations[{number}]"
-        image = images.get(_field(entry, "image_id", where))
-        if image is None:
-            raise AnnotationError(f"{where}: no image has the id {entry['image_id']}")
-        key = entry.get("category_id")
-        label = classes.get(key, "" if key is None else str(key))
-        image.shapes.append(_coco_shape(entry, label, image.size, where))
+    for entry, where in _entries(data, "annotations", path):
+        key = _id(entry, "image_id", where)
+        if key not in images:
+            raise AnnotationError(f"{where}: no image has the id {key}")
+        kind = _id(entry, "category_id", where) if "category_id" in entry else ""
+        label = classes.get(kind, str(kind))
+        image = images[key]
+        shape = _coco_shape(entry, label, image.size, where)
+        image.shapes.append(shape)
+        if isinstance(shape, Pixels):
+            image.size = shape.marked.shape
     return list(images.values())
 
 
@@ -205,6 +232,8 @@ def _decoded(run: Mapping[str, Any], size: tuple[int, int] | None, where: str) -
     Raises AnnotationError where they do not fill the size.
     """
     height, width = (int(n) for n in _numbers(_field(run, "size", where), where, "size", 2))
+    if height * width > MAX_SAMPLES:
+        raise AnnotationError(f"{where}: {height} x {width} pixels are no image's size")
     if size is not None and (height, width) != size:
         raise AnnotationError(f"{where}: its size is {(height, width)}, its image's {size}")
     counts = _field(run, "counts", where)
@@ -254,10 +283,8 @@ def _labelme(data: Mapping[str, Any], path: Path, folder: Path) -> Named:
         )
         named.append(beside.as_posix())
     found = Named(str(path), tuple(named), size=_size(data, ("imageHeight", "imageWidth")))
-    if not isinstance(data["shapes"], list):
-        raise AnnotationError(f"{path}: shapes must be a list")
-    for number, entry in enumerate(data["shapes"]):
-        found.shapes.append(_labelme_shape(entry, f"{path}, shapes[{number}]"))
+    for entry, where in _entries(data, "shapes", path):
+        found.shapes.append(_labelme_shape(entry, where))
     return found
 
 

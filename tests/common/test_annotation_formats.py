@@ -168,6 +168,15 @@ def test_yolo_counts_in_shares_of_the_image(tmp_path: Path) -> None:
             coco({"segmentation": {"size": [9, 8], "counts": [72]}}),
             r"its image's \(6, 8\)",
         ),
+        (
+            "x.json",
+            coco({"segmentation": {"size": [9, 8], "counts": [70, 2]}}, height=None),
+            r"a\.png was annotated at \(9, 8\) pixels",
+        ),
+        ("x.json", {**coco(), "annotations": None}, r"x\.json: annotations must be a list"),
+        ("x.json", coco({"image_id": [5]}), r"annotations\[0\]: image_id must be a number, got \["),
+        ("x.json", coco({"bbox": [1, 1, True, 1]}), r"bbox must be 4 numbers"),
+        ("a.json", labelme(None), r"shapes\[0\]: must be an object, got None"),
         ("x.json", '{"images": [', r"is damaged JSON: .* Export it anew"),
         (
             "a.json",
