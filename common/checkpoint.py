@@ -1,11 +1,15 @@
 """Checkpoints: one file per role and step (gen_00005000.pt) that no kill can harm.
 
 A file is written beside its place as *.tmp, flushed to disk and renamed. So a file of a given name
-is always whole, and a step counts only when the files of all its roles are there.
+is always whole, and a step counts only when the files of all its roles are there. It ends in the
+SHA-256 of all that is before it, as the comment of the zip that torch.save writes: whoever reads
+it without this module sees no difference, and load_tensors notices every bit that was flipped.
 """
 
+import contextlib
 import hashlib
 import math
+import os
 import pickle
 import re
 import struct
@@ -14,7 +18,7 @@ import zlib
 from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -43,13 +47,37 @@ REAL = (
 )
 
 
+SIGNATURE = b"sha256:"
+"""Begins the comment of a zip file of ours; the SHA-256 in hexadecimal digits ends it."""
+COMMENT_LENGTH = (len(SIGNATURE) + 64).to_bytes(2, "little")
+"""As the last two bytes of the zip's end record say it, before the comment."""
+ANNOUNCEMENT = rb"PK\x05\x06.{16}" + re.escape(COMMENT_LENGTH)
+"""The end record of a zip file of ours."""
+END_LENGTH = 22 + len(SIGNATURE) + 64
+"""Of the end record and the comment."""
+
+
 class CheckpointError(UserError):
     """A checkpoint is missing or cannot be read."""
 
 
+class DamagedCheckpointError(CheckpointError):
+    """A file that is truncated, or whose contents are not those that were written."""
+
+
 def save_atomic(obj: Any, path: Path) -> None:
     """Saves tensors and plain values with torch.save; the file appears whole or not at all."""
-    write_atomic(path, lambda file: torch.save(obj, file))
+    write_atomic(path, lambda file: _save_signed(obj, file))
+
+
+def _save_signed(obj: Any, file: BinaryIO) -> None:
+    """torch.save, and behind it the SHA-256 of the file as the comment of the zip."""
+    torch.save(obj, file)
+    file.seek(-len(COMMENT_LENGTH), os.SEEK_END)
+    file.write(COMMENT_LENGTH + SIGNATURE)
+    digest = stream_hash(file)
+    file.seek(0, os.SEEK_END)
+    file.write(digest.encode())
 
 
 def save_text_atomic(text: str, path: Path) -> None:
@@ -61,28 +89,45 @@ def save_text_atomic(text: str, path: Path) -> None:
     write_atomic(path, lambda file: file.write(data))
 
 
-def load_tensors(path: Path) -> Any:
-    """Loads a file of tensors and plain values onto the CPU, without running code from it.
+def open_file(path: Path) -> BinaryIO:
+    """A checkpoint's file, opened for reading: it can be read even if it is deleted meanwhile.
 
-    Raises CheckpointError where the file is missing (listing the steps that are there), truncated,
-    corrupt, or holds Python objects of other kinds. A file in torch's older format, which is no
-    zip, has no checksums: what a flipped bit made of a weight looks like a weight.
+    Raises CheckpointError where it is missing, listing the steps that are there, or not readable.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(
-            f"No {path.name} in {path.parent}.{state_of(path.parent)} {_other_steps(path)}"
-        )
     try:
-        damaged = damaged_record(path)
-        if damaged is not None:
-            raise CheckpointError(
-                f"{path}: the record {damaged} is damaged (its checksum does not fit). "
-                f"{_other_steps(path)}"
-            )
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError as error:
+        if path.is_file():
+            return path.open("rb")
+    except FileNotFoundError:
+        pass  # deleted just now
+    except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}. Allow reading it.") from error
+    raise CheckpointError(
+        f"No {path.name} in {path.parent}.{state_of(path.parent)} {_other_steps(path)}"
+    )
+
+
+def load_tensors(path: Path, file: BinaryIO | None = None) -> Any:
+    """Loads a file of tensors and plain values onto the CPU, without running code from it.
+
+    file: the same, opened before. Raises CheckpointError where the file is missing (listing the
+    steps that are there) or holds Python objects of other kinds, DamagedCheckpointError where it is
+    truncated or corrupt. A file in torch's older format, which is no zip, has no checksums: what a
+    flipped bit made of a weight looks like a weight.
+    """
+    path = Path(path)
+    with contextlib.nullcontext(file) if file else open_file(path) as opened:
+        return _load_opened(path, opened)
+
+
+def _load_opened(path: Path, file: BinaryIO) -> Any:
+    """What load_tensors does with an open file."""
+    try:
+        damage = _damage(file)
+        if damage is not None:
+            raise DamagedCheckpointError(f"{path}: {damage}. {_other_steps(path)}")
+        file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True)
     except LOAD_ERRORS as error:
         forbidden = re.search(r"Unsupported (?:global|class).*?([\w]+(?:\.\w+)+)", str(error))
         if forbidden:
@@ -90,25 +135,39 @@ def load_tensors(path: Path) -> Any:
                 f"{path} holds a Python object ({forbidden[1]}), and loading that could run code. "
                 "Save it again as a state dict of tensors."
             ) from error
-        raise CheckpointError(
-            f"{path} ({path.stat().st_size} bytes) is truncated or no checkpoint "
+        raise DamagedCheckpointError(
+            f"{path} ({file.seek(0, os.SEEK_END)} bytes) is truncated or no checkpoint "
             f"({type(error).__name__} on reading). {_other_steps(path)}"
         ) from error
 
 
-def damaged_record(path: Path) -> str | None:
-    """The first record of a zip file whose CRC-32 does not fit; none for a whole one or no zip.
+def _damage(file: BinaryIO) -> str | None:
+    """What a checksum says to be wrong with a file; None for a whole one, or one without.
 
-    torch.load does not compare checksums: one flipped bit would pass for a weight.
+    A file of ours has the SHA-256 of all bytes, one that torch.save wrote a CRC-32 per record.
+    torch.load compares neither: one flipped bit would pass for a weight.
     Raises zipfile.BadZipFile for a zip that has lost its end.
     """
-    if not zipfile.is_zipfile(path):
-        with path.open("rb") as file:
-            if file.read(2) == b"PK":
-                raise zipfile.BadZipFile("the list of contents is missing")
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - END_LENGTH))
+    end = file.read()
+    announced = re.search(ANNOUNCEMENT, end, re.DOTALL)
+    if announced and len(end) - announced.end() < len(SIGNATURE) + 64:
+        raise zipfile.BadZipFile("the SHA-256 is cut off")
+    comment = end[-len(SIGNATURE) - 64 :]
+    # Either shows that there was a signature: one flipped bit does not reach both.
+    if announced or comment.startswith(SIGNATURE):
+        fits = comment == SIGNATURE + stream_hash(file, max(0, size - 64)).encode()
+        return None if fits else "damaged (its SHA-256 does not fit its contents)"
+    file.seek(0)
+    begin = file.read(2)
+    if not zipfile.is_zipfile(file):
+        if begin == b"PK":
+            raise zipfile.BadZipFile("the list of contents is missing")
         return None  # torch.load's older format, or nothing that it knows
-    with zipfile.ZipFile(path) as file:
-        return file.testzip()
+    with zipfile.ZipFile(file) as records:
+        damaged = records.testzip()
+    return damaged and f"the record {damaged} is damaged (its checksum does not fit)"
 
 
 def content_hash(path: Path) -> str:
@@ -119,10 +178,17 @@ def content_hash(path: Path) -> str:
 
 @lru_cache(maxsize=4096)
 def _content_hash(path: str, size: int, time_ns: int) -> str:
-    digest = hashlib.sha256()
     with Path(path).open("rb") as file:
-        while part := file.read(2**20):
-            digest.update(part)
+        return stream_hash(file)
+
+
+def stream_hash(file: BinaryIO, length: int | None = None) -> str:
+    """SHA-256 of an open file's bytes, or of the first `length` of them."""
+    digest, left = hashlib.sha256(), math.inf if length is None else length
+    file.seek(0)
+    while part := file.read(int(min(2**20, left))):
+        digest.update(part)
+        left -= len(part)
     return digest.hexdigest()
 
 

@@ -24,16 +24,17 @@ USUAL_LIMIT = 255
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Lets `write` fill path.tmp, flushes it to disk and renames it; makes the folder if missing.
 
-    Whatever happens, no path.tmp is left, and what was at `path` before stays until the new file is
-    whole. Raises OSError with the file's name where the system refuses, also where `write` is a
-    library's function that hides the system's reason behind an error of its own.
+    `write` may go back in the file and read it. Whatever happens, no path.tmp is left, and what was
+    at `path` before stays until the new file is whole. Raises OSError with the file's name where
+    the system refuses, also where `write` is a library's function that hides the system's reason
+    behind an error of its own.
     """
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("wb") as file:
+            with temporary.open("w+b") as file:
                 _fill(file, write)
                 file.flush()
                 os.fsync(file.fileno())

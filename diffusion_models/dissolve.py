@@ -8,6 +8,7 @@
 B images, C channels, H W pixels, T steps.
 """
 
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from common.checkpoint import (
     CheckpointError,
+    DamagedCheckpointError,
     load_module,
     load_tensors,
     require_finite_weights,
@@ -33,6 +35,7 @@ from diffusion_models.diffusion import GaussianDiffusion
 from diffusion_models.settings import DissolveRange, Weights
 from diffusion_models.unet import Unet, WeightStandardizedConv2d
 
+LOG = logging.getLogger(__name__)
 IMAGE_CHANNELS = 3
 LARGEST_SIDE = 2**16
 EMA_PREFIX = "ema_model."
@@ -114,7 +117,7 @@ def load_dissolver(
     dilation: int | None = None,
     image_size: int | None = None,
 ) -> Dissolver:
-    """Loads a `model-N.pt` (ours or published), or the newest one of a run folder.
+    """Loads a `model-N.pt` (ours or published), or the newest whole one of a run folder.
 
     device: auto, cpu, cuda, cuda:1 or mps. weights: "raw" as published, or "ema", the averaged
     ones. dissolve_range: see Dissolver.forward. dilation and image_size: what the caller expects;
@@ -122,10 +125,11 @@ def load_dissolver(
     Widths are read off the weights. Raises CheckpointError where the file is no such checkpoint,
     lacks what is asked for, or contradicts it.
     """
-    path = Path(path)
+    path, expected = Path(path), {"dilation": dilation, "image_size": image_size}
     if path.is_dir():
-        path = newest_checkpoint(path)
-    checkpoint = read_checkpoint(path, dilation=dilation, image_size=image_size)
+        path, checkpoint = read_newest(path, **expected)
+    else:
+        checkpoint = read_checkpoint(path, **expected)
     state = checkpoint_weights(checkpoint, weights, str(path))
     dilation = checkpoint.get("dilation") or dilation or 1
     diffusion = build_from_state(state, dilation=dilation, source=str(path))
@@ -143,14 +147,25 @@ def checkpoints(folder: Path) -> dict[int, Path]:
     }
 
 
-def newest_checkpoint(folder: Path) -> Path:
-    """The model-N.pt of the highest N; CheckpointError where there is none."""
+def read_newest(folder: Path, **expected: int | None) -> tuple[Path, Mapping[str, Any]]:
+    """The whole model-N.pt of the highest N, and its entries.
+
+    Damaged ones after it are passed over with a warning. expected: see read_checkpoint. Raises
+    CheckpointError where there is none, or none is whole.
+    """
     by_number = checkpoints(folder)
     if not by_number:
         raise CheckpointError(
             f"no model-N.pt in {folder}. Pass the run folder of a train_eval_ddpm.py --mode train."
         )
-    return by_number[max(by_number)]
+    while True:
+        path = by_number.pop(max(by_number))
+        try:
+            return path, read_checkpoint(path, **expected)
+        except DamagedCheckpointError as error:
+            if not by_number:
+                raise
+            LOG.warning("%s Passed over: the one before it is used.", error)
 
 
 def read_checkpoint(

@@ -61,8 +61,8 @@ from diffusion_models.dissolve import (
     ImagesAtSide,
     checkpoint_weights,
     checkpoints,
-    newest_checkpoint,
     read_checkpoint,
+    read_newest,
 )
 from diffusion_models.pictures import dissolving_strip, sample_picture
 from diffusion_models.settings import DdpmConfig
@@ -138,7 +138,7 @@ def train(
         # State.
         state = initial_state(config, device, processes)
         if resume is not None:
-            restore(state, newest_checkpoint(resume))
+            restore(state, *read_newest(resume))
         elif config.diffusion.state_dict_path is not None:
             start_from(state)
         broadcast_weights(nn.ModuleList([state.model, state.average]), processes)
@@ -345,9 +345,9 @@ def start_from(state: TrainState) -> None:
     load_weights(state, read_checkpoint(path, **sizes), str(path))
 
 
-def restore(state: TrainState, path: Path) -> None:
-    """Goes on from a checkpoint of this run; CheckpointError for another's or a broken one."""
-    saved, source = read_checkpoint(path), str(path)
+def restore(state: TrainState, path: Path, saved: Mapping[str, Any]) -> None:
+    """Goes on from a checkpoint of this run, as read from a file; CheckpointError for another's."""
+    source = str(path)
     if "opt" not in saved:
         raise CheckpointError(f"{path} has no optimiser; use it as --state_dict_path instead")
     require_mapping(saved, source, ("step", "ema", "config"))

@@ -55,7 +55,7 @@ from inpainter.operating_point import (
 )
 from inpainter.predictor import Predictor, open_checkpoint
 from inpainter.settings import Metric, PicardConfig, input_path
-from inpainter.snapshots import operating_point_path, resolve_step
+from inpainter.snapshots import operating_point_path
 from inpainter.windows import cut_windows, pad_image, resized, scaled_hw, window_grid
 
 LOG = logging.getLogger(__name__)
@@ -73,17 +73,28 @@ def calibrate(config: PicardConfig, folder: Path, wanted: int | str) -> Path:
     their remedy.
     """
     off = dataclasses.replace(config.test, calibration="off", scales=(1.0,))
-    step = resolve_step(folder, wanted, option="--checkpoint_iter")
-    predictor = open_checkpoint(dataclasses.replace(config, test=off), folder, step)
+    uncalibrated = dataclasses.replace(config, test=off)
+    predictor = open_checkpoint(uncalibrated, folder, wanted, option="--checkpoint_iter")
+    step = predictor.step
     predictor.require_finite_weights()
     paths, root, origin = normal_images(config, checkpoint_path(folder, "state", step))
     found = measured(predictor, paths, config.test.scales, root)
+    require_still_there(folder, step)
     path = checkpoint_path(folder, "calibration", step)
     counts = [len(each.known) for each in found.values()]
     normals = {"from": origin, "windows": counts, "images": data_identity(paths, root)}
     save_calibrations(path, found, config, predictor.weights, normals)
     LOG.info("Calibrated on %s windows of %s: %s", "+".join(map(str, counts)), origin, path)
     return path
+
+
+def require_still_there(folder: Path, step: int) -> None:
+    """Raises CheckpointError where a training has deleted the step that was measured."""
+    if not checkpoint_path(folder, "gen", step).is_file():
+        raise CheckpointError(
+            f"Step {step} of {folder} was deleted while it was measured, as a training does that "
+            "keeps few (train.keep_snapshots). Wait until it has ended, and run again."
+        )
 
 
 def normal_images(config: PicardConfig, state: Path) -> tuple[list[Path], Path, str]:
@@ -229,8 +240,8 @@ def set_operating_point(
         if not 0 < share < 1:
             raise OperatingPointError(f"The {which} specificity must be in (0, 1), got {share:g}.")
     image_rank(len(paths), specificity)  # before hours of scoring
-    step = resolve_step(folder, wanted, option="--checkpoint_iter")
-    predictor = open_checkpoint(config, folder, step)
+    predictor = open_checkpoint(config, folder, wanted, option="--checkpoint_iter")
+    step = predictor.step
     predictor.require_finite_weights()
     normals = data_identity(paths, root)
     warn_of_seen_images(folder, step, normals)
@@ -244,6 +255,7 @@ def set_operating_point(
     }
     point = OperatingPoint(asked, scores_depend_on(predictor), described, metrics)
     path = operating_point_path(folder, step)
+    require_still_there(folder, step)
     point.save(path)
     return path, point
 

@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,7 @@ from common.checkpoint import (
     checkpoint_path,
     content_hash,
     require_finite_weights,
+    stream_hash,
 )
 from common.config import load_config, resolve_path
 from common.config_types import ConfigError
@@ -35,11 +37,8 @@ from inpainter.networks.dropout import ImageDropout
 from inpainter.networks.loading import load_generator, load_local_critic
 from inpainter.networks.pretrained import PretrainedFeatures, load_pretrained
 from inpainter.settings import Metric, PicardConfig, TestConfig
-from inpainter.snapshots import operating_point_path, resolve_step
+from inpainter.snapshots import OpenFiles, operating_point_path, use_step
 from inpainter.windows import check_stride
-
-TRIES = 5
-"""How often `latest` and `best` are looked up again beside a training that deletes old steps."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,8 @@ class Predictor:
     """By scale; none with test.calibration: off."""
     operating_point: Path | None = None
     """Where the step's operating point is, if there is one."""
+    step: int | None = None
+    """Of the checkpoint; None where the networks are from none."""
 
     def __call__(
         self, image: str | Path | np.ndarray | Tensor, *, name: str | None = None
@@ -154,36 +155,40 @@ def open_checkpoint(
 ) -> Predictor:
     """The predictor of a step, whose weights are not yet checked; option: the flag for `wanted`.
 
-    A training beside may delete the step that `latest` or `best` meant, or write it anew: then they
-    are looked up again.
+    A step that a training beside deletes is looked up again, and `latest` passes over a damaged
+    one; see `inpainter.snapshots.use_step`.
     """
     check_stride(config.test)
     device = resolve_device(config.device, allow_gpu=config.cuda, gpu=config.gpu_ids[0])
+    roles = ("gen", "dis") if feature_space(config.test) == "critic" else ("gen",)
+    opened = partial(_predictor_of, config, folder, device)
+    predictor = use_step(folder, wanted, roles, opened, option=option)
+    if config.test.calibration == "off":
+        return predictor
+    path = checkpoint_path(folder, "calibration", predictor.step)
+    calibrations = load_calibrations(path, config, predictor.weights)
+    weights = predictor.weights | {"calibration": content_hash(path)}
+    return dataclasses.replace(predictor, calibrations=calibrations, weights=weights)
+
+
+def _predictor_of(
+    config: PicardConfig, folder: Path, device: torch.device, step: int, files: OpenFiles
+) -> Predictor:
+    """The predictor of a step, from its open files."""
     space = feature_space(config.test)
-    roles = ("gen", "dis") if space == "critic" else ("gen",)
-    for tries_left in reversed(range(TRIES)):
-        step = resolve_step(folder, wanted, roles, option=option)
-        paths = {role: checkpoint_path(folder, role, step) for role in roles}
-        if isinstance(space, Path):
-            paths["feature_space"] = space
-        try:
-            weights = {role: content_hash(path) for role, path in paths.items()}
-            scorer = build_scorer(config, folder, step, device)
-            if weights == {role: content_hash(path) for role, path in paths.items()}:
-                source = f"{folder.resolve()} step {step}"
-                calibrations: Calibrations = {}
-                if config.test.calibration != "off":
-                    path = checkpoint_path(folder, "calibration", step)
-                    calibrations = load_calibrations(path, config, weights)
-                    weights["calibration"] = content_hash(path)
-                point = operating_point_path(folder, step)
-                parts = (config, scorer, device, source, weights, calibrations, point)
-                return Predictor(*parts)
-        except (CheckpointError, FileNotFoundError):
-            vanished = not all(path.is_file() for path in paths.values())
-            if not (vanished and wanted in ("latest", "best") and tries_left):
-                raise
-    raise CheckpointError(f"{paths['gen']} keeps changing. Wait until it is whole, and run again.")
+
+    def hashes() -> dict[str, str]:
+        found = {role: stream_hash(file) for role, file in files.items()}
+        return found | ({"feature_space": content_hash(space)} if isinstance(space, Path) else {})
+
+    weights = hashes()
+    scorer = build_scorer(config, folder, step, device, files)
+    if weights != hashes():
+        path = checkpoint_path(folder, "gen", step)
+        raise CheckpointError(f"{path} keeps changing. Wait until it is whole, and run again.")
+    source = f"{folder.resolve()} step {step}"
+    point = operating_point_path(folder, step)
+    return Predictor(config, scorer, device, source, weights, operating_point=point, step=step)
 
 
 def feature_space(test: TestConfig) -> Literal["critic"] | Path | None:
@@ -206,17 +211,21 @@ def feature_space(test: TestConfig) -> Literal["critic"] | Path | None:
 
 
 def build_scorer(
-    config: PicardConfig, folder: Path, step: int, device: torch.device
+    config: PicardConfig, folder: Path, step: int, device: torch.device, files: OpenFiles
 ) -> WindowScorer | FastScorer:
-    """The networks of a step, on the device, in the engine that the settings ask for."""
+    """The networks of a step, from its open files, on the device, in the settings' engine."""
     test = config.test
-    generator = load_generator(folder, step, config.netG)
+    generator = load_generator(folder, step, config.netG, files["gen"])
     generator = generator.to(device, memory_format=torch.channels_last)
     features: Critic | PretrainedFeatures | None = None
     space = feature_space(test)
     if space is not None:
         critic = space == "critic"
-        features = load_local_critic(folder, step, config) if critic else load_pretrained(space)
+        features = (
+            load_local_critic(folder, step, config, files["dis"])
+            if critic
+            else load_pretrained(space)
+        )
         features = features.to(device, memory_format=torch.channels_last)
     parts = (generator, features, test.heatmap_metrics, test.mask_shape)
     if test.engine == "plain":

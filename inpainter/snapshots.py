@@ -5,22 +5,26 @@ what else a resumed run needs. The generator's file is written last and deleted 
 where it is, the others are, whenever the process is killed.
 """
 
+import contextlib
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from common.checkpoint import (
     CheckpointError,
+    DamagedCheckpointError,
     checkpoint_path,
     listed_steps,
     load_module,
     load_optimiser,
     load_tensors,
+    open_file,
     require_mapping,
     save_atomic,
     state_of,
@@ -40,6 +44,11 @@ from inpainter.windows import centre_crop, centre_mask
 
 LOG = logging.getLogger(__name__)
 Weights = Mapping[str, Tensor]
+OpenFiles = Mapping[str, BinaryIO]
+"""The files of a step, by role."""
+Result = TypeVar("Result")
+TRIES = 20
+"""How often `latest` and `best` are looked up again beside a training that deletes old steps."""
 ROLES = ("state", "dis", "gen")
 """In the order of writing."""
 SET_ASIDE = "superseded"
@@ -163,12 +172,22 @@ def restore_snapshot(
     same_run: the run goes on in its folder, where only MAY_CHANGE may differ and the training
     images must be the same; else a new run starts from it, where only NETWORKS must be the same.
     Raises CheckpointError for a missing or broken file, for files of different steps and for other
-    settings.
+    settings. `latest` is the newest whole one; see use_step.
     """
+    restore = partial(_restore, folder, trained, same_run)
+    return use_step(folder, which, ROLES, restore, option=RESUME_OPTION)
+
+
+def _restore(
+    folder: Path, trained: TrainState, same_run: bool, step: int, files: OpenFiles
+) -> Progress:
+    """What restore_snapshot does with a step, from its open files."""
     config, networks = trained.config, trained.networks
-    step = resolve_step(folder, which, ROLES, option=RESUME_OPTION)
-    path = checkpoint_path(folder, "state", step)
-    state = _read_state(path, step)
+    paths = {role: checkpoint_path(folder, role, step) for role in ROLES}
+    path = paths["state"]
+    state = _read_state(path, step, files["state"])
+    generator = generator_weights(paths["gen"], files["gen"])
+    critics = critic_weights(paths["dis"], files["dis"])
     weights_fit = tuple(k for k in flat(config_to_dict(config)) if not k.startswith(NETWORKS))
     check_resumed(
         state,
@@ -179,11 +198,9 @@ def restore_snapshot(
         images_may_change=not same_run,
         remedy=FINE_TUNE if same_run else "Networks and shapes must be those of the checkpoint.",
     )
-    generator = generator_weights(checkpoint_path(folder, "gen", step))
-    critics = critic_weights(checkpoint_path(folder, "dis", step))
-    load_module(networks.generator, generator, str(checkpoint_path(folder, "gen", step)))
+    load_module(networks.generator, generator, str(paths["gen"]))
     for name, critic in (("localD", networks.local_critic), ("globalD", networks.global_critic)):
-        load_module(critic, critics[name], f"{checkpoint_path(folder, 'dis', step)}: {name}")
+        load_module(critic, critics[name], f"{paths['dis']}: {name}")
     _check_hashes(folder, step, state.get("weights"), _hashes(generator, critics))
     train = config.train
     has_stepped = {
@@ -200,10 +217,10 @@ def restore_snapshot(
     return Progress(step, *_log_state(state, path))
 
 
-def _read_state(path: Path, step: int) -> dict[str, Any]:
-    """What a state_%08d.pt holds, of this very step."""
+def _read_state(path: Path, step: int, file: BinaryIO) -> dict[str, Any]:
+    """What a state_%08d.pt, opened before, holds: of this very step."""
     entries = ("step", "config", "optimizer_gen", "optimizer_dis", "random")
-    state = require_mapping(load_tensors(path), str(path), entries)
+    state = require_mapping(load_tensors(path, file), str(path), entries)
     if type(state["step"]) is not int or state["step"] != step:
         raise CheckpointError(
             f"{path}: it says that it is of step {str(state['step'])[:40]}, its name says {step}. "
@@ -246,16 +263,17 @@ def resolve_step(
     roles: Sequence[str] = ("gen",),
     *,
     option: str | None = None,
+    without: Collection[int] = (),
 ) -> int:
     """The step that is meant: a number, `latest`, or `best`.
 
-    Counts only steps whose files of all roles are there. best is the lowest selection error
-    (`select_l1`) that log.jsonl in the folder records for one of them; the earliest on a tie.
-    option: the flag that takes another step, for messages. Raises CheckpointError, listing the
-    steps there, where none is meant.
+    Counts only steps whose files of all roles are there, and none of `without`. best is the lowest
+    selection error (`select_l1`) that log.jsonl in the folder records for one of them; the earliest
+    on a tie. option: the flag that takes another step, for messages. Raises CheckpointError,
+    listing the steps there, where none is meant.
     """
     folder = Path(folder)
-    steps = sorted(set.intersection(*(set(steps_in(folder, role)) for role in roles)))
+    steps = sorted(_steps_with(folder, roles).difference(without))
     if not steps:
         what = " + ".join(f"{role}_<step>.pt" for role in roles)
         raise CheckpointError(
@@ -284,6 +302,47 @@ def resolve_step(
         missing = ", ".join(file.name for file in files if not file.is_file())
         raise CheckpointError(f"No {missing} in {folder}. {listing}{remedy}")
     return step
+
+
+def use_step(
+    folder: Path,
+    which: int | str,
+    roles: Sequence[str],
+    use: Callable[[int, OpenFiles], Result],
+    *,
+    option: str | None = None,
+) -> Result:
+    """use(step, its open files) for the step that is meant, also beside a training.
+
+    The files are opened together before any is read, so what is deleted meanwhile can still be
+    read; where one was deleted sooner, `latest` and `best` are looked up again. Of `latest`, a step
+    with a damaged file is passed over for the one before it, with a warning. which, roles and
+    option: see resolve_step. Raises CheckpointError, and whatever `use` raises.
+    """
+    damaged: list[int] = []
+    tries_left = TRIES
+    while True:
+        step = resolve_step(folder, which, roles, option=option, without=damaged)
+        tries_left -= 1
+        try:
+            with contextlib.ExitStack() as stack:
+                paths = {role: checkpoint_path(folder, role, step) for role in roles}
+                files = {r: stack.enter_context(open_file(path)) for r, path in paths.items()}
+                return use(step, files)
+        except DamagedCheckpointError as error:
+            damaged.append(step)
+            if which != "latest" or not _steps_with(folder, roles).difference(damaged):
+                raise
+            LOG.warning("%s Passed over: `latest` is the step before it.", error)
+        except (CheckpointError, FileNotFoundError):
+            gone = not all(path.is_file() for path in paths.values())
+            if not (gone and which in ("latest", "best") and tries_left):
+                raise
+
+
+def _steps_with(folder: Path, roles: Sequence[str]) -> set[int]:
+    """The steps whose files of all roles are there."""
+    return set.intersection(*(set(steps_in(folder, role)) for role in roles))
 
 
 def best_of(folder: Path, steps: Sequence[int]) -> int | None:

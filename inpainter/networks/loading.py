@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -45,15 +45,18 @@ def architecture_of(state: dict[str, Tensor], source: Path) -> dict[str, int | s
     }
 
 
-def load_generator(folder: Path, step: int, config: GeneratorConfig) -> Generator:
+def load_generator(
+    folder: Path, step: int, config: GeneratorConfig, file: BinaryIO | None = None
+) -> Generator:
     """The generator of `folder` at `step`, in evaluation mode on the CPU.
 
-    Raises CheckpointError where the file's architecture, or the settings saved beside it, differ
-    from `config`; the message has both values. Whether the weights are finite is left to the
-    caller; see `common.checkpoint.require_finite_weights`.
+    file: that of its weights, if it is open already. Raises CheckpointError where the file's
+    architecture, or the settings saved beside it, differ from `config`; the message has both
+    values. Whether the weights are finite is left to the caller; see
+    `common.checkpoint.require_finite_weights`.
     """
     path = checkpoint_path(folder, "gen", step)
-    state = require_state_dict(load_tensors(path), str(path))
+    state = require_state_dict(load_tensors(path, file), str(path))
     saved = architecture_of(state, path) | _saved_settings(folder)
     _require_equal(path, {f"netG.{k}": (value, getattr(config, k)) for k, value in saved.items()})
     generator = Generator(config)
@@ -61,16 +64,22 @@ def load_generator(folder: Path, step: int, config: GeneratorConfig) -> Generato
     return generator.eval()
 
 
-def generator_weights(path: Path) -> dict[str, Tensor]:
-    """The finite weights in a gen_%08d.pt. Raises CheckpointError for anything else."""
-    state = require_state_dict(load_tensors(path), str(path))
+def generator_weights(path: Path, file: BinaryIO | None = None) -> dict[str, Tensor]:
+    """The finite weights in a gen_%08d.pt. Raises CheckpointError for anything else.
+
+    file: the same, if it is open already.
+    """
+    state = require_state_dict(load_tensors(path, file), str(path))
     require_finite_weights(state, str(path))
     return state
 
 
-def critic_weights(path: Path) -> dict[str, dict[str, Tensor]]:
-    """The finite weights in a dis_%08d.pt: localD, globalD. Raises CheckpointError otherwise."""
-    critics = require_mapping(load_tensors(path), str(path), ("localD", "globalD"))
+def critic_weights(path: Path, file: BinaryIO | None = None) -> dict[str, dict[str, Tensor]]:
+    """The finite weights in a dis_%08d.pt: localD, globalD. Raises CheckpointError otherwise.
+
+    file: the same, if it is open already.
+    """
+    critics = require_mapping(load_tensors(path, file), str(path), ("localD", "globalD"))
     weights = {}
     for name in ("localD", "globalD"):
         source = f"{path}: {name}"
@@ -88,11 +97,16 @@ def _saved_settings(folder: Path) -> dict:
     return {"dilations": saved.dilations, "output_clamp": saved.output_clamp}
 
 
-def load_local_critic(folder: Path, step: int, config: PicardConfig) -> Critic:
-    """The local critic of `folder` at `step`, for `MCD_feature`, in evaluation mode on the CPU."""
+def load_local_critic(
+    folder: Path, step: int, config: PicardConfig, file: BinaryIO | None = None
+) -> Critic:
+    """The local critic of `folder` at `step`, for `MCD_feature`, in evaluation mode on the CPU.
+
+    file: that of its weights, if it is open already.
+    """
     path = checkpoint_path(folder, "dis", step)
     source = f"{path}: localD"
-    critics = require_mapping(load_tensors(path), str(path), ("localD",))
+    critics = require_mapping(load_tensors(path, file), str(path), ("localD",))
     state = require_state_dict(critics["localD"], source)
     critic = Critic(config.netD.input_dim, config.netD.ndf, config.test.mask_shape)
     nothing = torch.empty(0)

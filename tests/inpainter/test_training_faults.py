@@ -15,7 +15,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.checkpoint import CheckpointError, checkpoint_path, load_tensors, save_atomic
+from common.checkpoint import (
+    CheckpointError,
+    DamagedCheckpointError,
+    checkpoint_path,
+    load_tensors,
+    save_atomic,
+)
 from common.errors import UserError
 from common.runtime import Processes, RuntimeSetupError
 from common.training import TrainingError
@@ -170,30 +176,16 @@ def test_word_that_is_no_step_is_refused_with_the_flag_of_this_program(folder, w
 
 
 @pytest.mark.parametrize("role", ["gen", "dis", "state"])
-def test_one_flipped_bit_anywhere_is_refused_or_harmless(folder, role) -> None:
+def test_one_flipped_bit_anywhere_is_refused(folder, role) -> None:
     path = checkpoint_path(run_folder(longer(folder)), role, 4)
-    whole, data = load_tensors(path), path.read_bytes()
-    refused = 0
+    data = path.read_bytes()
     for number in range(50):
         place = number * (len(data) - 1) // 49
         damaged = bytearray(data)
         damaged[place] ^= 1 << number % 8
         path.write_bytes(damaged)
-        try:
-            assert same(load_tensors(path), whole), f"bit {number % 8} of byte {place}"
-        except CheckpointError:
-            refused += 1
-    assert refused > 25
-
-
-def same(a: object, b: object) -> bool:
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and torch.equal(a, b)
-    if isinstance(a, dict):
-        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
+        with pytest.raises(DamagedCheckpointError):
+            load_tensors(path)
 
 
 def test_non_finite_weights_do_not_go_into_a_training(tmp_path) -> None:
