@@ -36,6 +36,14 @@ class Interval(NamedTuple):
     high: float | None
 
 
+def share_interval(count: int, total: int) -> Interval | None:
+    """count of total as a share, with Wilson's 95 % interval; None of none."""
+    if total == 0:
+        return None
+    low, high = stats.binomtest(count, total).proportion_ci(CONFIDENCE, method="wilson")
+    return Interval(count / total, float(low), float(high))
+
+
 def format_interval(
     interval: Interval | None, digits: int = 3, *, deviation: float | None = None
 ) -> str:

@@ -5,7 +5,7 @@ Larger heatmap values are more anomalous, as predict_heatmap.py writes them.
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -67,6 +67,7 @@ from inpainter.heatmap_folder import (
 
 if TYPE_CHECKING:
     from inpainter.comparison import Comparison  # which builds on this module
+    from inpainter.operating_statistics import OperatingStatistics  # so does it
 
 LOG = logging.getLogger(__name__)
 UNUSABLE = (UserError, OSError, MemoryError)  # what one bad image raises
@@ -212,6 +213,8 @@ class Evaluation:
     """Annotated image that prediction left out -> why."""
     comparisons: "Sequence[Comparison]" = ()
     """With another folder of heatmaps, where inpainter/comparison.py made them."""
+    at_operating_point: "Mapping[str, OperatingStatistics]" = field(default_factory=dict)
+    """By metric, where the folder has verdicts."""
 
 
 def evaluate_heatmaps(settings: EvaluationSettings) -> Evaluation:

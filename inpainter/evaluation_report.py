@@ -49,6 +49,7 @@ from inpainter.evaluation_tables import (
     result_table,
 )
 from inpainter.heatmap_folder import EvaluationError, read_heatmap
+from inpainter.operating_statistics import operating_statistics, operating_table
 from inpainter.settings import PicardConfig
 
 LOG = logging.getLogger(__name__)
@@ -75,6 +76,8 @@ def evaluate(config: PicardConfig, arguments: argparse.Namespace, command: Seque
     evaluation = evaluate_heatmaps(settings)
     if settings.compare is not None:
         evaluation = replace(evaluation, comparisons=compare(evaluation, settings.compare))
+    found = operating_statistics(evaluation.results, settings.heatmap_dir)
+    evaluation = replace(evaluation, at_operating_point=found)
     write_report(evaluation, folder, record={"command": command, "config": config_to_dict(config)})
     write_plots(evaluation, folder / "plots")
     if arguments.report:
@@ -83,6 +86,7 @@ def evaluate(config: PicardConfig, arguments: argparse.Namespace, command: Seque
         page = picard_page(evaluation, config, command, most_images=arguments.report_images)
         write_page(page, folder / REPORT)
     tables = [result_table(evaluation.results), detection_table(evaluation)]
+    tables += filter(None, [operating_table(evaluation.at_operating_point)])
     tables += [comparison_table(each) for each in evaluation.comparisons]
     return "\n".join([*tables, f"Numbers and plots are in {folder}"])
 
@@ -104,6 +108,10 @@ def write_report(evaluation: Evaluation, folder: Path, *, record: Mapping[str, A
         "intervals": intervals_text(evaluation),
         "metrics": {result.metric: plain_result(result) for result in evaluation.results},
     }
+    if evaluation.at_operating_point:
+        content["at_operating_point"] = {
+            metric: each.plain() for metric, each in evaluation.at_operating_point.items()
+        }
     if evaluation.comparisons:
         content["comparison"] = {
             "other_heatmaps_made_by": made_by(settings.compare),

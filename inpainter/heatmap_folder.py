@@ -112,6 +112,11 @@ def list_heatmaps(folder: Path) -> dict[str, list[HeatmapEntry]]:
     return by_metric
 
 
+def read_table(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yields (file and line, row) of one of TABLES, texts as they stand. Raises EvaluationError."""
+    return _rows(path, path.read_bytes(), REPAIR)
+
+
 def left_out(folder: Path) -> dict[str, str]:
     """The images that predict_heatmap.py left out, with its reasons. Raises EvaluationError."""
     path = folder / LEFT_OUT

@@ -83,7 +83,7 @@ def picard_page(
         tiles_title=first.metric,
         tiles=tiles(first),
         warnings=warnings(evaluation),
-        tables=[numbers(evaluation.results)],
+        tables=[numbers(evaluation.results), *at_operating_point(evaluation)],
         charts=charts(evaluation.results),
         gallery=gallery(evaluation, most_images),
         facts=facts(evaluation, command),
@@ -125,6 +125,21 @@ def warnings(evaluation: Evaluation) -> list[str]:
     if evaluation.settings.image_dir is None:
         found.append("The images were not given (--image_dir), so heatmaps lie over black.")
     return found
+
+
+def at_operating_point(evaluation: Evaluation) -> list[Table]:
+    """Sensitivity and specificity of the verdicts; no table without verdicts."""
+    rows = [
+        (
+            each.metric,
+            ", ".join(f"{threshold:.6g}" for threshold in each.thresholds),
+            format_interval(each.sensitivity),
+            format_interval(each.specificity),
+        )
+        for each in evaluation.at_operating_point.values()
+    ]
+    columns = ("metric", "abnormal above", "sensitivity", "specificity")
+    return [Table("Images at the operating point (95 % Wilson)", columns, rows)] if rows else []
 
 
 def numbers(results: Sequence[MetricResult]) -> Table:
