@@ -248,8 +248,11 @@ def froc_curves(
     axes.set_xscale("log", base=2)
     ticks = 2.0 ** np.arange(np.floor(np.log2(limits[0])), np.log2(limits[1]) + 1)
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    ends = {name: (np.append(x, limits[1]), np.append(y, y[-1])) for name, (x, y) in curves.items()}
-    draw_curves(figure, axes, ends, target, limits)
+    drawn = {
+        name: (np.append(x.clip(limits[0] / 2), max(x[-1], limits[1])), np.append(y, y[-1]))
+        for name, (x, y) in curves.items()
+    }  # from the left edge, where 0 has no place, to the right one
+    draw_curves(figure, axes, drawn, target, limits)
 
 
 def score_histogram(

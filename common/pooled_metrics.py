@@ -17,6 +17,7 @@ from common.metrics import (
     Interval,
     MetricError,
     PixelCase,
+    Score,
     bootstrap_intervals,
     counted_pixels,
     pixel_scores,
@@ -185,6 +186,20 @@ def count_pixels(
         best_dice=best_mean_dice(found, steps[places]),
         exact=lesions.exact,
     )
+
+
+def score_pixels(scores: np.ndarray, labels: np.ndarray) -> Score:
+    """AUROC and AP of scores (n,), as `binary_score` gives them, several times faster for millions.
+
+    labels: (n,) bool of both kinds; scores finite, larger = more anomalous.
+    """
+    steps = np.unique(scores[labels])
+    lesion, background = (count_from(scores[kind], steps) for kind in (labels, ~labels))
+    at_or_above, exactly = map(np.stack, zip(lesion, background, lesion, strict=True))
+    totals = np.array([labels.sum(), (~labels).sum(), labels.sum()], float)
+    every_step = np.arange(steps.size)[::-1]
+    areas = curve_areas(curves(operating_points(at_or_above, exactly, totals, every_step)[None]))
+    return Score(areas["auroc"], areas["ap"])
 
 
 def thresholds_kept(n_images: int) -> int:

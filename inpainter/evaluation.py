@@ -39,7 +39,6 @@ from common.metrics import (
     MetricError,
     PixelCase,
     binary_intervals,
-    binary_score,
     bootstrap_intervals,
     mean_intervals,
     pixel_scores,
@@ -51,6 +50,7 @@ from common.pooled_metrics import (
     curve_areas,
     curves,
     pooled_intervals,
+    score_pixels,
     thresholds_kept,
 )
 from inpainter.detection import Detection, Resampling, detect, first_images
@@ -410,7 +410,7 @@ def evaluate_image(entry: HeatmapEntry, case: PixelCase, sources: Sources) -> Im
     if case.segmentation.any() and not labels.any():
         raise EvaluationError("all its lesion pixels are ignored, so it is no normal image either")
     both = labels.any() and not labels.all()
-    auroc, ap = binary_score(labels, scores) if both else (None, None)
+    auroc, ap = score_pixels(scores, labels) if both else (None, None)
     low, high = float(scores.min()), float(scores.max())
     return ImageRow(
         image=entry.image,

@@ -29,6 +29,7 @@ from common.pooled_metrics import (
     curves,
     pool_pixels,
     pooled_intervals,
+    score_pixels,
     thresholds_kept,
 )
 
@@ -123,6 +124,12 @@ def test_pooled_auroc_and_ap_are_scikit_learns_on_all_pixels(decimals: int) -> N
     scores, labels = all_pixels(cases)
     assert pooled.auroc == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
     assert pooled.ap == pytest.approx(average_precision_score(labels, scores), abs=1e-12)
+
+
+@pytest.mark.parametrize("decimals", [0, 1, 6])
+def test_counting_gives_one_image_the_values_of_scikit_learn(decimals: int) -> None:
+    scores, labels = pixel_scores(random_cases(16, decimals=decimals)[0])
+    assert score_pixels(scores, labels) == pytest.approx(binary_score(labels, scores), abs=1e-12)
 
 
 def test_pooled_metrics_do_not_depend_on_the_order_of_images() -> None:
