@@ -21,13 +21,13 @@ from common.datasets import (
     is_dataset,
     read_medmnist,
 )
+from common.datasets.bcs_dbt import read_bcs_dbt
 from common.datasets.lesion_archives import (
     LayoutError,
     by_name,
     csv_rows,
     files_like,
     images_below,
-    read_bcs_dbt,
     read_busi,
     read_defects,
     read_idrid,
