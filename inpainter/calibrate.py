@@ -22,6 +22,7 @@ from common.checkpoint import (
     require_mapping,
 )
 from common.cli import add_common_arguments
+from common.config_types import ConfigError
 from common.errors import UserError
 from common.files import escaped
 from common.image_folders import list_images
@@ -78,6 +79,8 @@ def calibrate(config: PicardConfig, folder: Path, wanted: int | str) -> Path:
     step = predictor.step
     predictor.require_finite_weights()
     paths, root, origin = normal_images(config, checkpoint_path(folder, "state", step))
+    if config.test.specificity is not None:
+        paths = halves(paths)[0]
     found = measured(predictor, paths, config.test.scales, root)
     require_still_there(folder, step)
     path = checkpoint_path(folder, "calibration", step)
@@ -218,6 +221,41 @@ def add_calibration_flags(parser: argparse.ArgumentParser) -> None:
     add("--pixel_specificity", type=float, default=DEFAULT_PIXEL_SPECIFICITY, metavar="SHARE",
         help="share of a normal image's pixels below the threshold that bounds findings, in (0, 1) "
              f"(default: {DEFAULT_PIXEL_SPECIFICITY})")  # fmt: skip
+
+
+def halves(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Normal images that test.calibration measures, and those that test.specificity does.
+
+    Different ones, where both are asked for: the former surprise less than images never seen. In
+    the order of their names, in which those of a patient are often neighbours.
+    """
+    middle = max(1, len(paths) // 2)
+    return list(paths[:middle]), list(paths[middle:])
+
+
+def normals_for_operating_point(config: PicardConfig, state: Path) -> tuple[list[Path], Path]:
+    """The images that test.specificity is measured on, and the folder that they lie below.
+
+    state: the step's state_%08d.pt; none before training. Raises ConfigError where all normal
+    images are trained on, OperatingPointError where too few are not, and as `normal_images` does.
+    """
+    key, specificity = "test.specificity", config.test.specificity
+    if config.calibration_data_path is None and config.train.held_out == 0:
+        raise ConfigError(
+            f"{key}: {specificity:g} needs normal images that are not trained on: set "
+            "train.held_out, or calibration_data_path",
+            key=key,
+        )
+    paths, root, origin = normal_images(config, state)
+    if config.test.calibration != "off":
+        paths = halves(paths)[1]
+    try:
+        image_rank(len(paths), specificity)
+    except OperatingPointError as error:
+        half = " (half of them, for test.calibration takes the rest)"
+        used = origin + (half if config.test.calibration != "off" else "")
+        raise OperatingPointError(f"{key}, on {used}: {error}") from None
+    return paths, root
 
 
 def set_operating_point(

@@ -24,7 +24,8 @@ RUN_NAME = "run.txt"
 NO_INFLUENCE = frozenset({
     *("dataset_name", "expname", "train_data_path", "test_data_path", "data_with_subfolder"),
     # What was measured is in the hash of the calibration's file; a pretrained network has its own.
-    *("slices", "calibration_data_path", "test.calibration_windows", "test.feature_space"),
+    *("slices", "calibration_data_path", "test.calibration_windows", "test.feature_space",
+      "test.specificity"),
     *("checkpoints_dir", "logs_dir", "heatmaps_dir"),
     *("cuda", "gpu_ids", "device", "num_workers", "train"),
     *("coarse_l1_alpha", "l1_loss_alpha", "ae_loss_alpha", "global_wgan_loss_alpha"),

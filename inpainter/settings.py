@@ -37,6 +37,7 @@ FINE_DROPPABLE = (*COARSE_TRUNK, *ATTENTION_BRANCH, *(f"allconv{i}" for i in ran
 PUBLISHED_FINE = tuple(f"self.{name}" for name in FINE_DROPPABLE)
 Dilation = Annotated[int, kind.AtLeast(1, 1024)]
 Scale = Annotated[float, kind.Range(0.01, 1)]
+Specificity = Annotated[float, kind.Range(0, 1, "()")]
 Margin = Annotated[int, kind.AtLeast(0, 2**14)]
 Metric = Literal[
     "MCD_image",
@@ -253,6 +254,9 @@ class TestConfig:
     completions (training measures normal windows at its end, or --calibrate); off: the distance."""
     calibration_windows: Annotated[int, kind.AtLeast(20, 10**6)] = 6000
     """Windows of normal images that are measured for it, at each scale."""
+    specificity: Specificity | None = None
+    """Share of normal images to be called normal, in (0, 1): training ends by measuring from which
+    score on an image is abnormal, on images that it held out; none = it does not."""
     feature_space: Literal["critic"] | kind.PathText = "critic"
     """Where the `_feature` metrics measure: the local critic's last layer, or the middle layers of
     a pretrained network, whose weights are in this file (see docs/data.md)."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from common.checkpoint import steps_in
+from common.checkpoint import checkpoint_path, steps_in
 from common.config import resolve_path
 from common.image_batches import reading
 from common.image_folders import list_images
@@ -25,7 +25,11 @@ from common.runtime import (
     tf32_products,
 )
 from common.training import open_run, refuse_to_overwrite, sole_writer
-from inpainter.calibrate import calibrate
+from inpainter.calibrate import (
+    calibrate,
+    normals_for_operating_point,
+    set_operating_point,
+)
 from inpainter.data import (
     CropRule,
     NormalCrops,
@@ -96,6 +100,9 @@ def train(
         if isinstance(space, Path):
             load_pretrained(space)  # its faults now, not after the last step
 
+        if config.test.specificity is not None:
+            normals_for_operating_point(config, Path())  # whether there are enough
+
         # State.
         state = initial_state(config, device, processes, crops)
         start = Progress(0, {}, 0)
@@ -115,11 +122,26 @@ def train(
         if crops.skipped:
             LOG.warning("%d of %d images were skipped.", len(crops.skipped), len(crops.paths))
         is_main = processes.is_main
-    if is_main and config.test.calibration != "off" and stop.exit_status == 0:
-        kinds = ("latest", "best") if config.train.select_crops else ("latest",)
-        for step_to_use in sorted({resolve_step(folder, kind) for kind in kinds}):
-            calibrate(config, folder, step_to_use)
+    if is_main and stop.exit_status == 0:
+        measure_normals(config, folder)
     return TrainResult(folder, step, stop.exit_status, crops.skipped)
+
+
+def measure_normals(config: PicardConfig, folder: Path) -> None:
+    """After training: what test.calibration and test.specificity ask for, of the steps to use."""
+    test = config.test
+    if test.calibration == "off" and test.specificity is None:
+        return
+    kinds = ("latest", "best") if config.train.select_crops else ("latest",)
+    for step in sorted({resolve_step(folder, kind) for kind in kinds}):
+        if test.calibration != "off":
+            calibrate(config, folder, step)
+        if test.specificity is not None:
+            normals = normals_for_operating_point(config, checkpoint_path(folder, "state", step))
+            path, point = set_operating_point(
+                config, folder, step, *normals, specificity=test.specificity
+            )
+            LOG.info("%s: %s", path, point.summary())
 
 
 def train_steps(

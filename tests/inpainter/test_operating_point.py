@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from common.checkpoint import CheckpointError, load_tensors
-from common.config import REPOSITORY
+from common.checkpoint import CheckpointError, checkpoint_path, load_tensors
+from common.config import REPOSITORY, ConfigError
 from common.images import ImageError, write_image
 from inpainter.calibrate import calibrate, image_scores, set_operating_point
 from inpainter.findings import Finding, find
@@ -25,8 +25,10 @@ from inpainter.operating_point import (
     quantiles,
     thresholds,
 )
+from inpainter.prediction import PredictionOptions, predict
 from inpainter.predictor import load_predictor
 from inpainter.snapshots import operating_point_path, prune_snapshots
+from inpainter.training import train
 from tests.tiny_runs import (
     PREDICT,
     predicted,
@@ -359,6 +361,44 @@ def test_command_line_calibrates_by_the_checkpoints_settings_and_predicts(folder
     usage = run_script(EVAL, "--mode", "calibrate", *flags)
     assert usage.returncode == 2
     assert "--checkpoint_dir and --image_dir are required" in usage.stderr
+
+
+KNN = ("test.calibration=knn", "test.calibration_windows=60", "test.patch_stride=8",
+       "test.heatmap_alignment=centred", "netG.dropout_which=ALL")  # fmt: skip
+
+
+@pytest.mark.parametrize("more", [(), KNN], ids=["distances", "calibrated"])
+def test_training_ends_with_an_operating_point_of_images_that_it_did_not_see(folder, more) -> None:
+    write_images(folder / "train", n=8, size=(48, 64))
+    held_out = ("train.held_out=0.5", "test.specificity=0.5", ONE)
+    config = tiny_config(folder, *held_out, *more, "train.select_crops=0")
+    result = train(config)
+    point = load_operating_point(operating_point_path(result.folder, 4))
+    assert point.normals["scored"] == (2 if more else 4)
+    assert point.asked["image"] == 0.5
+    if more:
+        saved = load_tensors(checkpoint_path(result.folder, "calibration", 4))
+        assert saved["normals"]["images"]["images"] == 2
+        assert saved["normals"]["images"]["sha256"] != point.normals["sha256"]
+    predicted_there = predict(config, PredictionOptions(result.folder))
+    assert (predicted_there.folder / "verdicts.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "message"),
+    [
+        ((), ConfigError, r"test\.specificity: 0\.95 needs .*train\.held_out, or calibration_data"),
+        (("train.held_out=0.5",), OperatingPointError, r"held out from training: .*needs 19"),
+        (("train.held_out=0.5", *KNN), OperatingPointError, r"half of them, for test\.calibration"),
+    ],
+)
+def test_training_that_could_not_measure_its_operating_point_does_not_start(
+    folder, more, error, message
+) -> None:
+    write_images(folder / "train", n=4)
+    with pytest.raises(error, match=message):
+        train(tiny_config(folder, "test.specificity=0.95", *more))
+    assert not list((folder / "checkpoints").rglob("*.pt"))
 
 
 def test_quantiles_stand_for_all_values() -> None:
