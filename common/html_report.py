@@ -28,6 +28,7 @@ from scipy import ndimage
 from common.checkpoint import save_text_atomic
 from common.figures import BOX_COLOUR, as_map, as_picture, heat_colours, overlay
 from common.files import escaped
+from common.metrics import Interval, format_interval
 from common.run_log import describe_environment
 
 LOG = logging.getLogger(__name__)
@@ -178,6 +179,7 @@ def render(page: Page) -> str:
         policy=f"default-src 'none'; img-src data:; style-src {source_hash(style)}; "
         f"script-src {source_hash(script)}; base-uri 'none'; form-action 'none'",
         shown=len(page.gallery.entries),
+        outlined=any(p.outline for entry in page.gallery.entries for p in entry.pictures),
     )
     return printable(text)
 
@@ -195,6 +197,12 @@ def printable(text: str) -> str:
 def data_uri(data: bytes, kind: str) -> str:
     """A file as an address that contains it. kind: jpeg, png or svg+xml."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def value_and_ends(interval: Interval) -> tuple[str, str]:
+    """`0.912` and `[0.880, 0.934]` for a tile; the latter is empty where there is none."""
+    value, _, ends = format_interval(interval).partition(" ")
+    return value, ends
 
 
 def as_svg(draw: Callable[[BinaryIO], object]) -> bytes:

@@ -4,7 +4,7 @@ import argparse
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -21,11 +21,13 @@ from common.checkpoint import (
 )
 from common.cli import add_common_arguments, add_flags, given_settings, load_from_arguments
 from common.config import ConfigError, config_to_yaml, resolve_path
+from common.html_report import REPORT, write_page
 from common.image_batches import BadImages
 from common.image_sets import ImageSet, set_identity
 from common.run_log import write_run_record
 from common.runtime import seed_everything, tf32_products
 from dia.data import evaluation_sets, load_split, normal_train_set
+from dia.localisation import HEATMAPS, write_heatmaps
 from dia.predictor import (
     SetFeatures,
     TrainedEncoder,
@@ -39,7 +41,17 @@ from dia.predictor import (
     run_settings,
     with_run_settings,
 )
-from dia.results import NORMAL, Results, compare, deciles, table, write_results, write_scores
+from dia.report_page import Scored, accuracy_page, dia_page
+from dia.results import (
+    NORMAL,
+    Results,
+    SetScores,
+    compare,
+    deciles,
+    table,
+    write_results,
+    write_scores,
+)
 from dia.scoring import calibration_error, top1_error
 from dia.settings import BANK_SCORES, DiaConfig, OodScore
 
@@ -88,6 +100,11 @@ def evaluate(config: DiaConfig, mode: EvalMode, command: Sequence[str]) -> str:
     """Runs one mode, writes its results and returns the text to print."""
     seed_everything(config.seed)
     scores = () if mode in ACCURACY_MODES else checked_scores(config, mode)
+    if config.evaluation.heatmaps and mode != "ood_pre":
+        expected = "--heatmaps are of the scores of --mode ood_pre, CSI and simclr"
+        raise ConfigError(
+            f"{expected}; leave it out, or choose that mode", key="evaluation.heatmaps"
+        )
     path = resolve_path(config.contrastive.load_path, "contrastive.load_path")
     encoder = load_encoder(path, config=config, device=config.device)
     folder = results_folder(config, mode, path)
@@ -161,12 +178,14 @@ def evaluate_scores(
         train_features = cached_features(encoder, train, bad)
         features = {name: cached_features(encoder, images, bad) for name, images in sets.items()}
     results: dict[str, Results] = {}
+    by_score: dict[str, dict[str, SetScores]] = {}
     lines = []
     for score in scores:
         if train is not None:
             scored = bank_scores(encoder, train_features, features, score)
         else:
             scored = {n: plain_scores(encoder, images, score, bad) for n, images in sets.items()}
+        by_score[score] = scored
         write_scores(folder, score, scored, arrays=config.evaluation.save_score)
         draws = config.evaluation.bootstrap_samples
         results[score] = compare(scored, n_resamples=draws, seed=config.seed)
@@ -174,7 +193,15 @@ def evaluate_scores(
             for name, values in scored.items():
                 title = config.data.dataset if name == NORMAL else name
                 lines.append(deciles(title, values.scores))
-    write_results(folder, results, facts | left_out(bad))
+    facts = facts | left_out(bad)
+    write_results(folder, results, facts)
+    heatmaps: Mapping[str, tuple[str, Path]] = {}
+    if config.evaluation.heatmaps:
+        place = folder / HEATMAPS
+        heatmaps = write_heatmaps(encoder, train_features, sets, scores, place, command)
+    if config.evaluation.report:
+        evaluation = Scored(encoder, sets, by_score, results, facts, heatmaps)
+        write_page(dia_page(evaluation, command), folder / REPORT)
     text = table(results, selected_by=facts["selected_by"])
     return "\n".join([*lines, text, f"Written to {folder}"])
 
@@ -208,7 +235,12 @@ def evaluate_accuracy(
     every, truth = torch.cat(logits), torch.cat(labels)
     finite_scores(names, every.sum(dim=1), "logit")
     values = {"error": top1_error(every, truth), "ece": calibration_error(every, truth)}
-    write_results(folder, {}, {**facts, **left_out(bad), **values})
+    facts = {**facts, **left_out(bad), **values}
+    write_results(folder, {}, facts)
+    if config.evaluation.report:
+        probabilities = every.softmax(dim=1).numpy()
+        page = accuracy_page(encoder, images, names, probabilities, facts, command)
+        write_page(page, folder / REPORT)
     return f"[Error@1 {values['error']:.3f}] [ECE {values['ece']:.3f}]\nWritten to {folder}"
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from common import config_types as kind
 from common.config_types import check_fields, require
+from common.html_report import GALLERY_IMAGES
 from diffusion_models.settings import DataConfig, DissolveRange, Weights
 
 EncoderName = Literal[
@@ -194,6 +195,16 @@ class EvaluationConfig:
     """Save scores as .npy, too."""
     results_dir: kind.PathText | None = None
     """Where results go; none = eval_<mode> beside the checkpoint."""
+    heatmaps: bool = False
+    """Write a heatmap of every test image, by occlusion; see dia/localisation.py (ours)."""
+    heatmap_patch: kind.PositiveShare = 0.2
+    """Side of the patch that is hidden, as a fraction of the image's side."""
+    heatmap_step: kind.PositiveShare = 0.5
+    """Between neighbouring patches, as a fraction of the patch's side."""
+    report: bool = False
+    """Write report.html, too: numbers, curves and images on one page (ours)."""
+    report_images: Annotated[int, kind.AtLeast(1, 10**6)] = GALLERY_IMAGES
+    """Images in it, those on which the scores are most wrong."""
 
     def __post_init__(self) -> None:
         check_fields(self, "evaluation")

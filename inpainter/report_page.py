@@ -28,6 +28,7 @@ from common.html_report import (
     named,
     picture_of,
     record,
+    value_and_ends,
     within_budget,
     wrongness,
 )
@@ -41,7 +42,7 @@ from inpainter.settings import PicardConfig
 LOG = logging.getLogger(__name__)
 BRIGHTEST = 0.5
 """Share of the images whose largest score is below the brightest colour of the heatmaps."""
-WEIGHTS = ("checkpoint", "gen", "dis", "calibration")
+WEIGHTS = ("checkpoint", "gen", "dis", "calibration", "encoder")
 """Lines of run.txt that say which weights made the heatmaps, by SHA-256."""
 KINDS = {
     "missed": "lesion, low score",
@@ -75,7 +76,7 @@ def picard_page(
     n_lesion = sum(row.has_lesion for row in first.rows)
     normal = len(first.rows) - n_lesion
     return Page(
-        title=f"PICARD heatmaps: {name or evaluation.settings.heatmap_dir.resolve().name}",
+        title=f"Heatmaps: {name or evaluation.settings.heatmap_dir.resolve().name}",
         lead=(
             f"{len(first.rows)} images: {n_lesion} with a lesion, {normal} normal. "
             f"Larger scores are more anomalous. Intervals are 95 % bootstrap intervals over images."
@@ -101,12 +102,6 @@ def tiles(result: MetricResult) -> list[Tile]:
         ("image AUROC", (result.image_level or {}).get("auroc")),
     ]
     return [Tile(name, *value_and_ends(value)) for name, value in levels if value]
-
-
-def value_and_ends(interval: Interval) -> tuple[str, str]:
-    """`0.912` and `[0.880, 0.934]`, the latter empty where there is none."""
-    value, _, ends = format_interval(interval).partition(" ")
-    return value, ends
 
 
 def warnings(evaluation: Evaluation) -> list[str]:

@@ -36,7 +36,7 @@ function update() {
       !inRange(card, asked.get("value"), asked.get("from"), asked.get("to"));
   }
   gallery.append(...sorted(asked.get("sort")));
-  document.body.classList.toggle("no-truth", !asked.has("truth"));
+  document.body.classList.toggle("no-truth", form.truth && !form.truth.checked);
   form.querySelector("output").textContent = `${shown().length} of ${cards.length} shown`;
 }
 
