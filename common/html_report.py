@@ -66,6 +66,8 @@ class Table(NamedTuple):
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+    folded: bool = False
+    """Shown when it is asked for: detail."""
 
 
 class Chart(NamedTuple):

@@ -143,8 +143,8 @@ def group_rows(result: MetricResult) -> list[tuple[str, ...]]:
     return rows
 
 
-def comparison_table(comparison: Comparison) -> str:
-    """A comparison as text for the terminal."""
+def comparison_rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    """A comparison as rows, the first being the heading."""
     rows = [("value", "here", "there", "difference")]
     for name, text in NAMES.items():
         here, there = comparison.values[name], comparison.other_values[name]
@@ -154,13 +154,18 @@ def comparison_table(comparison: Comparison) -> str:
     if of_images is not None:
         difference = format_interval(Interval(*of_images[:3]))
         rows.append(("image-level AUROC (DeLong)", "", "", f"{difference}, p = {of_images.p:.2g}"))
+    return rows
+
+
+def comparison_table(comparison: Comparison) -> str:
+    """A comparison as text for the terminal."""
     heading = (
         f"{comparison.metric} against {comparison.other_metric} in {comparison.other_folder}, "
         f"{comparison.images} images"
     )
     if comparison.only_one_has:
         heading += f" ({len(comparison.only_one_has)} that only one has are left out)"
-    return "\n".join(["", heading, *aligned(rows)])
+    return "\n".join(["", heading, *aligned(comparison_rows(comparison))])
 
 
 def rates_of(sensitivity: Mapping[str, Interval]) -> list[str]:

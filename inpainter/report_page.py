@@ -6,14 +6,16 @@ Larger scores are more anomalous. N images.
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from sklearn.metrics import roc_curve
 
 from common.config import config_to_yaml
-from common.figures import precision_recall_curves, roc_curves, score_histogram
+from common.figures import froc_curves, precision_recall_curves, roc_curves, score_histogram
 from common.files import escaped
+from common.froc import MEAN, RATE_NAMES, RATES
 from common.html_report import (
     Chart,
     Entry,
@@ -32,11 +34,20 @@ from common.html_report import (
     within_budget,
     wrongness,
 )
+from common.image_folders import shown
 from common.images import read_image
 from common.metrics import Interval, format_interval
+from inpainter.comparison import Comparison
 from inpainter.evaluation import UNUSABLE, Evaluation, ImageRow, MetricResult
-from inpainter.evaluation_report import LEVELS, made_by, pixel_lines, prevalence
-from inpainter.heatmap_folder import read_heatmap
+from inpainter.evaluation_report import made_by, pixel_lines, prevalence
+from inpainter.evaluation_tables import (
+    LEVELS,
+    comparison_rows,
+    group_rows,
+    intervals_text,
+    rates_of,
+)
+from inpainter.heatmap_folder import VERDICTS, ImageTable, read_heatmap
 from inpainter.settings import PicardConfig
 
 LOG = logging.getLogger(__name__)
@@ -50,6 +61,13 @@ KINDS = {
     "alarm": "normal, high score",
     "quiet": "normal",
 }
+VERDICT_KINDS = {
+    "missed": "missed",
+    "found": "found",
+    "alarm": "false alarm",
+    "quiet": "normal",
+}
+"""The same where the folder has verdicts."""
 VALUES = {"score": "score", "auroc": "pixel AUROC", "ap": "pixel AP"}
 
 
@@ -79,12 +97,12 @@ def picard_page(
         title=f"Heatmaps: {name or evaluation.settings.heatmap_dir.resolve().name}",
         lead=(
             f"{len(first.rows)} images: {n_lesion} with a lesion, {normal} normal. "
-            f"Larger scores are more anomalous. Intervals are 95 % bootstrap intervals over images."
+            f"Larger scores are more anomalous. Intervals: {intervals_text(evaluation)}."
         ),
         tiles_title=first.metric,
         tiles=tiles(first),
         warnings=warnings(evaluation),
-        tables=[numbers(evaluation.results), *at_operating_point(evaluation)],
+        tables=tables(evaluation),
         charts=charts(evaluation.results),
         gallery=gallery(evaluation, most_images),
         facts=facts(evaluation, command),
@@ -98,8 +116,9 @@ def tiles(result: MetricResult) -> list[Tile]:
         ("pixel AUROC, mean over images", result.per_image["auroc"]),
         ("pixel AP, mean over images", result.per_image["ap"]),
         ("pixel AUROC, all pixels", result.pooled["auroc"]),
-        ("PRO, all pixels", result.pooled["pro"]),
+        ("AUPRO at 30 %, all pixels", result.pooled["pro"]),
         ("image AUROC", (result.image_level or {}).get("auroc")),
+        ("FROC, mean sensitivity", result.detection.sensitivity[MEAN]),
     ]
     return [Tile(name, *value_and_ends(value)) for name, value in levels if value]
 
@@ -137,6 +156,54 @@ def at_operating_point(evaluation: Evaluation) -> list[Table]:
     return [Table("Images at the operating point (95 % Wilson)", columns, rows)] if rows else []
 
 
+def tables(evaluation: Evaluation) -> list[Table]:
+    """Every number of the evaluation, as the terminal shows them; details are folded."""
+    results = evaluation.results
+    found = [numbers(results), lesions_found(results), *at_operating_point(evaluation)]
+    found += [compared(comparison) for comparison in evaluation.comparisons]
+    for result in results:
+        detection = result.detection
+        groups = (*detection.by_size, *detection.by_class)
+        rows = [[shown(g.name), str(g.lesions), *rates_of(g.sensitivity)] for g in groups]
+        title = f"{result.metric}: lesions found by size and class"
+        found.append(Table(title, ["lesions", "number", *RATE_NAMES, MEAN], rows, folded=True))
+        if result.groups:
+            heading, *rows = group_rows(result)
+            columns = ["group", *heading[1:]]
+            found.append(Table(f"{result.metric}: by group of images", columns, rows, folded=True))
+    return found
+
+
+def lesions_found(results: Sequence[MetricResult]) -> Table:
+    """FROC of every metric, and the thresholds that are best on these images."""
+    rows, best = [], []
+    for result in results:
+        detection, pixels = result.detection, result.pixels
+        count = str(len(detection.found.lesions))
+        rows.append([result.metric, count, *rates_of(detection.sensitivity)])
+        best.append(
+            f"{result.metric} F1 over all pixels {pixels.best_f1.value:.3f} at "
+            f"{pixels.best_f1.threshold:.4g}, mean Dice {pixels.best_dice.value:.3f} at "
+            f"{pixels.best_dice.threshold:.4g}"
+        )
+    detection = results[0].detection
+    counted = " without lesion" if detection.counted_on == "normal" else ""
+    return Table(
+        f"Share of lesions found, by false positives per {detection.unit}{counted} (FROC)",
+        ["metric", "lesions", *RATE_NAMES, MEAN],
+        rows,
+        f"A lesion is found by the rule {detection.hit_rule}. Best thresholds, chosen on these "
+        f"very images and so too good: {'; '.join(best)}.",
+    )
+
+
+def compared(comparison: Comparison) -> Table:
+    """A comparison with another folder of heatmaps."""
+    heading, *rows = comparison_rows(comparison)
+    title = f"{comparison.metric} against {comparison.other_metric} in {comparison.other_folder}"
+    return Table(title, heading, rows, f"On the {comparison.images} images of both.")
+
+
 def numbers(results: Sequence[MetricResult]) -> Table:
     """AUROC, AP and PRO of every metric at every level."""
     rows = []
@@ -149,7 +216,7 @@ def numbers(results: Sequence[MetricResult]) -> Table:
                     n = sum(row.auroc is not None for row in result.rows)
                 cells = [format_interval(intervals.get(name)) for name in ("auroc", "ap", "pro")]
                 rows.append([result.metric, meaning, str(n), *cells])
-    columns = ["metric", "over", "images", "AUROC", "AP", "PRO"]
+    columns = ["metric", "over", "images", "AUROC", "AP", "AUPRO"]
     return Table("Numbers of every kind of heatmap", columns, rows)
 
 
@@ -179,6 +246,7 @@ def charts(results: Sequence[MetricResult]) -> list[Chart]:
             "ap",
         ),
     ]
+    found.append(froc(results))
     if all(result.image_level is not None for result in results):
         found.append(image_roc(results))
     for result in results:
@@ -192,6 +260,18 @@ def chart(
     """A chart of all metrics, described by their pooled values."""
     values = ", ".join(f"{r.metric} {r.pooled[name].value:.3f}" for r in results)
     return Chart(title, as_svg(lambda file: draw(target=file)), f"{title}: {values}")
+
+
+def froc(results: Sequence[MetricResult]) -> Chart:
+    """FROC of all metrics."""
+    lines = {}
+    for result in results:
+        mean, curve = result.detection.sensitivity[MEAN].value, result.detection.curve
+        lines[f"{result.metric} ({mean:.3f})"] = (curve.false_positives, curve.sensitivity)
+    per, ends = results[0].detection.unit, (RATES[0], RATES[-1])
+    title = "FROC: lesions found (mean sensitivity)"
+    svg = as_svg(lambda file: froc_curves(lines, file, per=per, limits=ends))
+    return Chart(title, svg, f"{title}: {', '.join(lines)}")
 
 
 def image_roc(results: Sequence[MetricResult]) -> Chart:
@@ -243,25 +323,48 @@ def draw_histogram(
 
 def gallery(evaluation: Evaluation, most_images: int) -> Gallery:
     """The images on which the first metric's scores are most wrong, with all metrics' heatmaps."""
-    first, images = evaluation.results[0], evaluation.settings.image_dir
-    judged = sorted(judge(first), key=lambda one: -one.wrongness)
+    first = evaluation.results[0]
+    verdicts = verdicts_of(evaluation.settings.heatmap_dir, first)
+    judged = sorted(judge(first, verdicts), key=lambda one: -one.wrongness)
     limits = {result.metric: colour_limits(result) for result in evaluation.results}
     entries = within_budget(draw_entries(evaluation, judged[:most_images], limits))
-    note = (
-        f"Score is the largest {first.metric} of the image. A lesion is missed the worse the more "
-        "normal images score as high; a false alarm is the worse the more images with a lesion "
-        "score as low."
-    )
+    note = f"Score is the largest {first.metric} of the image; "
     if first.image_level is None:
-        note = f"Score is the largest {first.metric} of the image; wrong is a low pixel AUROC."
-    if images is None:
+        note += "wrong is a low pixel AUROC."
+    else:
+        note += (
+            "a lesion is missed the worse the more normal images score as high, and a false alarm "
+            "is the worse the more images with a lesion score as low."
+        )
+    if verdicts is not None:
+        note += " Missed, found and false alarm are the verdicts at the operating point."
+    if evaluation.settings.image_dir is None:
         note += " Pass --image_dir to see the images under the heatmaps."
-    kinds = {kind: text for kind, text in KINDS.items() if any(e.kind == kind for e in entries)}
+    texts = KINDS if verdicts is None else VERDICT_KINDS
+    kinds = {kind: text for kind, text in texts.items() if any(e.kind == kind for e in entries)}
     return Gallery(entries, kinds, VALUES, len(first.rows), limits, note)
 
 
-def judge(result: MetricResult) -> list[Judged]:
-    """How wrong each image's score is: beside those of the other kind, else by its pixel AUROC."""
+def verdicts_of(folder: Path, result: MetricResult) -> dict[str, bool] | None:
+    """Image -> whether it was called abnormal; None unless all of the metric's images have one."""
+    if not (folder / VERDICTS).is_file():
+        return None
+    table = ImageTable(folder / VERDICTS)
+    found = {
+        image: row["verdict"] == "abnormal"
+        for image, rows in table.of_image.items()
+        for row in rows
+        if row["metric"] == result.metric
+    }
+    return found if all(row.image in found for row in result.rows) else None
+
+
+def judge(result: MetricResult, verdicts: Mapping[str, bool] | None = None) -> list[Judged]:
+    """How wrong each image's score is: beside those of the other kind, else by its pixel AUROC.
+
+    verdicts: whether an image was called abnormal, by name; without them a score is taken for wrong
+    where it would be for half of the other kind.
+    """
     labels = [row.has_lesion for row in result.rows]
     if result.image_level is None:
         wrong = np.array([1 - (1 if row.auroc is None else row.auroc) for row in result.rows])
@@ -269,16 +372,17 @@ def judge(result: MetricResult) -> list[Judged]:
         wrong = wrongness(labels, [row.max_score for row in result.rows])
     found = []
     for row, value in zip(result.rows, wrong.tolist(), strict=True):
-        kind = ("missed" if value >= 0.5 else "found") if row.has_lesion else "quiet"
-        if not row.has_lesion and value >= 0.5:
-            kind = "alarm"
-        if result.image_level is None:
-            remark = ""
-        elif row.has_lesion:
-            remark = f"{value:.0%} of the normal images score as high"
-        else:
-            remark = f"{value:.0%} of the images with a lesion score as low"
-        found.append(Judged(row, value, kind, remark))
+        is_wrong = value >= 0.5
+        if verdicts is not None:
+            is_wrong = verdicts[row.image] != row.has_lesion
+        right, not_right = ("found", "missed") if row.has_lesion else ("quiet", "alarm")
+        remark = ""
+        if result.image_level is not None:
+            other = "normal images score as high"
+            if not row.has_lesion:
+                other = "images with a lesion score as low"
+            remark = f"{value:.0%} of the {other}"
+        found.append(Judged(row, value, not_right if is_wrong else right, remark))
     return found
 
 
