@@ -6,6 +6,7 @@ patient there does so here. Of a file of several frames each frame has objects o
 name the frame.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -35,6 +36,8 @@ OUR_CODES = "99PICARD"
 """Coding scheme of quantities that no standard names."""
 REFUSALS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What highdicom raises for a source that lacks what the derived object needs."""
+
+logging.getLogger("highdicom").setLevel(logging.WARNING)  # else a line per module that it copies
 
 
 class DicomError(UserError):
