@@ -79,7 +79,7 @@ def run_script(
     try:
         status = main()
         notices.sum_up()
-        sys.exit(status)
+        _leave(status)
     except KeyboardInterrupt:
         message, status = interrupted, INTERRUPTED
     except UserError as error:
@@ -94,6 +94,12 @@ def run_script(
     path = Path(sys.argv[0])
     program = path.parent.name if path.name == "__main__.py" else path.name
     print(f"{program}: {message}", file=sys.stderr)
+    _leave(status)
+
+
+def _leave(status: int) -> NoReturn:
+    """Exits; a SIGTERM that comes now, as torchrun sends one, would end in a traceback."""
+    signal.signal(signal.SIGTERM, lambda *_: None)
     sys.exit(status)
 
 

@@ -122,6 +122,9 @@ Seed = Annotated[int, Range(0, 2**63 - 1)]
 Share = Annotated[float, Range(0, 1, "[)")]
 """A share, probability or decay below 1."""
 PositiveShare = Annotated[float, Range(0, 1, "(]")]
+PEER_TIMEOUT = 600.0
+"""Seconds within which all processes of a training have to come, unless a setting says other."""
+PeerSeconds = Annotated[float, Range(0, 1e6, "(]")]
 Weight = Annotated[float, AtLeast(0, 10**6)]
 """Weight of a term of a loss."""
 LearningRate = Annotated[float, Range(1e-12, 1e38)]

@@ -10,7 +10,7 @@ import re
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from pathlib import Path
 from types import FrameType
@@ -22,7 +22,9 @@ import torch.distributed
 from torch import Tensor, nn
 
 from common.checkpoint import CheckpointError
+from common.config_types import PEER_TIMEOUT
 from common.errors import UserError
+from common.peers import Peers, meet
 
 PROCESS_GROUP_TIMEOUT = datetime.timedelta(hours=6)
 """How long processes wait for the main one, which evaluates alone; NCCL's default is 10 minutes."""
@@ -221,6 +223,8 @@ class Processes:
     """Number of this process, from 0."""
     world_size: int = 1
     """How many there are."""
+    peers: Peers | None = field(default=None, compare=False)
+    """The watch over the others; None alone."""
 
     @property
     def is_main(self) -> bool:
@@ -228,12 +232,13 @@ class Processes:
         return self.rank == 0
 
 
-def start_processes(device: torch.device) -> Processes:
+def start_processes(device: torch.device, peer_timeout: float = PEER_TIMEOUT) -> Processes:
     """Joins the other processes that torchrun started; alone, does nothing.
 
     Reads torchrun's environment (RANK, WORLD_SIZE, LOCAL_RANK). Uses NCCL between GPUs and Gloo
-    between CPUs. End with stop_processes. Raises RuntimeSetupError where the environment is
-    incomplete or the device cannot be shared by processes.
+    between CPUs. End with stop_processes. peer_timeout: seconds within which all have to come.
+    Raises RuntimeSetupError where the environment is incomplete or the device cannot be shared by
+    processes, PeerError where one does not come.
     """
     variables = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     given = [name for name in variables if name in os.environ]
@@ -257,12 +262,17 @@ def start_processes(device: torch.device) -> Processes:
         )
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if not torch.distributed.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
+    store, peers = meet(rank, world_size, peer_timeout)
+    processes = Processes(rank, world_size, peers)
+    with naming_peers(processes):
         torch.distributed.init_process_group(
-            backend, rank=rank, world_size=world_size, timeout=PROCESS_GROUP_TIMEOUT
+            "nccl" if device.type == "cuda" else "gloo",
+            store=store,
+            rank=rank,
+            world_size=world_size,
+            timeout=PROCESS_GROUP_TIMEOUT,
         )
-    return Processes(rank, world_size)
+    return processes
 
 
 def _whole(name: str, text: str) -> int:
@@ -275,20 +285,53 @@ def _whole(name: str, text: str) -> int:
     return int(text)
 
 
-def stop_processes() -> None:
+def stop_processes(processes: Processes) -> None:
     """Leaves the process group, if this process is in one."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if processes.peers is not None:
         torch.distributed.destroy_process_group()
+        processes.peers.leave(in_order=True)
 
 
 @contextlib.contextmanager
-def joined_processes(device: torch.device) -> Iterator[Processes]:
-    """The processes that torchrun started, left at the end whatever happens."""
-    processes = start_processes(device)
-    try:
+def joined_processes(
+    device: torch.device, peer_timeout: float = PEER_TIMEOUT
+) -> Iterator[Processes]:
+    """The processes that torchrun started, left at the end; where one fails, all end.
+
+    peer_timeout: see start_processes. Raises PeerError where another one has failed or is gone.
+    """
+    processes = start_processes(device, peer_timeout)
+    with naming_peers(processes):
         yield processes
-    finally:
-        stop_processes()
+    stop_processes(processes)
+
+
+@contextlib.contextmanager
+def naming_peers(processes: Processes) -> Iterator[None]:
+    """Turns errors that another process has caused, or has said before, into a PeerError.
+
+    An error of this process alone is told to the others, and raised as it is.
+    """
+    if processes.peers is None:
+        yield
+        return
+    try:
+        yield
+    except BaseException as error:
+        caused = _is_of_communication(error) and processes.peers.error()
+        if not caused and not processes.peers.may_speak() and isinstance(error, Exception):
+            caused = processes.peers.error()
+        processes.peers.leave(in_order=False)
+        if caused:
+            raise caused from error
+        raise
+
+
+def _is_of_communication(error: BaseException) -> bool:
+    """Whether torch could not reach another process."""
+    text = str(error).lower()
+    known = isinstance(error, torch.distributed.DistError) or "gloo" in text or "nccl" in text
+    return isinstance(error, RuntimeError) and known
 
 
 def broadcast_weights(module: nn.Module, processes: Processes) -> None:

@@ -37,10 +37,12 @@ class TrainingError(UserError):
 def joined_training(config: Any) -> Iterator[tuple[torch.device, Processes]]:
     """Where a training runs: its device, and this process among those that train together.
 
-    config: settings with `device`, `seed` and `precision` (fp32 or tf32), which hold meanwhile.
+    config: settings with `device`, `seed` and `precision` (fp32 or tf32), which hold meanwhile, and
+    `peer_timeout`.
     """
     device = resolve_device(config.device)
-    with tf32_products(config.precision == "tf32"), joined_processes(device) as processes:
+    joined = joined_processes(device, config.peer_timeout)
+    with tf32_products(config.precision == "tf32"), joined as processes:
         seed_everything(config.seed)
         yield device, processes
 

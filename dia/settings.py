@@ -224,6 +224,8 @@ class DiaConfig:
     """Seed of weights, order, views and augmentation."""
     precision: Literal["fp32", "tf32"] = "fp32"
     """tf32 lets a GPU round products, as torch by itself does in convolutions; fp32 does not."""
+    peer_timeout: kind.PeerSeconds = kind.PEER_TIMEOUT
+    """Seconds within which all processes of a training (torchrun) have to come."""
     data: DataConfig = field(default_factory=DataConfig)
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -69,7 +69,7 @@ MAY_CHANGE = (
     *("data.data_root", "contrastive.run_dir", "contrastive.resume_path", "contrastive.suffix"),
     *("contrastive.load_path", "contrastive.no_strict", "contrastive.diffusion_model_path"),
     # What computes, and how fast.
-    *("device", "data.num_workers", "contrastive.local_rank"),
+    *("device", "data.num_workers", "contrastive.local_rank", "peer_timeout"),
     # What is written or said, and how images are scored.
     *("contrastive.save_step", "contrastive.eval_step", "contrastive.error_step"),
     *("data.on_bad_image", "evaluation."),

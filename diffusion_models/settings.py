@@ -189,6 +189,8 @@ class DdpmConfig:
     """Seed of weights, order, noise and steps."""
     precision: Literal["fp32", "tf32"] = "fp32"
     """tf32 lets a GPU round products, as torch by itself does in convolutions; fp32 does not."""
+    peer_timeout: kind.PeerSeconds = kind.PEER_TIMEOUT
+    """Seconds within which all processes of a training (torchrun) have to come."""
     data: DataConfig = field(default_factory=DataConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
 

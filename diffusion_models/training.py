@@ -79,7 +79,7 @@ MAY_CHANGE = (
     # Where things lie, and what the first step began with; images are known by their contents.
     *("data.data_root", "diffusion.output_dir", "diffusion.state_dict_path"),
     # What computes, and how fast.
-    *("device", "data.num_workers"),
+    *("device", "data.num_workers", "peer_timeout"),
     # What is written, drawn or said; data.resize_to is train_dia.py's and eval.py's alone.
     *("diffusion.save_every", "diffusion.log_every", "diffusion.sampling_timesteps"),
     *("diffusion.num_samples", "diffusion.steps", "diffusion.strip_steps", "diffusion.strip_range"),

@@ -27,7 +27,7 @@ NO_INFLUENCE = frozenset({
     *("slices", "calibration_data_path", "test.calibration_windows", "test.feature_space",
       "test.specificity"),
     *("checkpoints_dir", "logs_dir", "heatmaps_dir"),
-    *("cuda", "gpu_ids", "device", "num_workers", "train"),
+    *("cuda", "gpu_ids", "device", "num_workers", "peer_timeout", "train"),
     *("coarse_l1_alpha", "l1_loss_alpha", "ae_loss_alpha", "global_wgan_loss_alpha"),
     *("gan_loss_alpha", "wgan_gp_lambda"),
     *("test.parallel_batchsize", "test.save_heatmap_data", "test.save_heatmap_plots"),

@@ -386,6 +386,8 @@ class PicardConfig:
     """auto, cpu, cuda, cuda:1 or mps."""
     num_workers: kind.Processes = 4
     """Processes that read training images; 0 = read in the training process."""
+    peer_timeout: kind.PeerSeconds = kind.PEER_TIMEOUT
+    """Seconds within which all processes of a training (torchrun) have to come."""
     seed: kind.Seed = 1337
     """Seed of everything random."""
     coarse_l1_alpha: kind.Weight = 1.2

@@ -61,7 +61,10 @@ WHERE = (
     *("train_data_path", "test_data_path", "data_with_subfolder", "calibration_data_path"),
 )
 """Where things lie; that the images are the same is seen from their contents."""
-MACHINE = ("cuda", "gpu_ids", "device", "num_workers", "train.channels_last", "train.cache_mb")
+MACHINE = (
+    *("cuda", "gpu_ids", "device", "num_workers", "peer_timeout"),
+    *("train.channels_last", "train.cache_mb"),
+)
 """What computes, and how fast."""
 HOW_LONG = ("train.n_steps", "train.n_epochs")
 """Where the run ends. With train.lr_schedule: cosine the rate of the steps to come changes, too."""

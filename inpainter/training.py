@@ -86,7 +86,7 @@ def train(
         resolve_step(folder, resume, ROLES, option=RESUME_OPTION)  # before the folder is made
     with (
         tf32_products(config.train.precision == "tf32"),
-        joined_processes(device) as processes,
+        joined_processes(device, config.peer_timeout) as processes,
         sole_writer(folder, processes, "change expname"),
     ):
         # Set-up.

@@ -236,11 +236,15 @@ def forked(function: Callable[[], object], **environment: str) -> BaseProcess:
 
 def forked_pair(function: Callable[[], object]) -> list[BaseProcess]:
     """The same function in two processes that find each other as if torchrun had started them."""
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [forked(function, RANK=str(rank), LOCAL_RANK=str(rank), **common) for rank in range(2)]
+
+
+def free_port() -> int:
+    """A port of this machine at which nobody listens."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
-        port = listening.getsockname()[1]
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [forked(function, RANK=str(rank), LOCAL_RANK=str(rank), **common) for rank in range(2)]
+        return listening.getsockname()[1]
 
 
 def wait_until(holds: Callable[[], object]) -> None:

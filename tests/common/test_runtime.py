@@ -133,7 +133,7 @@ def test_process_alone_is_the_main_one(alone):
     assert start_processes(torch.device("cpu")) == Processes(0, 1)
     assert Processes().is_main
     assert not Processes(rank=1, world_size=2).is_main
-    stop_processes()
+    stop_processes(Processes())
 
 
 def test_torchrun_with_one_process_needs_no_group(alone):
@@ -161,7 +161,7 @@ def add_up_the_ranks(folder: Path) -> None:
     torch.distributed.all_reduce(number)
     said = f"rank {processes.rank} of {processes.world_size}: {number.item()}"
     (folder / str(processes.rank)).write_text(said)
-    stop_processes()
+    stop_processes(processes)
     assert not torch.distributed.is_initialized()
 
 

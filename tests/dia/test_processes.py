@@ -90,7 +90,7 @@ def update_of_one_share(folder: Path) -> None:
     processes = start_processes(torch.device("cpu"))
     rows, labels = (values[:, processes.rank].flatten(0, 1) for values in rows_and_labels())
     torch.save(one_update(rows, labels, processes), folder / f"{processes.rank}.pt")
-    stop_processes()
+    stop_processes(processes)
 
 
 def test_two_processes_contrast_with_the_rows_of_both(tmp_path: Path) -> None:
