@@ -14,6 +14,7 @@ import sys
 
 from common.cli import load_from_arguments, run_script
 from common.config import config_to_yaml
+from common.runtime import launched
 from dia import evaluation as dia
 from inpainter import calibrate, evaluation_report, evaluation_settings
 from inpainter.predictor import settings_beside_checkpoint
@@ -45,6 +46,10 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     mode = arguments.mode
+    process = launched()
+    if not process.is_main:
+        print(f"Process {process.rank} has nothing to do: eval.py works in process 0 alone.")
+        return 0
     if mode == "calibrate":
         settings_beside_checkpoint(arguments)
     if mode in FLAGS:

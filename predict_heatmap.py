@@ -15,9 +15,10 @@ import sys
 from common.cli import run_script
 from common.config import config_to_yaml
 from common.files import escaped
-from inpainter.calibrate import calibrate
+from inpainter.calibrate import calibrate, calibrate_once
 from inpainter.explain import explain_from_arguments
 from inpainter.prediction import PredictionOptions, add_prediction_flags, predict, settings_of
+from inpainter.sharing import processes_of
 from inpainter.snapshots import run_folder
 
 OPTIONS = (
@@ -39,14 +40,20 @@ def main() -> int:
         print(config_to_yaml(config), end="")
         return 0
     given = {name: getattr(arguments, name) for name in OPTIONS}
+    given["processes"] = processes_of(arguments)
     checkpoint_dir = arguments.checkpoint_dir or run_folder(config)
     if arguments.explain:
         print(explain_from_arguments(config, checkpoint_dir, arguments))
         return 0
     if arguments.calibrate:
-        print(f"Calibration: {calibrate(config, checkpoint_dir, arguments.checkpoint_iter)}")
+        several = given["processes"].world_size > 1
+        measure = calibrate_once if several else calibrate
+        print(f"Calibration: {measure(config, checkpoint_dir, arguments.checkpoint_iter)}")
     result = predict(config, PredictionOptions(checkpoint_dir, **given, command=sys.argv))
     done, before, bad = result.finished, result.already_there, result.bad
+    if not given["processes"].is_main:
+        print(f"{len(result.here)} of {len(done)} images scored here; process 0 tells of all.")
+        return 0 if done or before else 1
     counts = f"{len(done)} images scored, {len(before)} were finished before, {len(bad)} left out"
     left_out = [f"left out: {escaped(message)}" for message in bad.values()]
     print(f"{counts}. Heatmaps: {result.folder}", *left_out, *result.notes, sep="\n")

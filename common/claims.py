@@ -22,14 +22,23 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 
+from common.errors import UserError
+
 LOG = logging.getLogger(__name__)
 RENEWAL_SECONDS = 15.0
 """How often the time of a claim's file is renewed."""
 SILENCE_SECONDS = 300.0
 """Age from which a claim of another machine does not hold any more."""
 TAKEOVER = ".takeover"
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.02, 5.0
+"""Between two looks at a claim that is waited for; the longer the wait, the longer the pauses."""
+SECONDS_OF_SILENCE_IN_WAITING = 2.0
 TRIES = 100
 """How often a claim that vanishes while it is looked at is tried again."""
+
+
+class ClaimError(UserError):
+    """A claim was not released in time."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +133,27 @@ def claim(path: Path) -> Claim | None:
             LOG.info("%s: %s, has ended without releasing it; taken over.", path, holder)
             path.unlink(missing_ok=True)
     return None
+
+
+def wait_for_claim(path: Path, seconds: float) -> Claim:
+    """Claims a path, after its holder has released it or died; says so while it waits.
+
+    seconds: how long to wait for living holders in all. Raises ClaimError after that, OSError where
+    the file cannot be written.
+    """
+    started, said = time.monotonic(), False
+    while (made := claim(path)) is None:
+        waited = time.monotonic() - started
+        if waited > seconds:
+            raise ClaimError(
+                f"{path} was held for {seconds / 60:.0f} minutes by others, now by "
+                f"{holder_of(path)}. Stop that process, and run again."
+            )
+        if not said and waited > SECONDS_OF_SILENCE_IN_WAITING:
+            LOG.info("Waiting for %s to release %s", holder_of(path), path)
+            said = True
+        time.sleep(min(max(waited / 10, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS))
+    return made
 
 
 def holder_of(path: Path) -> Holder | None:

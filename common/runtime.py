@@ -361,6 +361,24 @@ def average_gradients(parameters: list[Tensor], processes: Processes) -> None:
         grad.copy_(part.view_as(grad))
 
 
+def launched() -> Processes:
+    """This process among those that torchrun started, for programs in which each works by itself.
+
+    No process group is joined, so nobody waits for anybody. Raises RuntimeSetupError where RANK and
+    WORLD_SIZE are not a rank and a number of processes.
+    """
+    given = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE") if name in os.environ}
+    if len(given) < 2:  # one alone means something else: some schedulers set such names
+        return Processes()
+    rank, world_size = (_whole(name, text) for name, text in given.items())
+    if not rank < world_size:
+        raise RuntimeSetupError(
+            f"RANK is {rank} and WORLD_SIZE {world_size}; expected a rank below it. Start several "
+            "processes with torchrun --nproc_per_node=K, or unset both."
+        )
+    return Processes(rank, world_size)
+
+
 class StopRequest:
     """While active, SIGINT or SIGTERM only sets `requested`; a later Ctrl-C interrupts.
 

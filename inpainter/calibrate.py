@@ -6,6 +6,7 @@ operating_point.py.
 
 import argparse
 import dataclasses
+import hashlib
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,10 +19,13 @@ from tqdm import tqdm
 from common.checkpoint import (
     CheckpointError,
     checkpoint_path,
+    content_hash,
     load_tensors,
     require_mapping,
 )
+from common.claims import wait_for_claim
 from common.cli import add_common_arguments
+from common.config import config_to_yaml
 from common.config_types import ConfigError
 from common.errors import UserError
 from common.files import escaped
@@ -56,7 +60,7 @@ from inpainter.operating_point import (
 )
 from inpainter.predictor import Predictor, open_checkpoint
 from inpainter.settings import Metric, PicardConfig, input_path
-from inpainter.snapshots import operating_point_path
+from inpainter.snapshots import operating_point_path, resolve_step
 from inpainter.windows import cut_windows, pad_image, resized, scaled_hw, window_grid
 
 LOG = logging.getLogger(__name__)
@@ -65,6 +69,8 @@ FEWEST_OF_AN_IMAGE = 8
 PLACES = 8
 """Windows are drawn from a grid of this many places along a hole's side, or a finer one."""
 DEFAULT_PIXEL_SPECIFICITY = 0.99
+WAIT_SECONDS = 6 * 3600.0
+"""How long a process waits for the one that calibrates for all, as long as that one lives."""
 
 
 def calibrate(config: PicardConfig, folder: Path, wanted: int | str) -> Path:
@@ -85,7 +91,12 @@ def calibrate(config: PicardConfig, folder: Path, wanted: int | str) -> Path:
     require_still_there(folder, step)
     path = checkpoint_path(folder, "calibration", step)
     counts = [len(each.known) for each in found.values()]
-    normals = {"from": origin, "windows": counts, "images": data_identity(paths, root)}
+    normals = {
+        "from": origin,
+        "windows": counts,
+        "images": data_identity(paths, root),
+        "request": request_of(config, folder, step),
+    }
     save_calibrations(path, found, config, predictor.weights, normals)
     LOG.info("Calibrated on %s windows of %s: %s", "+".join(map(str, counts)), origin, path)
     return path
@@ -98,6 +109,31 @@ def require_still_there(folder: Path, step: int) -> None:
             f"Step {step} of {folder} was deleted while it was measured, as a training does that "
             "keeps few (train.keep_snapshots). Wait until it has ended, and run again."
         )
+
+
+def calibrate_once(config: PicardConfig, folder: Path, wanted: int | str) -> Path:
+    """As `calibrate`, where several processes want the same: one measures, the others wait for it.
+
+    A file of the same checkpoint, settings and images is used as it is. Raises ClaimError where
+    others take longer than WAIT_SECONDS, and as `calibrate` does.
+    """
+    step = resolve_step(folder, wanted, option="--checkpoint_iter")
+    path = checkpoint_path(folder, "calibration", step)
+    with wait_for_claim(path.with_name(f"{path.name}.claim"), WAIT_SECONDS):
+        if path.is_file():
+            normals = require_mapping(load_tensors(path), str(path)).get("normals", {})
+            if normals.get("request") == request_of(config, folder, step):
+                return path
+        return calibrate(config, folder, step)
+
+
+def request_of(config: PicardConfig, folder: Path, step: int) -> str:
+    """A hash of all that a calibration depends on: settings, weights, normal images."""
+    files = [checkpoint_path(folder, role, step) for role in ("gen", "dis")]
+    paths, root, _ = normal_images(config, checkpoint_path(folder, "state", step))
+    parts = [config_to_yaml(config), *(content_hash(file) for file in files if file.is_file())]
+    parts.append(repr(data_identity(paths, root)))
+    return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def normal_images(config: PicardConfig, state: Path) -> tuple[list[Path], Path, str]:

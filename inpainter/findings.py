@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from common.checkpoint import save_text_atomic
+from common.checkpoint import CheckpointError, save_text_atomic
 from common.images import write_image
 from inpainter.heatmap_folder import FINDINGS, HEATMAP_LIST, VERDICTS, HeatmapFolder, read_heatmap
 from inpainter.operating_point import MetricPoint, OperatingPoint, load_operating_point, unfit
@@ -76,12 +76,24 @@ def find(heatmap: np.ndarray, point: MetricPoint) -> tuple[list[Finding], np.nda
 class Verdicts:
     """Writes findings, masks and verdicts into a heatmap folder, image by image."""
 
-    def __init__(self, output: HeatmapFolder, point: OperatingPoint | None) -> None:
-        """Drops what the folder has of another operating point; None: of any."""
+    def __init__(
+        self, output: HeatmapFolder, point: OperatingPoint | None, *, alone: bool = True
+    ) -> None:
+        """Drops what the folder has of another operating point; None: of any.
+
+        alone: no other process is at work there; else raises CheckpointError for another one.
+        """
         self.output, self.point = output, point
         path = output.folder / COPY_NAME
         text = None if point is None else point.text()
         before = path.read_text(encoding="utf-8") if path.is_file() else None
+        if not alone:
+            if before != text:
+                raise CheckpointError(
+                    f"{output.folder} is in use by a process with another operating point than "
+                    "the checkpoint has now. Wait until it ends, and run again."
+                )
+            return
         if before != text:
             for image in output.tables[VERDICTS].of_image:
                 for metric in output.test.heatmap_metrics:
@@ -102,7 +114,7 @@ class Verdicts:
         return {row["metric"] for row in rows} >= set(self.output.test.heatmap_metrics)
 
     def write(self, image: str, heatmaps: Mapping[Metric, np.ndarray]) -> None:
-        """Writes what an image's heatmaps (H, W), by metric, come to; its verdicts last."""
+        """Writes an image's masks and notes the rows of what its heatmaps (H, W) come to."""
         if self.point is None:
             return
         findings, verdicts = [], []
@@ -121,8 +133,8 @@ class Verdicts:
                 "verdict": "abnormal" if score > point.image_threshold else "normal",
             })  # fmt: skip
         if findings:
-            self.output.tables[FINDINGS].add(image, findings)
-        self.output.tables[VERDICTS].add(image, verdicts)
+            self.output.note(FINDINGS, image, findings)
+        self.output.note(VERDICTS, image, verdicts)
 
     def catch_up(self, finished: Iterable[str]) -> list[str]:
         """Writes those of finished images that have none yet, from their files.
@@ -141,6 +153,7 @@ class Verdicts:
                 lost.append(image)
                 continue
             self.write(image, {m: read_heatmap(output.folder / files[m]) for m in metrics})
+            output.put(image, output.taken_rows())
         return lost
 
     def summary(self) -> list[str]:

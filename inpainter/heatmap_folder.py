@@ -179,11 +179,31 @@ class ImageTable:
     def __init__(self, path: Path) -> None:
         """Reads what is there. Raises EvaluationError for a file that is no such table."""
         self.path = path
+        self.read()
+
+    def read(self) -> None:
+        """Reads what is there now. Raises EvaluationError for a file that is no such table."""
+        self._state = self._state_now()
         self.of_image: dict[str, list[dict[str, str]]] = {}
-        data = path.read_bytes() if path.is_file() else b""
+        data = self.path.read_bytes() if self.path.is_file() else b""
         whole_lines = data[: data.rfind(b"\n") + 1]
-        for _, row in _rows(path, whole_lines, SCORE_ANEW) if whole_lines else ():
+        for _, row in _rows(self.path, whole_lines, SCORE_ANEW) if whole_lines else ():
             self.of_image.setdefault(unescaped(row["image"]), []).append(row)
+
+    def catch_up(self) -> None:
+        """Reads the file again where another process has written it, and mends a line cut short."""
+        if self._state_now() != self._state:
+            self.read()
+            if self.path.is_file():
+                self._rewrite()
+
+    def _state_now(self) -> tuple[int, ...] | None:
+        """What tells whether the file has changed; None where there is none."""
+        try:
+            stat = self.path.stat()
+        except FileNotFoundError:
+            return None
+        return (stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
     def rows(self, image: str) -> list[dict[str, str]]:
         """The rows of an image, none where it has none."""
@@ -193,25 +213,43 @@ class ImageTable:
         """Writes the heading where there is no file yet: a run that scores nothing says so."""
         if not self.path.is_file():
             save_text_atomic(self._lines([], header=True), self.path)
+            self._state = self._state_now()
 
     def keep(self, images: Container[str]) -> None:
         """Drops the rows of all other images, and what a kill left of a line."""
         self.of_image = {name: rows for name, rows in self.of_image.items() if name in images}
-        if not self.of_image:
+        if self.of_image:
+            self._rewrite()
+        else:
             self.path.unlink(missing_ok=True)
-            return
-        text = self._lines([row for rows in self.of_image.values() for row in rows], header=True)
-        if self.path.read_bytes() != text.encode():
-            save_text_atomic(text, self.path)
+            self._state = None
 
-    def add(self, image: str, rows: Sequence[Row]) -> None:
-        """Adds the rows of an image that has none, without their column `image`."""
-        full = [{"image": escaped(image)} | {k: str(v) for k, v in row.items()} for row in rows]
-        self.of_image[image] = full
+    def sort(self, images: Iterable[str]) -> None:
+        """Puts the rows into the images' order, those of other images behind them."""
+        order = {name: self.of_image[name] for name in images if name in self.of_image}
+        self.of_image = order | self.of_image
+        if self.of_image:
+            self._rewrite()
+
+    def put(self, image: str, rows: list[dict[str, str]]) -> None:
+        """Makes these, as `full_rows` has them, the rows of an image."""
+        if self.rows(image) == rows:
+            return
+        if image in self.of_image:  # what a kill left of them, among others
+            self.keep(self.of_image.keys() - {image})
+        self.of_image[image] = rows
         with self.path.open("a", newline="", encoding="utf-8") as file:
-            file.write(self._lines(full, header=file.tell() == 0))
+            file.write(self._lines(rows, header=file.tell() == 0))
             file.flush()
             os.fsync(file.fileno())
+        self._state = self._state_now()
+
+    def _rewrite(self) -> None:
+        """Makes the file what is known here, if it is not that already."""
+        text = self._lines([row for rows in self.of_image.values() for row in rows], header=True)
+        if not self.path.is_file() or self.path.read_bytes() != text.encode():
+            save_text_atomic(text, self.path)
+        self._state = self._state_now()
 
     def _lines(self, rows: Sequence[Row], *, header: bool) -> str:
         text = io.StringIO()
@@ -221,6 +259,11 @@ class ImageTable:
             writer.writeheader()
         writer.writerows(rows)
         return text.getvalue()
+
+
+def full_rows(image: str, rows: Iterable[Row]) -> list[dict[str, str]]:
+    """Rows of an image as its table has them, from those without their column `image`."""
+    return [{"image": escaped(image)} | {k: str(v) for k, v in row.items()} for row in rows]
 
 
 class Content(NamedTuple):
@@ -255,18 +298,28 @@ class HeatmapFolder:
     """Writes heatmaps and the tables over them; knows which images are finished.
 
     images: name of each image of the run (its path below the image folder) -> its file. overwrite:
-    no image counts as finished, and what the tables list is forgotten.
+    no image counts as finished, and what the tables list is forgotten. alone: no other process is
+    at work in the folder, so what a killed one left half-written is removed.
     """
 
     def __init__(
-        self, folder: Path, test: TestConfig, images: Mapping[str, Path], *, overwrite: bool = False
+        self,
+        folder: Path,
+        test: TestConfig,
+        images: Mapping[str, Path],
+        *,
+        overwrite: bool = False,
+        alone: bool = True,
     ) -> None:
         self.folder, self.test, self.images = folder, test, images
         endings = [len(self.ending(metric).encode()) for metric in test.heatmap_metrics]
         self.stems = file_stems(images, name_limit(folder) - max(endings) - ROOM_FOR_ENDING)
         self.not_drawn: dict[str, str] = {}
         """Image -> why it has no plot."""
-        remove_partial_files(folder)
+        self.new_rows: dict[str, list[dict[str, str]]] = {}
+        """By table, of the image that is being written: `taken_rows` gives them away."""
+        if alone:
+            remove_partial_files(folder)
         if overwrite:
             for table in TABLES:
                 (folder / table).unlink(missing_ok=True)
@@ -292,6 +345,31 @@ class HeatmapFolder:
             table.keep(finished)
         self.tables[SCORES].start()
         return past
+
+    def note(self, table: str, image: str, rows: Iterable[Row]) -> None:
+        """Adds rows, without their column `image`, to those of the image that is being written."""
+        self.new_rows.setdefault(table, []).extend(full_rows(image, rows))
+
+    def taken_rows(self) -> dict[str, list[dict[str, str]]]:
+        """The rows of the image that is now written, by table; they still have to be `put`."""
+        rows, self.new_rows = self.new_rows, {}
+        return rows
+
+    def put(self, image: str, rows: Mapping[str, list[dict[str, str]]]) -> None:
+        """Writes an image's rows into the tables."""
+        for table, new in rows.items():
+            self.tables[table].put(image, new)
+
+    def catch_up(self) -> None:
+        """Reads the tables again where another process has written them."""
+        for table in self.tables.values():
+            table.catch_up()
+
+    def complete(self) -> None:
+        """Puts the tables into the images' order, whoever scored what, and writes volumes.csv."""
+        for table in self.tables.values():
+            table.sort(self.images)
+        self.write_volumes()
 
     def is_complete(self, image: str) -> bool:
         """Whether every metric of an image is there, from whichever content."""
@@ -324,7 +402,7 @@ class HeatmapFolder:
     def write(
         self, image: str, pixels: Tensor, content: Content, heatmaps: Heatmaps, boxes: Boxes = ()
     ) -> None:
-        """Writes an image's files and then its rows. pixels: (C, H, W) in [0, 1].
+        """Writes an image's files and notes its rows. pixels: (C, H, W) in [0, 1].
 
         A picture that cannot be drawn is noted in `not_drawn`; the heatmap is kept.
         """
@@ -335,12 +413,12 @@ class HeatmapFolder:
                 self.draw("plots", image, pixels, metric, heatmap, boxes)
             self.path("progress", image, metric).unlink(missing_ok=True)
         windows = {"windows": heatmaps.n_windows, "completed_windows": heatmaps.n_scored}
-        self.tables[CONTENTS].add(image, [content._asdict() | windows])
+        self.note(CONTENTS, image, [content._asdict() | windows])
         rows = [score_row(metric, heat) for metric, heat in heatmaps.heatmaps.items()]
-        self.tables[SCORES].add(image, rows)
+        self.note(SCORES, image, rows)
         if self.test.save_heatmap_data:
             rows = [{"metric": m, "file": self.data_name(image, m)} for m in heatmaps.heatmaps]
-            self.tables[HEATMAP_LIST].add(image, rows)
+            self.note(HEATMAP_LIST, image, rows)
 
     def draw(
         self, kind: Kind, image: str, pixels: Tensor, metric: Metric, heat: Tensor, boxes: Boxes
@@ -363,10 +441,10 @@ class HeatmapFolder:
             self.draw("progress", image, pixels, metric, heatmap, ())
 
     def write_time(self, image: str, seconds: float, heatmaps: Heatmaps) -> None:
-        """Adds a line to compute_times.csv."""
+        """Notes a line of compute_times.csv."""
         windows, completed = heatmaps.n_windows, heatmaps.n_scored
         values = (f"{seconds:.3f}", windows, completed, f"{seconds / max(completed, 1):.5f}")
-        self.tables[TIMES].add(image, [dict(zip(TABLES[TIMES][1:], values, strict=True))])
+        self.note(TIMES, image, [dict(zip(TABLES[TIMES][1:], values, strict=True))])
 
     def write_volumes(self) -> None:
         """Writes volumes.csv, a row per volume and metric, where images are slices of volumes."""
@@ -382,8 +460,8 @@ class HeatmapFolder:
         save_text_atomic(text.getvalue(), path)
 
     def write_left_out(self, image: str, reason: str) -> None:
-        """Adds a line to left_out.csv."""
-        self.tables[LEFT_OUT].add(image, [{"reason": escaped(reason)}])
+        """Notes a line of left_out.csv."""
+        self.note(LEFT_OUT, image, [{"reason": escaped(reason)}])
 
 
 def volume_rows(

@@ -8,9 +8,10 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.annotations import Annotations, Box, read_annotations
-from common.checkpoint import save_text_atomic
 from common.cli import (
     add_common_arguments,
     first_line,
@@ -31,14 +31,24 @@ from common.files import escaped
 from common.image_folders import list_images, with_slices
 from common.images import ImageError
 from common.run_log import write_run_record
+from common.runtime import Processes
 from common.volumes import split_slice
 from inpainter.export import EXPORT_KINDS, Exporter, ExportKind, require_heatmaps_kept
 from inpainter.findings import Verdicts, operating_point_for
 from inpainter.heatmap import Heatmaps
-from inpainter.heatmap_folder import Content, HeatmapFolder, PastWork, remove_partial_files
+from inpainter.heatmap_folder import Content, HeatmapFolder, PastWork
 from inpainter.predictor import Predictor, open_checkpoint, settings_beside_checkpoint
-from inpainter.run_identity import RUN_NAME, output_folder, run_identity
+from inpainter.run_identity import (
+    Identity,
+    differences_in_words,
+    is_of,
+    output_folder,
+    read_identity,
+    run_identity,
+    write_identity,
+)
 from inpainter.settings import PicardConfig, input_path
+from inpainter.sharing import SharedFolder, in_turn, require_welcome, shard
 from inpainter.windows import leaves_border
 
 LOG = logging.getLogger(__name__)
@@ -77,6 +87,8 @@ class PredictionOptions:
     """Formats in which heatmaps are written besides."""
     command: Sequence[str] = ()
     """What the user typed, for the record."""
+    processes: Processes = field(default_factory=Processes)
+    """Which of how many processes this is, that score the images together."""
 
 
 @dataclass
@@ -85,6 +97,9 @@ class PredictionResult:
 
     folder: Path
     finished: list[str] = field(default_factory=list)
+    """Scored now, by this process or another one at work in the folder."""
+    here: list[str] = field(default_factory=list)
+    """Those that this process scored."""
     already_there: list[str] = field(default_factory=list)
     bad: dict[str, str] = field(default_factory=dict)
     """Image -> why it was left out."""
@@ -130,6 +145,9 @@ def add_prediction_flags(parser: argparse.ArgumentParser) -> None:
     add("--overwrite", action="store_true", help="redo images that are finished")
     add("--export", type=export_kinds, default=(), metavar="KIND,…",
         help=f"also write the heatmaps as {', '.join(EXPORT_KINDS)} to export/")  # fmt: skip
+    add("--shard", type=shard, metavar="I/N",
+        help="this is process I, from 0, of N that score the images together on a shared disk "
+             "(default: what torchrun says, else 0/1)")  # fmt: skip
     add_common_arguments(parser, PicardConfig, default_config=DEFAULT_CONFIG)
     parser.set_defaults(config=None)
 
@@ -153,6 +171,11 @@ def predict(config: PicardConfig, options: PredictionOptions) -> PredictionResul
     is noted and left out), AnnotationError and WindowError, all with their remedy.
     """
     require_heatmaps_kept(options.export, config.test)
+    if options.overwrite and options.processes.world_size > 1:
+        raise ConfigError(
+            "--overwrite is for one process: with several, one would delete what another has just "
+            "written. Delete the folder, or pass another --output_dir."
+        )
     checkpoint = (options.checkpoint_dir, options.checkpoint_iter)
     predictor = open_checkpoint(config, *checkpoint, option="--checkpoint_iter")
     image_dir, images = images_to_score(config, options)
@@ -161,26 +184,64 @@ def predict(config: PicardConfig, options: PredictionOptions) -> PredictionResul
         annotations = read_annotations(options.annotations, images, on_unknown="skip")
     identity = run_identity(predictor, image_dir, None if is_folder(options) else [*images])
     folder = output_folder(config, options.output_dir, identity, overwrite=options.overwrite)
-    output = HeatmapFolder(folder, config.test, images, overwrite=options.overwrite)
-    text = "".join(f"{key}: {value}\n" for key, value in identity.items())
-    save_text_atomic(text, folder / RUN_NAME)
-    command = [escaped(part) for part in options.command]
-    write_run_record(folder, config_yaml=config_to_yaml(config), command=command)
-    past = output.sort_out()
+    with SharedFolder(folder, options.processes) as shared:
+        with shared.tables():
+            run = open_run(predictor, images, annotations, identity, options, shared)
+        run.score_all()
+        with shared.tables():
+            run.sum_up()
+    result, output = run.result, run.output
+    if options.processes.is_main:
+        exporter = Exporter(options.export, predictor, output, run.verdicts.point)
+        result.notes += with_names(exporter.export_all())
+    result.notes += run.verdicts.summary()
+    return result
+
+
+def open_run(
+    predictor: Predictor,
+    images: Mapping[str, Path],
+    annotations: Annotations | None,
+    identity: Identity,
+    options: PredictionOptions,
+    shared: SharedFolder,
+) -> "FolderRun":
+    """Sorts out what the folder has and joins the processes at work there. Under shared.tables."""
+    config, folder = predictor.config, shared.folder
+    others = shared.others()
+    is_same = is_of(folder, identity)
+    if others:
+        differing = "" if is_same else differences_in_words(read_identity(folder) or {}, identity)
+        require_welcome(folder, others, differing=differing, overwrite=options.overwrite)
+    choices = {"overwrite": options.overwrite, "alone": not others}
+    output = HeatmapFolder(folder, config.test, images, **choices)
+    if is_same and not options.overwrite:
+        absorb(shared, output)  # of processes that were killed, too
+    if others:
+        past = PastWork([i for i in images if i not in shared.done and output.is_complete(i)])
+    else:
+        write_identity(folder, identity)
+        command = [escaped(part) for part in options.command]
+        write_run_record(folder, config_yaml=config_to_yaml(config), command=command)
+        past = output.sort_out()
+        shared.forget()
     predictor.require_finite_weights()
     point, remarks = operating_point_for(predictor)
-    verdicts = Verdicts(output, point)
-    lost = verdicts.catch_up(past.finished)
+    verdicts = Verdicts(output, point, alone=not others)
+    lost = [] if others else verdicts.catch_up(past.finished)
     result = PredictionResult(folder, already_there=past.finished)
     result.notes += [*notes_on(past, annotations), *remarks, *with_names({NO_HEATMAP: lost})]
-    run = FolderRun(predictor, images, output, verdicts, annotations, result)
-    run.score_all()
-    result.notes += with_names(run.notes | {NO_PLOT: list(output.not_drawn)})
-    result.notes += with_names(Exporter(options.export, predictor, output, point).export_all())
-    result.notes += verdicts.summary()
-    output.write_volumes()
-    remove_partial_files(folder)
-    return result
+    shared.begin()
+    return FolderRun(predictor, images, output, verdicts, annotations, result, shared)
+
+
+def absorb(shared: SharedFolder, output: HeatmapFolder) -> None:
+    """Writes into the tables what all processes have done since. Under shared.tables."""
+    output.catch_up()
+    news = shared.news()
+    for done in news.values():
+        output.put(done.image, done.rows)
+    shared.accept(news)
 
 
 def is_folder(options: PredictionOptions) -> bool:
@@ -260,20 +321,38 @@ class FolderRun:
     verdicts: Verdicts
     annotations: Annotations | None
     result: PredictionResult
-    notes: dict[str, list[str]] = field(
-        default_factory=lambda: {WITHOUT_TISSUE: [], UNCOVERED: [], BAD_ANNOTATION: []}
-    )
-    """Sentence -> the images that it is true of."""
-
-    silent: bool = field(default_factory=lambda: not sys.stderr.isatty())
+    shared: SharedFolder
+    true: list[str] = field(default_factory=list)
+    """Sentences that are true of the image that is being scored."""
+    silent: bool = field(init=False)
     """No progress bars."""
 
+    def __post_init__(self) -> None:
+        self.silent = not (sys.stderr.isatty() and self.shared.processes.is_main)
+
     def score_all(self) -> None:
-        """Scores and writes the images that are not finished; notes what became of each."""
+        """Scores and writes the images that are not finished and that no other process scores.
+
+        At the end every image is done: it waits for those of others, and does a dead one's.
+        """
         finished = set(self.result.already_there)
-        todo = [name for name in self.images if name not in finished]
-        images = prefetched(todo, self.read)
-        for name, read in tqdm(images, total=len(todo), unit="image", disable=self.silent):
+        order = in_turn([*self.images], self.shared.processes)
+        todo = [name for name in order if name not in finished]
+        with tqdm(total=len(todo), unit="image", disable=self.silent) as bar:
+            free = (name for name in todo if self.shared.is_free(name))
+            for name, read in prefetched(free, self.read):
+                self.take(name, read)
+                bar.update(self.shared.n_done() - bar.n)
+            for name in self.shared.left(todo):
+                self.take(name, partial(self.read, name))
+                bar.update(self.shared.n_done() - bar.n)
+
+    def take(self, name: str, read: Callable[[], tuple[Tensor, Content]]) -> None:
+        """Scores and writes an image if nobody else does, and says so."""
+        with self.shared.turn(name) as is_ours:
+            if not is_ours:
+                return
+            self.true, reason = [], None
             try:
                 pixels, content = read()
                 started = time.monotonic()
@@ -282,9 +361,28 @@ class FolderRun:
             except (UserError, MemoryError, RuntimeError) as error:
                 if not isinstance(error, UserError) and not is_lack_of_memory(error):
                     raise
-                self.leave_out(name, error)
+                reason = self.leave_out(name, error)
             else:
                 self.write(name, pixels, content, heatmaps, seconds)
+            self.shared.finish(name, self.output.taken_rows(), self.true, reason)
+        ours = self.shared.tables_if_free()
+        if ours is not None:  # else it is written by who has them, or later
+            with ours:
+                absorb(self.shared, self.output)
+
+    def sum_up(self) -> None:
+        """Completes the tables, and tells what became of all images. Under shared.tables."""
+        absorb(self.shared, self.output)
+        self.output.complete()
+        done = [self.shared.done[name] for name in self.images if name in self.shared.done]
+        self.result.bad = {each.image: each.left_out for each in done if each.left_out is not None}
+        scored = [each for each in done if each.left_out is None]
+        self.result.finished = [each.image for each in scored]
+        self.result.here = [each.image for each in scored if each.by == self.shared.name]
+        sentences = (WITHOUT_TISSUE, UNCOVERED, BAD_ANNOTATION, NO_PLOT)
+        self.result.notes += with_names(
+            {s: [each.image for each in done if s in each.notes] for s in sentences}
+        )
 
     def read(self, name: str) -> tuple[Tensor, Content]:
         """An image, (C, H, W) in [0, 1], and what its file held. Raises ImageError.
@@ -328,10 +426,11 @@ class FolderRun:
         counts = (heatmaps.n_scored, heatmaps.n_windows)
         LOG.info("%s: %d of %d windows in %.1f s", escaped(name), *counts, seconds)
         if heatmaps.n_scored == 0:
-            self.notes[WITHOUT_TISSUE].append(name)
+            self.true.append(WITHOUT_TISSUE)
         if leaves_border(test, image_hw):
-            self.notes[UNCOVERED].append(name)
-        self.result.finished.append(name)
+            self.true.append(UNCOVERED)
+        if name in self.output.not_drawn:
+            self.true.append(NO_PLOT)
 
     def boxes(self, name: str, image_hw: tuple[int, int]) -> Sequence[Box]:
         """The image's boxes for its plots; none, with a word, where they do not fit it."""
@@ -341,11 +440,11 @@ class FolderRun:
             return self.annotations.boxes(name, image_hw)
         except (UserError, OSError, MemoryError) as error:
             LOG.warning("%s: its annotation is not drawn: %s", escaped(name), error)
-            self.notes[BAD_ANNOTATION].append(name)
+            self.true.append(BAD_ANNOTATION)
             return ()
 
-    def leave_out(self, name: str, error: BaseException) -> None:
-        """Notes an image that cannot be scored, or raises ImageError if that is to stop the run."""
+    def leave_out(self, name: str, error: BaseException) -> str:
+        """Why an image cannot be scored; raises ImageError instead if that is to stop the run."""
         reason = str(error)
         if not isinstance(error, UserError):
             reason = f"not enough memory ({first_line(error)})"
@@ -354,21 +453,21 @@ class FolderRun:
         if self.predictor.config.test.on_bad_image == "error":
             raise ImageError(message) from error
         LOG.warning("Left out: %s", message)
-        self.result.bad[name] = message
         self.output.write_left_out(name, message)
+        return message
 
 
 def prefetched(
-    items: Sequence[Any], load: Callable[[Any], Any]
+    items: Iterable[Any], load: Callable[[Any], Any]
 ) -> Iterator[tuple[Any, Callable[[], Any]]]:
-    """Yields (item, get), while one thread loads the next item.
+    """Yields (item, get), while one thread loads the next item, which is asked for just then.
 
     get() returns what load(item) returned, or raises what it raised.
     """
     with ThreadPoolExecutor(max_workers=1) as pool:
-        ahead = pool.submit(load, items[0]) if items else None
-        for number, item in enumerate(items):
+        loading = ((item, pool.submit(load, item).result) for item in items)
+        present = next(loading, None)
+        while present is not None:
+            ahead = next(loading, None)
+            yield present
             present = ahead
-            if number + 1 < len(items):
-                ahead = pool.submit(load, items[number + 1])
-            yield item, present.result

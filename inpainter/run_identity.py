@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.checkpoint import CheckpointError
+from common.checkpoint import CheckpointError, save_text_atomic
+from common.claims import wait_for_claim
 from common.config import REPOSITORY
 from common.files import escaped
 from inpainter.predictor import Predictor
@@ -21,6 +22,8 @@ LOG = logging.getLogger(__name__)
 MOST_DIFFERENCES = 4
 """Settings that a message names at most."""
 RUN_NAME = "run.txt"
+CHOICE_SECONDS = 600.0
+"""How long a process waits for others that choose a folder, which takes them moments."""
 NO_INFLUENCE = frozenset({
     *("dataset_name", "expname", "train_data_path", "test_data_path", "data_with_subfolder"),
     # What was measured is in the hash of the calibration's file; a pretrained network has its own.
@@ -98,6 +101,20 @@ def differences(old: Identity, new: Identity) -> list[str]:
     return words
 
 
+def differences_in_words(old: Identity, new: Identity) -> str:
+    """The first few of `differences`; "" where the two are the same."""
+    differing = differences(old, new)
+    unnamed = len(differing) - MOST_DIFFERENCES
+    more = f" and {unnamed} more" if unnamed > 0 else ""
+    return "; ".join(differing[:MOST_DIFFERENCES]) + more
+
+
+def write_identity(folder: Path, identity: Identity) -> None:
+    """Writes run.txt."""
+    text = "".join(f"{key}: {value}\n" for key, value in identity.items())
+    save_text_atomic(text, folder / RUN_NAME)
+
+
 def _brief(value: str) -> str:
     return value if len(value) <= 40 else f"{value[:12]}...{value[-12:]}"
 
@@ -113,19 +130,22 @@ def output_folder(
     if given is None:
         name = config.dataset_name or "unnamed"
         base = REPOSITORY / config.heatmaps_dir / name / "dropout"
-        same = [run.parent for run in base.glob(f"*/{RUN_NAME}") if _is_of(run.parent, identity)]
-        return max(same) if same else new_folder(base / time.strftime("%Y-%m-%d_%H-%M-%S"))
+        with wait_for_claim(base / "choosing.claim", CHOICE_SECONDS):  # processes started together
+            runs = [path.parent for path in base.glob(f"*/{RUN_NAME}")]
+            if same := [run for run in runs if is_of(run, identity)]:
+                return max(same)
+            folder = new_folder(base / time.strftime("%Y-%m-%d_%H-%M-%S"))
+            write_identity(folder, identity)
+            return folder
     if given.exists() and not given.is_dir():
         raise CheckpointError(f"--output_dir {given} is a file. Pass a folder, or a new name.")
     old = read_identity(given) if not overwrite and holds_scores(given) else None
-    differing = [] if old is None or _is_earlier(old, identity) else differences(old, identity)
+    is_new = old is None or _is_earlier(old, identity)
+    differing = "" if is_new else differences_in_words(old, identity)
     if differing:
-        unnamed = len(differing) - MOST_DIFFERENCES
-        more = f" and {unnamed} more" if unnamed > 0 else ""
         raise CheckpointError(
-            f"{given} holds heatmaps made with other settings or another checkpoint: "
-            f"{'; '.join(differing[:MOST_DIFFERENCES])}{more}. Pass another --output_dir, or "
-            "--overwrite to replace them."
+            f"{given} holds heatmaps made with other settings or another checkpoint: {differing}. "
+            "Pass another --output_dir, or --overwrite to replace them."
         )
     given.mkdir(parents=True, exist_ok=True)
     return given
@@ -146,7 +166,8 @@ def _is_earlier(old: Identity, identity: Identity) -> bool:
     return "gen" not in old and lines <= set(old)
 
 
-def _is_of(folder: Path, identity: Identity) -> bool:
+def is_of(folder: Path, identity: Identity) -> bool:
+    """Whether a folder has a run of this identity."""
     try:
         return not differences(read_identity(folder) or {}, identity)
     except CheckpointError as error:

@@ -36,8 +36,11 @@ PROGRAMS = (
     "eval.py --mode ood_pre",
     "common/datasets/__main__.py prepare",
 )
-FLAGS_OF_OTHERS = {"--nproc_per_node", "--logdir"}
-"""torchrun's and TensorBoard's."""
+FLAGS_OF_OTHERS = {
+    *("--nproc_per_node", "--nnodes", "--rdzv_backend", "--rdzv_endpoint", "--logdir"),
+    *("--array", "--gres", "--nodes", "--ntasks-per-node", "--gpus-per-task"),
+}
+"""torchrun's, TensorBoard's and SLURM's."""
 
 
 class Command(NamedTuple):
