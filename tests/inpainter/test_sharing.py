@@ -56,7 +56,8 @@ def work(folder: Path, name: str, processes: Processes, stop_at: str = "", **opt
 
     prediction.FolderRun.score = score_or_hang
     result = predicted(folder, tiny_config(folder), processes=processes, **options)
-    told = {"here": result.here, "finished": result.finished, "bad": [*result.bad]}
+    finished = sorted([*result.finished, *result.already_there])  # by others before this one came
+    told = {"here": result.here, "finished": finished, "bad": [*result.bad]}
     (folder / f"{name}.json").write_text(json.dumps(told | {"folder": str(result.folder)}))
 
 
