@@ -19,7 +19,7 @@ import numpy as np
 from common.images import read_image
 from common.metrics import score_heatmap
 from demos import picard_report as report
-from inpainter.heatmap_folder import list_heatmaps, read_heatmap
+from inpainter.heatmap_tables import list_heatmaps, read_heatmap
 
 ROWS = {
     "plain": ("test.engine=plain",),

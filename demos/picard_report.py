@@ -26,7 +26,7 @@ from common.errors import UserError
 from common.figures import SheetRow, contact_sheet
 from common.metrics import Interval, format_interval, mean_intervals, score_heatmap
 from demos.baselines import BASELINES
-from inpainter.heatmap_folder import list_heatmaps, read_heatmap
+from inpainter.heatmap_tables import list_heatmaps, read_heatmap
 
 ROOT = Path(__file__).resolve().parent.parent
 Say = Callable[[str], None]

@@ -13,7 +13,7 @@ from common.image_names import volume_of
 from common.metrics import AurocDifference, Interval, MetricError, bootstrap_intervals, delong
 from common.pooled_metrics import curve_areas, curves
 from inpainter.evaluation import Evaluation, ImageRow, MetricResult, Sources, evaluate_metric
-from inpainter.heatmap_folder import EvaluationError, HeatmapEntry, list_heatmaps
+from inpainter.heatmap_tables import EvaluationError, HeatmapEntry, list_heatmaps
 
 LOG = logging.getLogger(__name__)
 NAMES = {

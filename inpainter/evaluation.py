@@ -55,7 +55,7 @@ from common.pooled_metrics import (
 )
 from inpainter.detection import Detection, Resampling, detect, first_images
 from inpainter.evaluation_settings import EvaluationSettings
-from inpainter.heatmap_folder import (
+from inpainter.heatmap_tables import (
     HEATMAP_LIST,
     LEFT_OUT,
     EvaluationError,

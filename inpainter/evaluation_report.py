@@ -48,7 +48,7 @@ from inpainter.evaluation_tables import (
     per_image_csv,
     result_table,
 )
-from inpainter.heatmap_folder import EvaluationError, read_heatmap
+from inpainter.heatmap_tables import EvaluationError, read_heatmap
 from inpainter.operating_statistics import operating_statistics, operating_table
 from inpainter.settings import PicardConfig
 

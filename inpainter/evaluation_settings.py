@@ -11,7 +11,7 @@ from common.froc import CountedOn
 from common.grey_range import Window
 from common.html_report import GALLERY_IMAGES
 from common.image_names import OnUnknown
-from inpainter.heatmap_folder import EvaluationError
+from inpainter.heatmap_tables import EvaluationError
 from inpainter.settings import PicardConfig, input_path
 
 MOST_RESAMPLES = 100_000

@@ -23,7 +23,8 @@ from common.figures import overlay
 from common.files import escaped, write_atomic
 from inpainter.dicom_export import DicomError, DicomWriter, is_dicom
 from inpainter.findings import find
-from inpainter.heatmap_folder import HEATMAP_LIST, HeatmapFolder, read_heatmap
+from inpainter.heatmap_folder import HeatmapFolder
+from inpainter.heatmap_tables import HEATMAP_LIST, read_heatmap
 from inpainter.operating_point import LEVELS, OperatingPoint
 from inpainter.predictor import Predictor
 from inpainter.settings import Metric, TestConfig

@@ -17,7 +17,8 @@ from scipy import ndimage
 
 from common.checkpoint import CheckpointError, save_text_atomic
 from common.images import write_image
-from inpainter.heatmap_folder import FINDINGS, HEATMAP_LIST, VERDICTS, HeatmapFolder, read_heatmap
+from inpainter.heatmap_folder import HeatmapFolder
+from inpainter.heatmap_tables import FINDINGS, HEATMAP_LIST, VERDICTS, read_heatmap
 from inpainter.operating_point import MetricPoint, OperatingPoint, load_operating_point, unfit
 from inpainter.predictor import Predictor
 from inpainter.settings import Metric

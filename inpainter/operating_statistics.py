@@ -13,7 +13,7 @@ from common.files import unescaped
 from common.metrics import Interval, format_interval, share_interval
 from inpainter.evaluation import MetricResult
 from inpainter.evaluation_tables import aligned
-from inpainter.heatmap_folder import VERDICTS, EvaluationError, read_table
+from inpainter.heatmap_tables import VERDICTS, EvaluationError, read_table
 
 ABNORMAL = {"abnormal": True, "normal": False}
 

@@ -47,7 +47,7 @@ from inpainter.evaluation_tables import (
     intervals_text,
     rates_of,
 )
-from inpainter.heatmap_folder import VERDICTS, ImageTable, read_heatmap
+from inpainter.heatmap_tables import VERDICTS, ImageTable, read_heatmap
 from inpainter.settings import PicardConfig
 
 LOG = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from common.claims import (
 from common.config import ConfigError
 from common.files import escaped, unescaped
 from common.runtime import Processes, launched
-from inpainter.heatmap_folder import remove_partial_files
+from inpainter.heatmap_folder import HeatmapFolder, remove_partial_files
 
 LOG = logging.getLogger(__name__)
 FOLDER, TABLES_CLAIM = "sharing", "tables.claim"
@@ -134,7 +134,7 @@ class SharedFolder:
         with ours:
             if not self.others():
                 remove_partial_files(self.folder)
-                if not self._unread():
+                if self._files() <= self._read:
                     self._clear()
         with contextlib.suppress(OSError):  # somebody has come
             self.place.rmdir()
@@ -203,32 +203,26 @@ class SharedFolder:
         done = Done(image, rows, notes, left_out, self.name)
         save_text_atomic(done.text(), self._path(image, "json"))
 
-    def news(self) -> dict[str, Done]:
-        """What was done and is not in `done` yet, by the file that says so. Under `tables`.
+    def write_news(self, output: HeatmapFolder) -> None:
+        """Writes into the tables what all processes have done since. Under `tables`.
 
         A file that is damaged is passed over: its image is scored by the next run.
         """
-        found = {}
-        for name in self._unread():
+        output.catch_up()
+        for name in sorted(self._files() - self._read):
             path = self.place / name
             try:
-                found[name] = Done.of(path.read_text(encoding="utf-8"))
+                done = Done.of(path.read_text(encoding="utf-8"))
             except (ValueError, TypeError, AttributeError) as error:
                 LOG.warning("%s is damaged (%s); the next run scores its image.", path, error)
-                self._read.add(name)
-        return found
-
-    def accept(self, news: Mapping[str, Done]) -> None:
-        """Counts news as known: they are in the tables."""
-        self._read |= set(news)
-        self.done |= {done.image: done for done in news.values()}
+            else:
+                output.put(done.image, done.rows)
+                self.done[done.image] = done
+            self._read.add(name)
 
     def n_done(self) -> int:
         """How many images were done since somebody is at work here."""
         return len(self._files())
-
-    def _unread(self) -> list[str]:
-        return sorted(self._files() - self._read)
 
     def _files(self) -> set[str]:
         with contextlib.suppress(FileNotFoundError), os.scandir(self.place) as entries:

@@ -9,7 +9,7 @@ import torch
 
 from inpainter.comparison import compare
 from inpainter.evaluation import EvaluationSettings, evaluate_heatmaps
-from inpainter.heatmap_folder import EvaluationError
+from inpainter.heatmap_tables import EvaluationError
 from tests.inpainter.evaluation_case import BOXES, SIZE, heatmap_folder, heatmap_of
 from tests.tiny_runs import REPOSITORY, run_script
 

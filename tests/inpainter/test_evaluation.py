@@ -10,7 +10,7 @@ from common.image_names import AnnotationError
 from common.images import write_image
 from inpainter.evaluation import EvaluationSettings, evaluate_heatmaps
 from inpainter.evaluation_report import per_image_csv, result_table
-from inpainter.heatmap_folder import EvaluationError
+from inpainter.heatmap_tables import EvaluationError
 from tests.inpainter.evaluation_case import BOXES, SIZE, heatmap_folder
 
 

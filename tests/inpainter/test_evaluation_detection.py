@@ -11,7 +11,7 @@ import pytest
 from inpainter.evaluation import EvaluationSettings, evaluate_heatmaps
 from inpainter.evaluation_report import write_report
 from inpainter.evaluation_tables import candidates_csv, detection_table, lesions_csv
-from inpainter.heatmap_folder import EvaluationError
+from inpainter.heatmap_tables import EvaluationError
 from tests.inpainter.evaluation_case import heatmap_folder
 
 LABELLED = (

@@ -11,7 +11,7 @@ import torch
 from common.images import write_image
 from inpainter.evaluation import EvaluationSettings, evaluate_heatmaps
 from inpainter.evaluation_report import made_by, per_image_csv, write_report
-from inpainter.heatmap_folder import EvaluationError, left_out, list_heatmaps, read_heatmap
+from inpainter.heatmap_tables import EvaluationError, left_out, list_heatmaps, read_heatmap
 from tests.inpainter.evaluation_case import BOXES, heatmap_folder
 
 HEADER = b"image,metric,file\n"

@@ -8,7 +8,7 @@ import pytest
 from common.config import REPOSITORY
 from common.metrics import share_interval
 from inpainter.evaluation import evaluate_heatmaps
-from inpainter.heatmap_folder import EvaluationError
+from inpainter.heatmap_tables import EvaluationError
 from inpainter.operating_statistics import operating_statistics, read_verdicts
 from tests.inpainter.evaluation_case import heatmap_folder
 from tests.tiny_runs import run_script

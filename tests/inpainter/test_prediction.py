@@ -14,7 +14,7 @@ from PIL import Image
 
 from common.checkpoint import CheckpointError
 from common.images import ImageError, write_image
-from inpainter.prediction import prefetched
+from inpainter.folder_run import prefetched
 from inpainter.settings import PicardConfig
 from tests.tiny_runs import (
     PATIENCE,

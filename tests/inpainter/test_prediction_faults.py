@@ -12,7 +12,7 @@ from common.config import ConfigError
 from common.errors import UserError
 from common.images import write_image
 from inpainter import prediction, predictor
-from inpainter.heatmap_folder import list_heatmaps
+from inpainter.heatmap_tables import list_heatmaps
 from inpainter.run_identity import influential_settings
 from inpainter.settings import PicardConfig
 from inpainter.windows import WindowError

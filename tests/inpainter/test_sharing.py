@@ -15,7 +15,7 @@ from common.claims import claim, holder_of
 from common.config import ConfigError
 from common.errors import UserError
 from common.runtime import Processes
-from inpainter import calibrate, prediction
+from inpainter import calibrate, folder_run
 from inpainter.calibrate import calibrate_once
 from inpainter.sharing import SharedFolder, in_turn, shard
 from tests.tiny_runs import (
@@ -47,14 +47,14 @@ def shared(folder: Path) -> Path:
 
 def work(folder: Path, name: str, processes: Processes, stop_at: str = "", **options) -> None:
     """Predicts and notes in `name`.json what this process scored; hangs at the image stop_at."""
-    score = prediction.FolderRun.score
+    score = folder_run.FolderRun.score
 
-    def score_or_hang(run: prediction.FolderRun, image: str, *rest: object) -> object:
+    def score_or_hang(run: folder_run.FolderRun, image: str, *rest: object) -> object:
         if image == stop_at:
             time.sleep(600)
         return score(run, image, *rest)
 
-    prediction.FolderRun.score = score_or_hang
+    folder_run.FolderRun.score = score_or_hang
     result = predicted(folder, tiny_config(folder), processes=processes, **options)
     finished = sorted([*result.finished, *result.already_there])  # by others before this one came
     told = {"here": result.here, "finished": finished, "bad": [*result.bad]}
