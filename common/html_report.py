@@ -40,6 +40,9 @@ MOST_BYTES = 32 * 2**20
 """Of all pictures together, as files; as text in the page they take a third more."""
 LONGEST_SIDE = 448
 """Pixels of a picture's longer side at most."""
+STRIP_HEIGHT = 128
+"""Pixels of each panel of a strip."""
+STRIP_GAP = 8
 QUALITY = 82
 OUTLINE = 2
 """Width of an outline in pixels of the picture."""
@@ -80,7 +83,7 @@ class Chart(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A JPEG of at most LONGEST_SIDE pixels."""
+    """A JPEG; of at most LONGEST_SIDE pixels unless it is wide."""
 
     caption: str
     data: bytes
@@ -89,6 +92,8 @@ class Picture(NamedTuple):
     alt: str
     outline: bytes = b""
     """The truth as a transparent PNG of the same size; the reader can hide it."""
+    wide: bool = False
+    """Shown below the others, over their whole width."""
 
 
 class Entry(NamedTuple):
@@ -247,6 +252,25 @@ def picture_of(
     if truth is not None and np.any(truth):
         outline = outline_png(as_map(truth, picture, caption), size)
     return Picture(caption, file.getvalue(), size, alt, outline)
+
+
+def strip_picture(panels: Sequence[np.ndarray], caption: str, alt: str) -> Picture:
+    """Panels side by side in one wide picture, all STRIP_HEIGHT high.
+
+    panels: (h, w) or (h, w, 3) in [0, 1]; pixels of smaller ones are shown as squares.
+    """
+    drawn: list[np.ndarray] = []
+    gap = np.full((STRIP_HEIGHT, STRIP_GAP, 3), 255, np.uint8)
+    for panel in panels:
+        pixels = (panel.clip(0, 1) * 255).round().astype(np.uint8)
+        h, w = pixels.shape[:2]
+        way = Image.Resampling.NEAREST if h <= STRIP_HEIGHT else Image.Resampling.BOX
+        size = (max(1, round(w * STRIP_HEIGHT / h)), STRIP_HEIGHT)
+        drawn += [np.asarray(Image.fromarray(pixels).convert("RGB").resize(size, way)), gap]
+    whole = np.concatenate(drawn[:-1], axis=1)
+    file = io.BytesIO()
+    Image.fromarray(whole).save(file, "JPEG", quality=QUALITY, optimize=True)
+    return Picture(caption, file.getvalue(), (whole.shape[1], whole.shape[0]), alt, wide=True)
 
 
 def small_size(width: int, height: int) -> tuple[int, int]:

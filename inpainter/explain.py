@@ -61,8 +61,9 @@ class Explanation:
     """(M,): each completion's distance from the truth, in the metric's space."""
     distance: float
     """The metric's, of them all."""
-    score: float
-    """What the heatmap is made of: the distance, or with test.calibration its surprise."""
+    score: float | None
+    """What the heatmap is made of: the distance, or with test.calibration its surprise; None where
+    the image's other windows, on which a surprise depends, were not scored."""
     has_tissue: bool
     """Whether the window is scored at all; else the heatmap has 0 there."""
 
@@ -70,6 +71,11 @@ class Explanation:
     def truth(self) -> Tensor:
         """What is in the hole, (C, h, w) in [0, 1]."""
         return centre_crop(self.window, self.hole_hw)
+
+    @property
+    def hole_box(self) -> tuple[int, int, int, int]:
+        """Top, left, height, width of the hole within the window."""
+        return (*centre_corner(self.window.shape[1:], self.hole_hw), *self.hole_hw)
 
     @property
     def closest(self) -> int:
@@ -168,7 +174,7 @@ def explained(
     place: tuple[int, int],
     scale: float,
     metric: Metric,
-    scored: Heatmaps,
+    scored: Heatmaps | None = None,
 ) -> Explanation:
     """The window nearest to a place (column, row of the original), at a scale.
 
@@ -210,7 +216,7 @@ def explained(
         completions=completions.float().cpu(),
         distances=distances,
         distance=metric_values((metric,), by_space)[metric].item(),
-        score=scored.grids[metric].flatten()[number].item(),
+        score=None if scored is None else scored.grids[metric].flatten()[number].item(),
         has_tissue=number in windows_to_score(padded, grid, test),
     )
 
@@ -259,13 +265,12 @@ def sentence(found: Explanation, normal: Normal) -> str:
 
 def strip_row(found: Explanation, normal: Normal) -> StripRow:
     """What is drawn of an explanation."""
-    top, left = centre_corner(found.window.shape[1:], found.hole_hw)
     completions = ((found.completions + 1) / 2).clamp(0, 1)
     value, words = standing(found, normal)
     return StripRow(
         name=f"scale {found.scale:g}",
         window=found.window.numpy(),
-        hole=(top, left, *found.hole_hw),
+        hole=found.hole_box,
         completions=completions.numpy(),
         distances=found.distances.numpy(),
         distance_name=f"{found.metric.partition('_')[2] or 'distance'} distance",

@@ -4,41 +4,32 @@ Larger scores are more anomalous. N images.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 from sklearn.metrics import roc_curve
 
 from common.config import config_to_yaml
 from common.figures import froc_curves, precision_recall_curves, roc_curves, score_histogram
-from common.files import escaped
 from common.froc import MEAN, RATE_NAMES, RATES
 from common.html_report import (
     Chart,
-    Entry,
-    Gallery,
     Page,
-    Picture,
     Record,
     Table,
     Tile,
     as_svg,
     common_facts,
     named,
-    picture_of,
     record,
     value_and_ends,
-    within_budget,
-    wrongness,
 )
 from common.image_folders import shown
-from common.images import read_image
 from common.metrics import Interval, format_interval
 from inpainter.comparison import Comparison
-from inpainter.evaluation import UNUSABLE, Evaluation, ImageRow, MetricResult
+from inpainter.evaluation import Evaluation, MetricResult
 from inpainter.evaluation_report import made_by, pixel_lines, prevalence
 from inpainter.evaluation_tables import (
     LEVELS,
@@ -47,38 +38,12 @@ from inpainter.evaluation_tables import (
     intervals_text,
     rates_of,
 )
-from inpainter.heatmap_tables import VERDICTS, ImageTable, read_heatmap
+from inpainter.report_gallery import gallery
 from inpainter.settings import PicardConfig
 
 LOG = logging.getLogger(__name__)
-BRIGHTEST = 0.5
-"""Share of the images whose largest score is below the brightest colour of the heatmaps."""
 WEIGHTS = ("checkpoint", "gen", "dis", "calibration", "encoder")
 """Lines of run.txt that say which weights made the heatmaps, by SHA-256."""
-KINDS = {
-    "missed": "lesion, low score",
-    "found": "lesion",
-    "alarm": "normal, high score",
-    "quiet": "normal",
-}
-VERDICT_KINDS = {
-    "missed": "missed",
-    "found": "found",
-    "alarm": "false alarm",
-    "quiet": "normal",
-}
-"""The same where the folder has verdicts."""
-VALUES = {"score": "score", "auroc": "pixel AUROC", "ap": "pixel AP"}
-
-
-class Judged(NamedTuple):
-    """An image of the first metric with how wrong its score is."""
-
-    row: ImageRow
-    wrongness: float
-    kind: str
-    """A key of KINDS."""
-    remark: str
 
 
 def picard_page(
@@ -319,114 +284,6 @@ def draw_histogram(
     edges: np.ndarray, counts: Mapping[str, np.ndarray], score_name: str, file: BinaryIO
 ) -> None:
     score_histogram(edges, counts, file, score_name=score_name)
-
-
-def gallery(evaluation: Evaluation, most_images: int) -> Gallery:
-    """The images on which the first metric's scores are most wrong, with all metrics' heatmaps."""
-    first = evaluation.results[0]
-    verdicts = verdicts_of(evaluation.settings.heatmap_dir, first)
-    judged = sorted(judge(first, verdicts), key=lambda one: -one.wrongness)
-    limits = {result.metric: colour_limits(result) for result in evaluation.results}
-    entries = within_budget(draw_entries(evaluation, judged[:most_images], limits))
-    note = f"Score is the largest {first.metric} of the image; "
-    if first.image_level is None:
-        note += "wrong is a low pixel AUROC."
-    else:
-        note += (
-            "a lesion is missed the worse the more normal images score as high, and a false alarm "
-            "is the worse the more images with a lesion score as low."
-        )
-    if verdicts is not None:
-        note += " Missed, found and false alarm are the verdicts at the operating point."
-    if evaluation.settings.image_dir is None:
-        note += " Pass --image_dir to see the images under the heatmaps."
-    texts = KINDS if verdicts is None else VERDICT_KINDS
-    kinds = {kind: text for kind, text in texts.items() if any(e.kind == kind for e in entries)}
-    return Gallery(entries, kinds, VALUES, len(first.rows), limits, note)
-
-
-def verdicts_of(folder: Path, result: MetricResult) -> dict[str, bool] | None:
-    """Image -> whether it was called abnormal; None unless all of the metric's images have one."""
-    if not (folder / VERDICTS).is_file():
-        return None
-    table = ImageTable(folder / VERDICTS)
-    found = {
-        image: row["verdict"] == "abnormal"
-        for image, rows in table.of_image.items()
-        for row in rows
-        if row["metric"] == result.metric
-    }
-    return found if all(row.image in found for row in result.rows) else None
-
-
-def judge(result: MetricResult, verdicts: Mapping[str, bool] | None = None) -> list[Judged]:
-    """How wrong each image's score is: beside those of the other kind, else by its pixel AUROC.
-
-    verdicts: whether an image was called abnormal, by name; without them a score is taken for wrong
-    where it would be for half of the other kind.
-    """
-    labels = [row.has_lesion for row in result.rows]
-    if result.image_level is None:
-        wrong = np.array([1 - (1 if row.auroc is None else row.auroc) for row in result.rows])
-    else:
-        wrong = wrongness(labels, [row.max_score for row in result.rows])
-    found = []
-    for row, value in zip(result.rows, wrong.tolist(), strict=True):
-        is_wrong = value >= 0.5
-        if verdicts is not None:
-            is_wrong = verdicts[row.image] != row.has_lesion
-        right, not_right = ("found", "missed") if row.has_lesion else ("quiet", "alarm")
-        remark = ""
-        if result.image_level is not None:
-            other = "normal images score as high"
-            if not row.has_lesion:
-                other = "images with a lesion score as low"
-            remark = f"{value:.0%} of the {other}"
-        found.append(Judged(row, value, not_right if is_wrong else right, remark))
-    return found
-
-
-def colour_limits(result: MetricResult) -> tuple[float, float]:
-    """Scores of the darkest and the brightest colour: the same in all images."""
-    maxima = [row.max_score for row in result.rows]
-    return float(result.pixels.histogram.edges[0]), float(np.quantile(maxima, BRIGHTEST))
-
-
-def draw_entries(
-    evaluation: Evaluation, judged: Sequence[Judged], limits: dict[str, tuple[float, float]]
-) -> Iterator[Entry]:
-    """Reads and draws one image after the other."""
-    files = {r.metric: {entry.image: entry.file for entry in r.entries} for r in evaluation.results}
-    for one in judged:
-        row, name = one.row, escaped(one.row.image)
-        heatmaps = {m: read_heatmap(of[row.image]) for m, of in files.items() if row.image in of}
-        truth = evaluation.sources.annotations.labels(row.image, heatmaps[row.metric].shape)
-        image = read_quietly(evaluation, row.image)
-        pictures: list[Picture] = []
-        if image is not None:
-            what = "with the outline of its lesions" if row.has_lesion else "normal"
-            pictures.append(picture_of(image, "image", f"{name}, {what}", truth=truth))
-        for metric, heatmap in heatmaps.items():
-            alt = f"{metric} of {name}, at most {heatmap.max():.3g}"
-            pictures.append(
-                picture_of(image, metric, alt, heatmap=heatmap, limits=limits[metric], truth=truth)
-            )
-        values = {"score": row.max_score, "auroc": row.auroc, "ap": row.ap}
-        yield Entry(name, one.kind, one.remark, values, one.wrongness, pictures)
-
-
-def read_quietly(evaluation: Evaluation, image: str) -> np.ndarray | None:
-    """The image (C, H, W) in [0, 1], or None, with a warning, where it cannot be read."""
-    folder = evaluation.settings.image_dir
-    if folder is None:
-        return None
-    try:
-        settings = evaluation.settings
-        shown = {"white_value": settings.white_value, "window": settings.window}
-        return read_image(folder / image, **shown).numpy()
-    except UNUSABLE as error:
-        LOG.warning("report.html shows %s without its image: %s", escaped(image), error)
-        return None
 
 
 def facts(evaluation: Evaluation, command: Sequence[str]) -> list[tuple[str, str]]:
