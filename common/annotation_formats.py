@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from common.image_files import MAX_SAMPLES, READ_ERRORS, open_regular
+from common.files import open_regular
+from common.image_files import MAX_SAMPLES, READ_ERRORS
 from common.image_folders import shown
 from common.image_names import AnnotationError
 from common.shapes import Box, Pixels, Polygons, Shape, ShareBox

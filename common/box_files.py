@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from common.image_files import open_regular
+from common.files import open_regular
 from common.image_folders import shown
 from common.image_names import AnnotationError
 from common.shapes import Box

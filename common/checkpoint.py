@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.files import write_atomic
+from common.files import open_regular, read_regular, write_atomic
 
 LOAD_ERRORS = (
     *(AssertionError, AttributeError, EOFError, LookupError, OSError, OverflowError, RuntimeError),
@@ -80,6 +80,28 @@ def _save_signed(obj: Any, file: BinaryIO) -> None:
     file.write(digest.encode())
 
 
+def keep_copy(path: Path, copy: Path) -> None:
+    """Gives a checkpoint, if it is there and whole, a second name, which stays when it is replaced.
+
+    Raises OSError where that cannot be written.
+    """
+    try:
+        with open_file(path) as file:
+            if _damage(file) is not None:
+                return
+    except (CheckpointError, *LOAD_ERRORS):
+        return
+    temporary = copy.with_name(copy.name + ".tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        temporary.hardlink_to(path)
+        temporary.replace(copy)
+    except OSError:  # a file system without second names
+        write_atomic(copy, lambda file: file.write(read_regular(path)))
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def save_text_atomic(text: str, path: Path) -> None:
     """Writes UTF-8 text; the file appears whole or not at all.
 
@@ -96,12 +118,12 @@ def open_file(path: Path) -> BinaryIO:
     """
     path = Path(path)
     try:
-        if path.is_file():
-            return path.open("rb")
-    except FileNotFoundError:
-        pass  # deleted just now
+        return open_regular(path)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        pass
     except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}. Allow reading it.") from error
+        remedy = "Allow reading it" if isinstance(error, PermissionError) else "Put the file back"
+        raise CheckpointError(f"{path}: {error.strerror}. {remedy}.") from error
     raise CheckpointError(
         f"No {path.name} in {path.parent}.{state_of(path.parent)} {_other_steps(path)}"
     )
@@ -178,7 +200,7 @@ def content_hash(path: Path) -> str:
 
 @lru_cache(maxsize=4096)
 def _content_hash(path: str, size: int, time_ns: int) -> str:
-    with Path(path).open("rb") as file:
+    with open_regular(Path(path)) as file:
         return stream_hash(file)
 
 

@@ -23,6 +23,7 @@ from functools import cache
 from pathlib import Path
 
 from common.errors import UserError
+from common.files import read_regular
 
 LOG = logging.getLogger(__name__)
 RENEWAL_SECONDS = 15.0
@@ -162,13 +163,21 @@ def holder_of(path: Path) -> Holder | None:
     A file that is no claim, or that a kill left empty, has an unknown holder.
     """
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = read_regular(path).decode("utf-8", "replace")
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
         return Holder(**json.loads(text))
     except (TypeError, ValueError, RecursionError):
         return Holder()
+
+
+def is_own(path: Path) -> bool:
+    """Whether this process holds the claim of a path."""
+    holder = holder_of(path)
+    return holder is not None and (holder.machine, holder.pid, holder.started) == (
+        *(_machine(), os.getpid(), _start_of(os.getpid())),
+    )
 
 
 def _created(path: Path) -> Claim | None:

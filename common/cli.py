@@ -49,6 +49,7 @@ INTERRUPTED = 128 + signal.SIGINT
 REMEDIES = {
     errno.EEXIST: "A file of that name is where a folder is needed. Name another, or move it away.",
     errno.ENOTDIR: "A part of the path is a file, not a folder. Name another path.",
+    errno.EINVAL: "Name another path.",
     errno.EISDIR: "A folder is where a file is needed. Name another path.",
     errno.EACCES: "Allow it, or name another path.",
     errno.EPERM: "Allow it, or name another path.",

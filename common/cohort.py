@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError
+from common.files import read_regular
 from common.image_folders import shown, shown_names
 from common.image_names import AnnotationError, ImageNames, volume_of
 
@@ -92,7 +93,7 @@ def _read(path: Path) -> tuple[list[tuple[str, dict[str, str]]], list[str]]:
         if path.stat().st_size > MAX_BYTES:
             raise MetadataError(f"{path} is larger than {MAX_BYTES // 2**20} MiB. {remedy}")
         reader = csv.DictReader(
-            io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""), strict=True
+            io.StringIO(read_regular(path).decode("utf-8-sig"), newline=""), strict=True
         )
         columns = [name.strip() for name in reader.fieldnames or []]
         reader.fieldnames = columns

@@ -25,6 +25,7 @@ from common.config_types import (
     words_of,
 )
 from common.config_yaml import MOST_BYTES, format_value, shorten, unquoted
+from common.files import open_regular
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 """Root of the repository, which paths in settings files are relative to."""
@@ -91,14 +92,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def read_settings(path: Path) -> dict[str, Any]:
     """The same with unquoted values as they were written, Plain; raises ConfigError."""
-    if not path.is_file():
+    if not path.exists() or path.is_dir():
         near = sorted(str(other) for other in path.parent.glob("*.y*ml"))
         if (REPOSITORY / path).is_file():
             near = [str(REPOSITORY / path)]
         there = f" There is: {', '.join(near)}." if near else ""
         raise ConfigError(f"No settings file {path}.{there} Pass one with --config.")
-    with path.open("rb") as file:
-        content = file.read(MOST_BYTES + 1)
+    try:
+        with open_regular(path) as file:
+            content = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}. Pass another with --config.") from error
     if len(content) > MOST_BYTES:
         raise ConfigError(f"{path}: settings files have at most {MOST_BYTES // 1024} KiB.")
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import imagecodecs
 import numpy as np
 
+from common.files import open_regular
 from common.grey_range import (
     PERCENTILES,
     Window,
@@ -19,7 +20,7 @@ from common.grey_range import (
     range_of,
     volume_range,
 )
-from common.image_files import READ_ERRORS, ImageError, check_samples, open_regular, slice_number
+from common.image_files import READ_ERRORS, ImageError, check_samples, slice_number
 from common.notices import notice
 from common.volumes import split_slice
 

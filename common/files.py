@@ -1,10 +1,13 @@
 """Output files: written so that they appear whole or not at all, and named after images."""
 
+import contextlib
 import errno
 import hashlib
+import io
 import os
 import re
 import shutil
+import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -19,6 +22,51 @@ ESCAPE = re.compile(r"\\x([0-9a-f]{2})")
 HASH_DIGITS = 16
 USUAL_LIMIT = 255
 """Bytes in a file's name on the usual file systems."""
+NO_FILES = {
+    **{stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"},
+    **{stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"},
+}
+"""What may be in a file's place: nothing, or no end, may come from it."""
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a file for reading; at once, whatever is there.
+
+    Raises OSError with its name, also where a folder, a pipe, a device or a socket is there.
+    """
+
+    def opened(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # for a pipe's other end
+
+    try:
+        file = io.FileIO(str(path), opener=opened)
+    except OSError:
+        require_regular(path)  # a socket cannot be opened
+        raise
+    try:
+        _require_regular(os.fstat(file.fileno()), path)
+    except OSError:
+        file.close()
+        raise
+    return io.BufferedReader(file)
+
+
+def read_regular(path: Path) -> bytes:
+    """All bytes of a file. Raises OSError as `open_regular` does."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def require_regular(path: Path) -> None:
+    """Raises OSError where a pipe, a device or a socket is in the place of a file to write."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        _require_regular(path.stat(), path)
+
+
+def _require_regular(facts: os.stat_result, path: Path) -> None:
+    kind = NO_FILES.get(stat.S_IFMT(facts.st_mode))
+    if kind is not None:
+        raise OSError(errno.EINVAL, f"it is no regular file but {kind}", str(path))
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -32,9 +80,11 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     try:
+        require_regular(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("w+b") as file:
+            temporary.unlink(missing_ok=True)  # of a process that was killed
+            with temporary.open("x+b") as file:
                 _fill(file, write)
                 file.flush()
                 os.fsync(file.fileno())

@@ -4,11 +4,8 @@ Damaged files are refused: an ImageError names the file, and what to do.
 """
 
 import contextlib
-import io
 import logging
-import os
 import re
-import stat
 import struct
 import warnings
 import zlib
@@ -21,6 +18,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from common.errors import UserError
+from common.files import open_regular
 from common.notices import notice
 from common.volumes import slice_path, split_slice
 
@@ -163,16 +161,6 @@ def is_lossy(path: Path) -> bool:
     return kind in ("jpeg", "jpeg2000")
 
 
-def open_regular(path: Path) -> BinaryIO:
-    """Opens a file for reading. OSError where it is a folder, a pipe or a device."""
-    without_waiting = getattr(os, "O_NONBLOCK", 0)  # for a pipe's other end
-    file = io.FileIO(path, opener=lambda name, flags: os.open(name, flags | without_waiting))
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise OSError("it is no regular file")
-    return io.BufferedReader(file)
-
-
 def read_pixels(path: Path) -> np.ndarray:
     """Stored values of a file as a viewer turns them, in the file's own number type.
 
@@ -206,7 +194,8 @@ def read_pixels(path: Path) -> np.ndarray:
 
 def _unreadable(path: Path, error: BaseException) -> ImageError:
     """The error of a file that could not be read, without a repetition of its name."""
-    reason = f"{error or type(error).__name__}. Remove the file or replace it."
+    said = getattr(error, "strerror", None) or error or type(error).__name__
+    reason = f"{said}. Remove the file or replace it."
     if isinstance(error, Image.UnidentifiedImageError):
         size = split_slice(path)[0].stat().st_size
         reason = f"no image format recognised ({size} bytes). Remove the file or replace it."

@@ -32,8 +32,9 @@ from common.datasets import (
     read_medmnist,
 )
 from common.datasets.archives import is_unsorted
+from common.files import open_regular
 from common.grey_range import Window
-from common.image_files import IMAGE_SUFFIXES, ImageError, open_regular
+from common.image_files import IMAGE_SUFFIXES, ImageError
 from common.image_folders import ImageFolder, find_images, subfolder_names, with_slices
 from common.image_names import composed
 from common.images import read_image

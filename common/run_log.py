@@ -20,6 +20,7 @@ from torch import Tensor
 
 from common.checkpoint import save_text_atomic
 from common.config import REPOSITORY
+from common.files import read_regular, require_regular
 
 LOG = logging.getLogger(__name__)
 LOG_NAME = "log.jsonl"
@@ -125,6 +126,7 @@ class RunLog:
         if not self._waiting:
             return
         try:
+            require_regular(self._path)
             self._path.parent.mkdir(parents=True, exist_ok=True)
             before = self._path.stat().st_size if self._path.exists() else 0
             try:
@@ -173,7 +175,7 @@ def write_run_record(
     path = folder / "command.txt"
     earlier = ""
     if resume_step > 0 and path.is_file():
-        earlier = path.read_text(encoding="utf-8", errors="surrogateescape")
+        earlier = read_regular(path).decode("utf-8", "surrogateescape")
     save_text_atomic(config_yaml, folder / "config.yaml")
     save_text_atomic(earlier + shlex.join(map(str, command)) + "\n", path)
     environment = {**describe_environment(), "resume_step": resume_step}
@@ -231,7 +233,7 @@ def read_log(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     if not path.is_file():
         return
     odd = 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+    for line in read_regular(path).decode("utf-8", "replace").splitlines(keepends=True):
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):  # an integer of 5000 digits, a list 10000 deep

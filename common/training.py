@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from common.checkpoint import CheckpointError, non_finite, require_mapping
-from common.claims import claim, holder_of
+from common.claims import claim, holder_of, is_own
 from common.config import config_to_dict, config_to_yaml
 from common.errors import UserError
 from common.image_sets import data_changes
@@ -65,6 +65,21 @@ def sole_writer(folder: Path, processes: Processes, remedy: str) -> Iterator[Non
         )
     with claimed:
         yield
+
+
+def require_still_sole_writer(folder: Path) -> None:
+    """To be asked before each save, in the main process. Raises TrainingError where the folder is
+    not this process's any more: its machine stood still, and another training took it over."""
+    lock = folder / LOCK_NAME
+    if is_own(lock):
+        return
+    holder = holder_of(lock)
+    taken = f"names another process ({holder})" if holder else "is gone"
+    raise TrainingError(
+        f"Nothing more is saved: {lock} {taken}. This training stood still for minutes, so that "
+        "another one took its folder, or someone deleted the file. Look whether another one runs "
+        "there; if none does, go on from the last checkpoint."
+    )
 
 
 def refuse_to_overwrite(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from common.files import open_regular
 from common.grey_range import Window, in_range, range_of, volume_range
 from common.image_files import (
     READ_ERRORS,
@@ -24,7 +25,6 @@ from common.image_files import (
     check_samples,
     file_format,
     gunzipped,
-    open_regular,
     slice_number,
 )
 from common.notices import notice

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from torch.optim import Optimizer
 
 from common.checkpoint import (
     CheckpointError,
+    DamagedCheckpointError,
+    keep_copy,
     load_module,
     load_optimiser,
     load_tensors,
@@ -45,6 +47,7 @@ from common.training import (
     refuse_to_overwrite,
     require_finite,
     require_finite_training,
+    require_still_sole_writer,
     saved_progress,
     sole_writer,
 )
@@ -59,7 +62,8 @@ from dia.shifts import effective_shift
 from dia.views import beta_parameters, draw_views, make_views, shift_labels, views_in
 
 LOG = logging.getLogger(__name__)
-STATE_NAME = "state.pt"
+STATE_NAME, PREVIOUS_NAME = "state.pt", "state.previous.pt"
+"""Of the last save, and of the one before it."""
 SELECTION_CROP = (0.54, 1.0)
 """Crop areas of the evaluations during training, as published."""
 LOWER_RATE = "Start a new run with a lower --lr_init, or with the other --optimizer."
@@ -104,7 +108,7 @@ def train(config: DiaConfig, *, command: Sequence[str] = ()) -> TrainResult:
         require_training_memory(config, device)
         if not resumes:
             remedy = f"Go on with --resume_path {folder}, or choose another --run_dir or --suffix"
-            refuse_to_overwrite(folder, list(folder.glob(STATE_NAME)), remedy)
+            refuse_to_overwrite(folder, list(folder.glob("state*.pt")), remedy)
 
         # State.
         state = initial_state(config, device, processes)
@@ -274,6 +278,7 @@ def select_best(state: TrainState, folder: Path, log: RunLog, train_loss: float 
         log.scalars(state.step, {f"eval/{name}": value})
         if value > state.best.get(name, -math.inf):
             state.best[name] = value
+            require_still_sole_writer(folder)
             save_atomic(state.encoder.state_dict(), folder / f"best_{name}.model")
     state.selected = state.epoch
     if values:
@@ -301,7 +306,11 @@ def selection_values(state: TrainState, folder: Path, train_loss: float) -> dict
 
 
 def save(state: TrainState, folder: Path) -> None:
-    """Writes the published files and the state; TrainingError where a weight is not finite."""
+    """Writes the published files and the state; TrainingError where a weight is not finite.
+
+    The state before becomes state.previous.pt.
+    """
+    require_still_sole_writer(folder)
     model, optimiser = state.encoder.state_dict(), state.optimizer.state_dict()
     reached = f"after epoch {state.epoch}"
     require_finite_training(reached, {"weights of the encoder": model}, LOWER_RATE)
@@ -318,7 +327,31 @@ def save(state: TrainState, folder: Path) -> None:
         "data": state.data,
         "config": config_to_dict(state.config),
     }
+    keep_copy(folder / STATE_NAME, folder / PREVIOUS_NAME)
     save_atomic(saved, folder / STATE_NAME)
+
+
+def newest_state(folder: Path) -> tuple[Path, Any]:
+    """The file of the last save and what it holds; of the one before, with a warning, if damaged.
+
+    Raises CheckpointError where there is none, or none that is whole.
+    """
+    path, previous = folder / STATE_NAME, folder / PREVIOUS_NAME
+    if not (path.is_file() or previous.is_file()):
+        raise CheckpointError(
+            f"no {STATE_NAME} in {folder} to resume from. Pass the folder of a run of "
+            "train_dia.py; to start from weights alone, use --load_path last.model."
+        )
+    try:
+        return path, load_tensors(path)
+    except CheckpointError as error:
+        if path.is_file() and not isinstance(error, DamagedCheckpointError):
+            raise
+        if not previous.is_file():
+            raise
+        saved = load_tensors(previous)
+        LOG.warning("%s Going on from %s, the save before it.", error, PREVIOUS_NAME)
+        return previous, saved
 
 
 def restore(state: TrainState, folder: Path) -> None:
@@ -327,14 +360,9 @@ def restore(state: TrainState, folder: Path) -> None:
     Raises CheckpointError where there is none, or a broken one, or one of other settings, images or
     diffusion model.
     """
-    config, path = state.config, folder / STATE_NAME
-    if not path.is_file():
-        raise CheckpointError(
-            f"no {STATE_NAME} in {folder} to resume from. Pass the folder of a run of "
-            "train_dia.py; to start from weights alone, use --load_path last.model."
-        )
+    config, (path, saved) = state.config, newest_state(folder)
     entries = ("epoch", "model", "optim", "probe", "best", "config")
-    saved = require_mapping(load_tensors(path), str(path), entries)
+    saved = require_mapping(saved, str(path), entries)
     data = saved["data"] if isinstance(saved.get("data"), Mapping) else {}
     images = state.data["images"]
     check_resumed(saved | data, config, images, source=str(folder), may_change=MAY_CHANGE)

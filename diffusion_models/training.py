@@ -51,6 +51,7 @@ from common.training import (
     refuse_to_overwrite,
     require_finite,
     require_finite_training,
+    require_still_sole_writer,
     saved_progress,
     sole_writer,
 )
@@ -174,6 +175,7 @@ def train_steps(state: TrainState, folder: Path, log: RunLog | None, stop: StopR
                 seconds = time.perf_counter() - started
                 log.scalars(state.step, {"train/loss": loss, "train/seconds": seconds})
             if log is not None and (state.step % settings.save_every == 0 or last):
+                require_still_sole_writer(folder)
                 save(state, folder / f"model-{-(-state.step // settings.save_every)}.pt")
                 if not stopping:  # sampling takes minutes on a CPU, which would delay the stop
                     show_pictures(state, log)

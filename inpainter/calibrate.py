@@ -58,9 +58,9 @@ from inpainter.operating_point import (
     scores_depend_on,
     thresholds,
 )
-from inpainter.predictor import Predictor, open_checkpoint
+from inpainter.predictor import Predictor, feature_space, open_checkpoint
 from inpainter.settings import Metric, PicardConfig, input_path
-from inpainter.snapshots import operating_point_path, resolve_step
+from inpainter.snapshots import OpenFiles, operating_point_path, use_step
 from inpainter.windows import cut_windows, pad_image, resized, scaled_hw, window_grid
 
 LOG = logging.getLogger(__name__)
@@ -117,14 +117,29 @@ def calibrate_once(config: PicardConfig, folder: Path, wanted: int | str) -> Pat
     A file of the same checkpoint, settings and images is used as it is. Raises ClaimError where
     others take longer than WAIT_SECONDS, and as `calibrate` does.
     """
-    step = resolve_step(folder, wanted, option="--checkpoint_iter")
+    step = whole_step(config, folder, wanted)
     path = checkpoint_path(folder, "calibration", step)
     with wait_for_claim(path.with_name(f"{path.name}.claim"), WAIT_SECONDS):
-        if path.is_file():
-            normals = require_mapping(load_tensors(path), str(path)).get("normals", {})
-            if normals.get("request") == request_of(config, folder, step):
-                return path
+        try:
+            saved = require_mapping(load_tensors(path), str(path)) if path.is_file() else {}
+        except CheckpointError as error:
+            LOG.warning("%s Measured anew.", error)
+            saved = {}
+        if saved.get("normals", {}).get("request") == request_of(config, folder, step):
+            return path
         return calibrate(config, folder, step)
+
+
+def whole_step(config: PicardConfig, folder: Path, wanted: int | str) -> int:
+    """The step that is meant; `latest` passes over a damaged one. Raises CheckpointError."""
+    roles = ("gen", "dis") if feature_space(config.test) == "critic" else ("gen",)
+
+    def read(step: int, files: OpenFiles) -> int:
+        for role, file in files.items():
+            load_tensors(checkpoint_path(folder, role, step), file)
+        return step
+
+    return use_step(folder, wanted, roles, read, option="--checkpoint_iter")
 
 
 def request_of(config: PicardConfig, folder: Path, step: int) -> str:

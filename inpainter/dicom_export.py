@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
-from common.files import write_atomic
-from common.image_files import DICOM_SUFFIXES, file_format, open_regular
+from common.files import open_regular, write_atomic
+from common.image_files import DICOM_SUFFIXES, file_format
 from common.volumes import split_slice
 from inpainter.settings import Metric
 

@@ -24,7 +24,7 @@ from common.figures import (
     roc_curves,
     score_histogram,
 )
-from common.files import escaped
+from common.files import escaped, read_regular
 from common.froc import MEAN, RATES
 from common.html_report import REPORT, write_page
 from common.images import read_image
@@ -147,7 +147,7 @@ def read_record(path: Path) -> Any:
     """A small file's text, or what it holds as YAML or JSON. Raises one of RECORD_ERRORS."""
     if path.stat().st_size > LARGEST_RECORD:
         raise ValueError(f"{path.stat().st_size} bytes, {LARGEST_RECORD} at most expected")
-    text = path.read_text(encoding="utf-8")
+    text = read_regular(path).decode()
     if path.suffix == ".txt":
         return text.strip()
     if path.suffix == ".json":

@@ -16,6 +16,7 @@ import torch
 from scipy import ndimage
 
 from common.checkpoint import CheckpointError, save_text_atomic
+from common.files import read_regular
 from common.images import write_image
 from inpainter.heatmap_folder import HeatmapFolder
 from inpainter.heatmap_tables import FINDINGS, HEATMAP_LIST, VERDICTS, read_heatmap
@@ -87,7 +88,7 @@ class Verdicts:
         self.output, self.point = output, point
         path = output.folder / COPY_NAME
         text = None if point is None else point.text()
-        before = path.read_text(encoding="utf-8") if path.is_file() else None
+        before = read_regular(path).decode() if path.is_file() else None
         if not alone:
             if before != text:
                 raise CheckpointError(

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from common.checkpoint import load_tensors, save_text_atomic
 from common.errors import UserError
-from common.files import escaped, unescaped
+from common.files import escaped, read_regular, require_regular, unescaped
 
 CONTENTS, SCORES, HEATMAP_LIST = "images.csv", "scores.csv", "heatmaps.csv"
 TIMES, LEFT_OUT, VOLUMES = "compute_times.csv", "left_out.csv", "volumes.csv"
@@ -87,7 +87,7 @@ def list_heatmaps(folder: Path) -> dict[str, list[HeatmapEntry]]:
         raise EvaluationError(f"{state}. {remedy}{': ' if below else '.'}{', '.join(below[-5:])}")
     by_metric: dict[str, list[HeatmapEntry]] = {}
     seen: set[tuple[str, str]] = set()
-    for where, row in _rows(path, path.read_bytes(), REPAIR):
+    for where, row in _rows(path, read_regular(path), REPAIR):
         entry = _entry(folder, row, where)
         if entry[:2] in seen:
             raise EvaluationError(f"{where}: {entry[:2]} is there twice")
@@ -100,7 +100,7 @@ def list_heatmaps(folder: Path) -> dict[str, list[HeatmapEntry]]:
 
 def read_table(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Yields (file and line, row) of one of TABLES, texts as they stand. Raises EvaluationError."""
-    return _rows(path, path.read_bytes(), REPAIR)
+    return _rows(path, read_regular(path), REPAIR)
 
 
 def left_out(folder: Path) -> dict[str, str]:
@@ -108,7 +108,7 @@ def left_out(folder: Path) -> dict[str, str]:
     path = folder / LEFT_OUT
     if not path.is_file():
         return {}
-    rows = (row for _, row in _rows(path, path.read_bytes(), REPAIR))
+    rows = (row for _, row in _rows(path, read_regular(path), REPAIR))
     return {unescaped(row["image"]): unescaped(row["reason"]) for row in rows}
 
 
@@ -171,7 +171,7 @@ class ImageTable:
         """Reads what is there now. Raises EvaluationError for a file that is no such table."""
         self._state = self._state_now()
         self.of_image: dict[str, list[dict[str, str]]] = {}
-        data = self.path.read_bytes() if self.path.is_file() else b""
+        data = read_regular(self.path) if self.path.is_file() else b""
         whole_lines = data[: data.rfind(b"\n") + 1]
         for _, row in _rows(self.path, whole_lines, SCORE_ANEW) if whole_lines else ():
             self.of_image.setdefault(unescaped(row["image"]), []).append(row)
@@ -224,6 +224,7 @@ class ImageTable:
         if image in self.of_image:  # what a kill left of them, among others
             self.keep(self.of_image.keys() - {image})
         self.of_image[image] = rows
+        require_regular(self.path)
         with self.path.open("a", newline="", encoding="utf-8") as file:
             file.write(self._lines(rows, header=file.tell() == 0))
             file.flush()
@@ -233,7 +234,7 @@ class ImageTable:
     def _rewrite(self) -> None:
         """Makes the file what is known here, if it is not that already."""
         text = self._lines([row for rows in self.of_image.values() for row in rows], header=True)
-        if not self.path.is_file() or self.path.read_bytes() != text.encode():
+        if not self.path.is_file() or read_regular(self.path) != text.encode():
             save_text_atomic(text, self.path)
         self._state = self._state_now()
 

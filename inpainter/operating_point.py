@@ -24,6 +24,7 @@ from scipy.stats import beta
 
 from common.checkpoint import CheckpointError, save_text_atomic
 from common.errors import UserError
+from common.files import read_regular
 from common.metrics import CONFIDENCE, Interval, format_interval
 from inpainter.predictor import Predictor
 from inpainter.run_identity import Identity, differences, influential_settings
@@ -224,7 +225,7 @@ def load_operating_point(path: Path) -> OperatingPoint:
     if not path.is_file():
         raise CheckpointError(f"There is no {path}. {MAKE}.")
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = json.loads(read_regular(path))
         metrics = {name: _metric_point(value) for name, value in saved["metrics"].items()}
         parts = {key: dict(saved[key]) for key in ("asked", "made_for", "normals")}
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from common.images import to_unit
 from common.run_log import RunLog
 from common.runtime import eval_mode
-from common.training import TrainingError, require_finite
+from common.training import TrainingError, require_finite, require_still_sole_writer
 from inpainter.networks.generator import Generator
 from inpainter.snapshots import (
     SELECTION_KEY,
@@ -137,6 +137,7 @@ class Recorder:
             error = completion_error(self.state.networks.generator, self.crops, train.mask_shape)
             require_finite(step, {SELECTION_KEY: error}, LOWER_RATE)
             self.log.scalars(step, {SELECTION_KEY: error})
+        require_still_sole_writer(self.folder)
         save_snapshot(self.folder, Progress(step, self.latest, self.watch.in_a_row), self.state)
         prune_snapshots(self.folder, train.keep_snapshots)
 

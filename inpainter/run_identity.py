@@ -14,7 +14,7 @@ from typing import Any
 from common.checkpoint import CheckpointError, save_text_atomic
 from common.claims import wait_for_claim
 from common.config import REPOSITORY
-from common.files import escaped
+from common.files import escaped, read_regular
 from inpainter.predictor import Predictor
 from inpainter.settings import PicardConfig
 
@@ -81,7 +81,7 @@ def read_identity(folder: Path) -> Identity | None:
     if not path.is_file():
         return None
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_regular(path).decode().splitlines()
     except UnicodeDecodeError:
         raise CheckpointError(
             f"{path} is no UTF-8 text, so it does not say how the heatmaps there were made. Pass "
@@ -154,7 +154,7 @@ def output_folder(
 def holds_scores(folder: Path) -> bool:
     """Whether any image was scored into this folder."""
     path = folder / "scores.csv"
-    return path.is_file() and len(path.read_bytes().splitlines()) > 1
+    return path.is_file() and len(read_regular(path).splitlines()) > 1
 
 
 def _is_earlier(old: Identity, identity: Identity) -> bool:

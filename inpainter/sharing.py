@@ -32,7 +32,7 @@ from common.claims import (
     wait_for_claim,
 )
 from common.config import ConfigError
-from common.files import escaped, unescaped
+from common.files import escaped, read_regular, unescaped
 from common.runtime import Processes, launched
 from inpainter.heatmap_folder import HeatmapFolder, remove_partial_files
 
@@ -212,7 +212,7 @@ class SharedFolder:
         for name in sorted(self._files() - self._read):
             path = self.place / name
             try:
-                done = Done.of(path.read_text(encoding="utf-8"))
+                done = Done.of(read_regular(path).decode())
             except (ValueError, TypeError, AttributeError) as error:
                 LOG.warning("%s is damaged (%s); the next run scores its image.", path, error)
             else:

@@ -1,6 +1,7 @@
 """Rules of the repository itself: who imports whom, names of files, the shipped settings."""
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -97,6 +98,26 @@ def test_nothing_beside_a_script_has_the_name_of_a_standard_or_third_party_modul
     importable = [path for path in beside if path.suffix == ".py" or path.is_dir()]
     taken = sys.stdlib_module_names | THIRD_PARTY
     assert [str(path) for path in importable if path.stem in taken] == []
+
+
+def test_packages_read_files_that_may_be_another_s_by_one_function_each() -> None:
+    """open_regular never waits for a pipe, load_tensors runs no code and notices damage."""
+    found = {
+        (path.relative_to(REPOSITORY).as_posix(), call)
+        for path in python_files()
+        if path.relative_to(REPOSITORY).parts[0] in MAY_IMPORT or path.parent == REPOSITORY
+        for call in re.findall(
+            r"""torch\.load\(|\.read_text\(|\.read_bytes\(|\.open\((?:"r|encoding)""",
+            path.read_text(encoding="utf-8"),
+        )
+    }
+    assert found == {
+        ("common/checkpoint.py", "torch.load("),
+        # of the system, and of this project
+        ("common/claims.py", ".read_text("),
+        ("common/runtime.py", ".read_text("),
+        ("common/html_report.py", ".read_text("),
+    }
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from common.errors import UserError
+from common.files import read_regular
 
 Source = Literal["folders", "cifar", "medmnist"]
 Fit = Literal["resize", "pad", "none"]
@@ -166,7 +167,7 @@ def dataset_folder(row: DatasetRow, data_root: Path) -> Path:
     if folder.is_dir():
         return folder
     try:
-        record = json.loads((data_root / RECORD).read_text(encoding="utf-8"))
+        record = json.loads(read_regular(data_root / RECORD))
         return data_root if record["archive"] == row.name else folder
     except (OSError, ValueError, KeyError, TypeError):
         return folder
@@ -260,7 +261,7 @@ def coarse_labels(file: Path, md5: str) -> np.ndarray:
 
     Raises DatasetError where the file's MD5 is another one; the file is not unpickled then.
     """
-    content = file.read_bytes()
+    content = read_regular(file)
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != md5:
         raise DatasetError(

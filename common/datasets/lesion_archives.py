@@ -4,6 +4,7 @@ Coordinates are in stored pixels, from the top left, whatever the archive counts
 """
 
 import csv
+import io
 import logging
 import re
 from collections import defaultdict
@@ -14,7 +15,8 @@ from PIL import Image
 
 from common.datasets import DatasetError
 from common.datasets.preparing import ArchiveBox, Circle, Part, Picture
-from common.image_files import READ_ERRORS
+from common.files import open_regular, read_regular
+from common.image_files import PILLOW_FORMATS, READ_ERRORS
 from common.image_folders import find_images, shown_names
 
 LOG = logging.getLogger(__name__)
@@ -52,7 +54,8 @@ def csv_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
 
     Raises DatasetError where the file lacks a column.
     """
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    binary = open_regular(path)
+    with io.TextIOWrapper(binary, "utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.DictReader(line.replace("\0", "") for line in file)
         names = {(name or "").strip(): name for name in reader.fieldnames or ()}
         missing = [column for column in columns if column not in names]
@@ -80,7 +83,7 @@ def by_name(files: Sequence[Path]) -> dict[str, Path]:
 def size_of(path: Path) -> tuple[int, int]:
     """(height, width) of a picture, from its header. Raises DatasetError."""
     try:
-        with Image.open(path) as image:
+        with open_regular(path) as file, Image.open(file, formats=PILLOW_FORMATS) as image:
             return image.height, image.width
     except READ_ERRORS as error:
         raise DatasetError(f"{path} cannot be read: {error}. Download it anew.") from error
@@ -94,7 +97,7 @@ def read_mias(source: Path) -> list[Picture]:
     films = by_name([p for p in images_below(source) if re.fullmatch(r"mdb\d{3}", p.stem)])
     circles: dict[str, list[tuple[str, Circle]]] = defaultdict(list)
     listed: dict[str, str] = {}
-    for line in lists[0].read_text(encoding="latin-1").splitlines():
+    for line in read_regular(lists[0]).decode("latin-1").splitlines():
         if found := MIAS_LINE.fullmatch(line.strip()):
             film, _, kind, x, y, radius = found.groups()
             listed[film] = kind

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from common.checkpoint import save_text_atomic
 from common.datasets import RECORD, DatasetError
+from common.files import open_regular, read_regular
 from common.image_folders import shown_names
 from common.image_names import without_suffix
 from common.images import read_mask, write_image
@@ -151,7 +152,7 @@ def _check_folder(folder: Path, record: dict[str, object]) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     try:
-        found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        found = json.loads(read_regular(folder / RECORD))
     except (OSError, ValueError):
         raise DatasetError(
             f"{folder} is not empty, and not a folder that `prepare` made. Pass a new one."
@@ -267,7 +268,7 @@ def _identical(pictures: Sequence[Picture]) -> list[list[int]]:
 
 def _file_digest(path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while piece := file.read(2**20):
             digest.update(piece)
     return digest.hexdigest()
@@ -366,7 +367,7 @@ def _write_text(text: str, path: Path) -> bool:
 
 def _text_of(path: Path) -> str | None:
     """A file's text, names that are no UTF-8 with their bytes as surrogates; None without one."""
-    return path.read_text("utf-8", "surrogateescape") if path.is_file() else None
+    return read_regular(path).decode("utf-8", "surrogateescape") if path.is_file() else None
 
 
 def _write_mask(picture: Picture, path: Path) -> bool:

@@ -6,15 +6,24 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.checkpoint import DamagedCheckpointError, checkpoint_path, load_tensors, save_atomic
+from common.checkpoint import (
+    CheckpointError,
+    DamagedCheckpointError,
+    checkpoint_path,
+    load_tensors,
+    save_atomic,
+)
+from dia import training as contrastive
+from dia.settings import DiaConfig
 from diffusion_models import training as ddpm
 from diffusion_models.dissolve import load_dissolver
 from diffusion_models.settings import DdpmConfig
+from inpainter.calibrate import calibrate_once
 from inpainter.predictor import load_predictor
 from inpainter.snapshots import prune_snapshots, resolve_step, run_folder, use_step
 from inpainter.training import train
-from tests.tiny_dia import tiny_diffusion, write_normals
-from tests.tiny_runs import tiny_config, write_checkpoint, write_images
+from tests.tiny_dia import changed, tiny_contrastive, tiny_diffusion, write_normals
+from tests.tiny_runs import assert_equal_states, tiny_config, write_checkpoint, write_images
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -122,3 +131,42 @@ def test_step_that_was_deleted_after_it_was_opened_is_read_to_the_end(tmp_path: 
 
     found = use_step(tmp_path, "latest", ("gen", "dis"), read)
     assert found == [{"step": 2, "role": "gen"}, {"step": 2, "role": "dis"}]
+
+
+def test_encoder_goes_on_from_the_save_before_a_damaged_one(tmp_path: Path, caplog) -> None:
+    data, run = write_normals(tmp_path / "data"), tmp_path / "run"
+    settings = tiny_contrastive(run, epochs=2, save_step=1)
+    config = DiaConfig(device="cpu", data=data, contrastive=settings)
+    contrastive.train(config)
+    whole = (run / "state.pt").read_bytes()
+    flip_the_middle(run / "state.pt")
+    go_on = changed(config, "contrastive", resume_path=str(run))
+    assert contrastive.train(go_on).epoch == 2
+    assert f"{run / 'state.pt'}: damaged" in caplog.text
+    assert "Going on from state.previous.pt, the save before it." in caplog.text
+    (tmp_path / "whole.pt").write_bytes(whole)
+    saved, straight = load_tensors(run / "state.pt"), load_tensors(tmp_path / "whole.pt")
+    for name in ("model", "optim", "probe", "epoch"):
+        assert_equal_states(saved[name], straight[name])
+    (run / "state.pt").unlink()
+    with pytest.raises(CheckpointError, match="already holds a run"):
+        contrastive.train(config)
+    flip_the_middle(run / "state.previous.pt")
+    with pytest.raises(DamagedCheckpointError, match=r"state\.previous\.pt: damaged"):
+        contrastive.train(go_on)
+
+
+def test_several_processes_calibrate_the_newest_whole_step(tmp_path: Path, caplog) -> None:
+    config = tiny_config(tmp_path, "test.calibration_windows=24", "test.patch_stride=4")
+    write_images(tmp_path / "train", n=6, size=(64, 64))
+    for step in (1, 2):
+        write_checkpoint(tmp_path / "model", config, step=step)
+    flip_the_middle(checkpoint_path(tmp_path / "model", "gen", 2))
+    path = calibrate_once(config, tmp_path / "model", "latest")
+    assert path == checkpoint_path(tmp_path / "model", "calibration", 1)
+    assert "gen_00000002.pt: damaged" in caplog.text
+    whole = path.read_bytes()
+    flip_the_middle(path)
+    calibrate_once(config, tmp_path / "model", "latest")
+    assert path.read_bytes() == whole
+    assert "Measured anew." in caplog.text

@@ -1,20 +1,23 @@
 """A run folder has one writer: a second training is refused, a killed one is in nobody's way."""
 
+import json
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from common.checkpoint import CheckpointError
-from common.claims import claim
-from common.training import LOCK_NAME
+from common.claims import Holder, claim
+from common.training import LOCK_NAME, TrainingError
 from dia import training as contrastive
 from dia.settings import DiaConfig
 from diffusion_models import training as ddpm
 from diffusion_models.settings import DdpmConfig
+from inpainter import training as picard_training
 from inpainter.snapshots import run_folder
 from inpainter.training import train
 from tests.tiny_dia import tiny_contrastive, tiny_diffusion, write_normals
@@ -72,3 +75,26 @@ def test_killed_training_is_gone_on_with_and_the_lock_goes_at_the_end(tmp_path, 
     assert train(last, resume="latest").step == reached + 1
     assert f"process {child.pid} on " in caplog.text
     assert not (folder / LOCK_NAME).exists()
+
+
+@pytest.mark.parametrize("training", [picard, encoder, diffusion])
+@pytest.mark.parametrize("fate", ["deleted", "taken over"])
+def test_training_whose_folder_was_taken_saves_nothing(tmp_path, monkeypatch, training, fate):
+    """Its machine slept for minutes: another one may have trained there since."""
+    write_images(tmp_path / "train")
+    start, folder, _ = training(tmp_path)
+    other = asdict(Holder("elsewhere", 7, "yesterday"))
+
+    def lose(*_: object) -> bool:
+        (folder / LOCK_NAME).unlink()
+        if fate == "taken over":
+            (folder / LOCK_NAME).write_text(json.dumps(other))
+        return True
+
+    module = {picard: picard_training, encoder: contrastive, diffusion: ddpm}[training]
+    monkeypatch.setattr(module, "any_asked_to_stop", lose)
+    said = "process 7 on elsewhere, since yesterday" if fate == "taken over" else "is gone"
+    with pytest.raises(TrainingError, match=rf"^Nothing more is saved: .*{LOCK_NAME} .*{said}"):
+        start()
+    assert not [*folder.glob("*.pt"), *folder.glob("*.model")]
+    assert (folder / LOCK_NAME).exists() == (fate == "taken over")
