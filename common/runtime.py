@@ -231,6 +231,11 @@ class Processes:
         """True in the one process that writes files."""
         return self.rank == 0
 
+    @property
+    def rows(self) -> slice:
+        """This process's rows of what is drawn for a batch that is dealt out row by row."""
+        return slice(self.rank, None, self.world_size)
+
 
 def start_processes(device: torch.device, peer_timeout: float = PEER_TIMEOUT) -> Processes:
     """Joins the other processes that torchrun started; alone, does nothing.
@@ -359,6 +364,15 @@ def average_gradients(parameters: list[Tensor], processes: Processes) -> None:
     flat /= processes.world_size
     for grad, part in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
         grad.copy_(part.view_as(grad))
+
+
+def average_values(values: Tensor, processes: Processes) -> Tensor:
+    """The mean of numbers such as losses over the processes, the same in each; alone, as given."""
+    if processes.world_size == 1:
+        return values
+    averaged = values.detach().clone()
+    torch.distributed.all_reduce(averaged)
+    return averaged / processes.world_size
 
 
 def launched() -> Processes:

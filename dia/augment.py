@@ -7,7 +7,7 @@ B images, C channels, H W pixels; RGB in [0, 1].
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -59,8 +59,15 @@ class Augmentation(NamedTuple):
 
     def to(self, device: torch.device) -> "Augmentation":
         """The same parameters on another device."""
-        jitter = Jitter(*(values.to(device) for values in self.jitter))
-        return Augmentation(jitter, self.grey.to(device), self.crop.to(device))
+        return self._each(lambda values: values.to(device))
+
+    def of_rows(self, blocks: int, rows: slice) -> "Augmentation":
+        """The parameters of these rows of each of so many equal, contiguous blocks of images."""
+        return self._each(lambda values: values.unflatten(0, (blocks, -1))[:, rows].flatten(0, 1))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Augmentation":
+        jitter = Jitter(*map(change, self.jitter))
+        return Augmentation(jitter, change(self.grey), change(self.crop))
 
 
 def augment(images: Tensor, parameters: Augmentation) -> Tensor:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from common.checkpoint import content_hash
@@ -24,6 +24,33 @@ from diffusion_models.dissolve import Dissolver, load_dissolver
 MOMENTUM = 0.9
 PROBE_RATE = 1.0e-3
 FLOAT_BYTES = 4
+
+
+class BatchNormOfAll(nn.SyncBatchNorm):
+    """Batch norm by the rows of all processes on a CPU, for which torch's own is not written.
+
+    All processes have equally many rows.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, ...) -> the same shape."""
+        if not self.training:
+            return super().forward(input)
+        from torch.distributed.nn.functional import all_reduce  # with gradients; not in all builds
+
+        n_processes = torch.distributed.get_world_size()
+        dims = [dim for dim in range(input.ndim) if dim != 1]
+        shape = [1, -1, *[1] * (input.ndim - 2)]
+        mean = all_reduce(input.mean(dims)) / n_processes
+        centred = input - mean.view(shape)
+        variance = all_reduce(centred.square().mean(dims)) / n_processes
+        with torch.no_grad():
+            count = input.numel() // input.shape[1] * n_processes
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return centred * scale.view(shape) + self.bias.view(shape)
 
 
 @dataclass
@@ -174,6 +201,9 @@ def initial_encoder(
         path = resolve_path(settings.load_path, "contrastive.load_path")
         state = encoder_weights(path)
         load_weights(encoder, state, source=str(path), strict=not settings.no_strict)
-    if processes.world_size > 1 and device.type == "cuda":
+    if processes.world_size > 1:
         encoder = nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
+        for layer in encoder.modules() if device.type == "cpu" else ():
+            if isinstance(layer, nn.SyncBatchNorm):
+                layer.__class__ = BatchNormOfAll
     return encoder.to(device, memory_format=layout_for(device, settings.width))

@@ -36,6 +36,7 @@ from common.runtime import (
     StopRequest,
     any_asked_to_stop,
     average_gradients,
+    average_values,
     broadcast_weights,
     generator_for,
 )
@@ -240,26 +241,32 @@ def training_step(state: TrainState, epoch: int, number: int, batch: Batch) -> d
 
     terms = {"loss": losses.total, "loss_sim": losses.sim, "loss_shift": losses.shift}
     terms |= {"loss_simsiam": losses.simsiam, "loss_linear": probed}
-    values = torch.stack([term.detach() for term in terms.values()]).tolist()  # one transfer
-    return dict(zip(terms, values, strict=True))
+    values = torch.stack([term.detach() for term in terms.values()])
+    means = average_values(values, state.processes).tolist()  # one transfer
+    return dict(zip(terms, means, strict=True))
 
 
 def augmented_views(state: TrainState, epoch: int, number: int, images: Tensor) -> Tensor:
-    """Augmented views of a batch: (B, C, H, W) → (V·K·B, C, H, W)."""
-    settings = state.config.contrastive
-    shift_type = effective_shift(settings)
-    generator = generator_for(state.config.seed, "views", epoch, number, state.processes.rank)
+    """Augmented views of a batch: (B, C, H, W) → (V·K·B, C, H, W).
+
+    All that is random is drawn for the images of all processes together, so that what happens to an
+    image does not depend on who has it.
+    """
+    settings, rows = state.config.contrastive, state.processes.rows
+    shift_type, total = effective_shift(settings), len(images) * state.processes.world_size
+    generator = generator_for(state.config.seed, "views", epoch, number, 0)
     draws = draw_views(
-        len(images),
+        total,
         shift_type.count,
         beta=beta_parameters(settings.diffusion_scheduler, epoch),
         offset=settings.diffusion_offset,
         upper=settings.diffusion_upper_offset,
         generator=generator,
     )
-    views = make_views(images, settings.mode, shift_type, draws, state.negatives)
-    size = (views.shape[2], views.shape[3])
-    return augment(views, random_augmentation(len(views), size, settings.crop_scale, generator))
+    views = make_views(images, settings.mode, shift_type, draws.of_rows(rows), state.negatives)
+    size, blocks = (views.shape[2], views.shape[3]), len(views) // len(images)
+    drawn = random_augmentation(blocks * total, size, settings.crop_scale, generator)
+    return augment(views, drawn.of_rows(blocks, rows))
 
 
 def optimise(loss: Tensor, optimizer: Optimizer, processes: Processes) -> None:

@@ -40,6 +40,11 @@ class Draws(NamedTuple):
     t: Tensor
     """(K,) int64 diffusion steps of view 3, one for the whole batch and each shift."""
 
+    def of_rows(self, rows: slice) -> "Draws":
+        """The draws of these of the B images."""
+        signs12 = self.signs12.unflatten(0, (2, -1))[:, rows].flatten()
+        return Draws(signs12, self.signs3[:, rows], self.t)
+
 
 @dataclass(frozen=True)
 class NegativeViewConfig:

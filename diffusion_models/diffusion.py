@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from diffusion_models.settings import Schedule
 
 LOCAL_NOISE_SIDE = 32
+ALL_ROWS = slice(None)
 
 
 class Posterior(NamedTuple):
@@ -75,14 +76,17 @@ def gaussian_noise(
     device: torch.device,
     local: bool = False,
     generator: torch.Generator | None = None,
+    rows: slice = ALL_ROWS,
 ) -> Tensor:
     """Standard normal (B, C, H, W); `local` draws it at 32×32 and enlarges it bilinearly.
 
     Drawn on the generator's own device, so that a CPU generator gives the same noise everywhere.
+    rows: those of the shape to return, where other processes have the rest.
     """
     draw_device = generator.device if generator is not None else device
     side = (LOCAL_NOISE_SIDE, LOCAL_NOISE_SIDE) if local else shape[2:]
-    noise = torch.randn((*shape[:2], *side), generator=generator, device=draw_device).to(device)
+    noise = torch.randn((*shape[:2], *side), generator=generator, device=draw_device)[rows]
+    noise = noise.to(device)
     if local:
         noise = F.interpolate(noise, shape[2:], mode="bilinear", align_corners=False)
     return noise

@@ -40,6 +40,7 @@ from common.runtime import (
     StopRequest,
     any_asked_to_stop,
     average_gradients,
+    average_values,
     broadcast_weights,
     generator_for,
     require_memory,
@@ -188,23 +189,18 @@ def training_step(state: TrainState, batches: Iterator[Tensor]) -> float:
 
     batches: (B, 3, side, side) in [0, 1], of which gradient_accumulate_every are taken.
     """
-    settings, model, total = state.config.diffusion, state.model, 0.0
+    settings, model = state.config.diffusion, state.model
+    total = torch.zeros((), device=state.device)
     # Accumulate gradients.
     state.optimizer.zero_grad()
     for part in range(settings.gradient_accumulate_every):
-        generator = generator_for(
-            state.config.seed, "noise", state.step, part, state.processes.rank
-        )
         x0 = next(batches)
-        mirrored = torch.rand(len(x0), generator=generator) < 0.5
+        mirrored, t, noise = draw_noise(state, part, x0.shape)
         x0 = torch.where(mirrored[:, None, None, None], x0.flip(3), x0).to(state.device)
-        t = torch.randint(model.steps, (len(x0),), generator=generator).to(state.device)
-        noise = gaussian_noise(
-            x0.shape, device=state.device, local=settings.local_randn, generator=generator
-        )
-        loss = model.p_losses(2 * x0 - 1, t, noise) / settings.gradient_accumulate_every
+        loss = model.p_losses(2 * x0 - 1, t, noise)
+        loss = loss / settings.gradient_accumulate_every
         loss.backward()
-        total += loss.item()
+        total = total + loss.detach()
     # Update weights.
     average_gradients(list(model.parameters()), state.processes)
     torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
@@ -213,7 +209,27 @@ def training_step(state: TrainState, batches: Iterator[Tensor]) -> float:
     # Update EMA.
     if state.step % settings.ema_update_every == 0:
         update_average(state, settings.ema_decay)
-    return total
+    return average_values(total, state.processes).item()
+
+
+def draw_noise(state: TrainState, part: int, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
+    """What is random of a batch: mirrored (B,) bool, steps t (B,), noise (B, C, H, W).
+
+    part: of the step, from 0. shape: of this process's images (B, C, H, W). Drawn for the images of
+    all processes together, so that what happens to an image does not depend on who has it.
+    """
+    generator = generator_for(state.config.seed, "noise", state.step, part, 0)
+    total, rows = shape[0] * state.processes.world_size, state.processes.rows
+    mirrored = torch.rand(total, generator=generator) < 0.5
+    t = torch.randint(state.model.steps, (total,), generator=generator)
+    noise = gaussian_noise(
+        (total, *shape[1:]),
+        device=state.device,
+        local=state.config.diffusion.local_randn,
+        generator=generator,
+        rows=rows,
+    )
+    return mirrored[rows], t[rows].to(state.device), noise
 
 
 def update_average(state: TrainState, largest_decay: float) -> None:

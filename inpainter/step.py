@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from common.runtime import Processes, average_gradients, generator_for
+from common.runtime import Processes, average_gradients, average_values, generator_for
 from common.training import require_finite
 from inpainter.masks import crop_boxes, discount_weights, random_boxes, shrunken_masks
 from inpainter.networks import Networks
@@ -77,6 +77,8 @@ class StepInputs(NamedTuple):
     """(N,): the same for the global critic."""
     drop: Drop | None
     """Training-time dropout of the generator; None where nothing drops."""
+    attention_mask: Tensor | None = None
+    """(1, 1, H, W): the one hole that the attention of all samples avoids; None, each its own."""
 
 
 class StepLosses(NamedTuple):
@@ -127,8 +129,8 @@ def training_step(state: TrainState, step: int, real: Tensor) -> StepResult:
     with_generator = not train.critic or (step + 1) % train.n_critic == 0
     losses = step_losses(networks, inputs, config, with_generator=with_generator)
     named = losses.named()
-    values = torch.stack([value.detach() for value in named.values()]).tolist()  # one transfer
-    terms = dict(zip(named, values, strict=True))
+    values = average_values(torch.stack([v.detach() for v in named.values()]), state.processes)
+    terms = dict(zip(named, values.tolist(), strict=True))  # one transfer
     require_finite(step + 1, terms, LOWER_RATE)
 
     # New weights.
@@ -183,6 +185,7 @@ def draw_inputs(
         alpha_local=alphas[0, rows].to(device),
         alpha_global=alphas[1, rows].to(device),
         drop=draw_dropout(config, generator, step, rows, total, draws),
+        attention_mask=mask[:1].to(device) if config.netG.attention_mask == "first" else None,
     )
 
 
@@ -218,7 +221,7 @@ def step_losses(
     half = config.train.precision == "bf16"
     autocast = torch.autocast(inputs.real.device.type, torch.bfloat16, enabled=half)
     with torch.set_grad_enabled(with_generator), autocast:
-        completion = networks.generator(known, inputs.mask, inputs.drop)
+        completion = networks.generator(known, inputs.mask, inputs.drop, inputs.attention_mask)
     completion = completion.in_fp32()
     composite = completion.fine * inputs.mask + known
     terms: dict[str, Tensor] = {}

@@ -252,17 +252,25 @@ class Generator(nn.Module):
         self.coarse_generator = CoarseGenerator(config)
         self.fine_generator = FineGenerator(config) if config.stages == "coarse_fine" else None
 
-    def forward(self, image: Tensor, mask: Tensor, drop: Drop | None = None) -> Completion:
+    def forward(
+        self,
+        image: Tensor,
+        mask: Tensor,
+        drop: Drop | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Completion:
         """Both stages' completions of a batch.
 
         image: (N, C, H, W) in [-1, 1], zero in the hole; mask: (N, 1, H, W), 1 = hole. H and W are
-        multiples of 16. drop: what is dropped after each layer's activation.
+        multiples of 16. drop: what is dropped after each layer's activation. attention_mask: (1 or
+        N, 1, H, W), the hole that the attention avoids; None takes it of `mask`, by the settings.
         """
         coarse = clamp_output(self.coarse_generator(image, mask, drop), self.output_clamp)
         if self.fine_generator is None:
             return Completion(coarse, coarse)
         filled = image * (1 - mask) + coarse * mask
-        attention_mask = mask[:1] if self.attention_mask == "first" else mask
+        if attention_mask is None:
+            attention_mask = mask[:1] if self.attention_mask == "first" else mask
         fine = self.fine_generator(filled, mask, attention_mask, drop)
         return Completion(coarse, clamp_output(fine, self.output_clamp))
 

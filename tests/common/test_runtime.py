@@ -27,6 +27,9 @@ from common.runtime import (
     start_processes,
     stop_processes,
 )
+from common.training import joined_training
+from dia.settings import DiaConfig
+from diffusion_models.settings import DdpmConfig
 from tests.tiny_runs import PATIENCE, ended, forked_pair
 
 PROGRAMS = (
@@ -204,3 +207,15 @@ def test_every_process_starts_with_the_main_ones_weights(tmp_path) -> None:
     expected = nn.Linear(3, 2).state_dict()
     for rank in range(2):
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("config", [DiaConfig, DdpmConfig])
+def test_products_are_rounded_to_tf32_only_where_it_is_asked_for(config, monkeypatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # what torch starts with
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    for precision, rounds in (("fp32", False), ("tf32", True)):
+        with joined_training(config(device="cpu", precision=precision)):
+            assert torch.backends.cudnn.allow_tf32 is rounds
+            assert torch.backends.cuda.matmul.allow_tf32 is rounds
+        assert torch.backends.cudnn.allow_tf32
+        assert not torch.backends.cuda.matmul.allow_tf32

@@ -8,15 +8,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
-from torch import Tensor, nn
 
 from common.checkpoint import load_tensors
-from common.runtime import Processes, start_processes, stop_processes
 from dia import training as contrastive
-from dia.encoders import Heads
-from dia.losses import contrastive_losses
-from dia.settings import ContrastiveConfig, DiaConfig
+from dia.settings import DiaConfig
 from diffusion_models import training as ddpm
 from diffusion_models.settings import DdpmConfig
 from tests.tiny_dia import tiny_contrastive, tiny_diffusion, write_normals
@@ -66,37 +61,3 @@ def test_signal_to_one_process_stops_all_together(
     assert [ended(child) for child in children] == [0, 0]
     last = json.loads(log.read_text().splitlines()[-1])[counter]
     assert load_tensors(tmp_path / "run" / saved)[counter] == last < ENDLESS
-
-
-def one_update(rows: Tensor, labels: Tensor, processes: Processes) -> dict[str, Tensor]:
-    """Heads after one step on rows (V·P, 5), view-major, of one process or all."""
-    torch.manual_seed(0)
-    heads = nn.ModuleDict({"simclr": nn.Linear(5, 4), "shift": nn.Linear(5, 4)})
-    outputs = {name: head(rows) for name, head in heads.items()}
-    settings = ContrastiveConfig(mode="simclr_DIA", shift_trans_type="rotation")
-    losses = contrastive_losses(Heads(rows, rows, **outputs), labels, settings)
-    contrastive.optimise(losses.total, torch.optim.SGD(heads.parameters(), lr=1.0), processes)
-    return heads.state_dict()
-
-
-def rows_and_labels() -> tuple[Tensor, Tensor]:
-    """Three views of two processes' two rows each: (3, 2, 2, 5), and their shifts (3, 2, 2)."""
-    generator = torch.Generator().manual_seed(1)
-    rows = torch.randn(3, 2, 2, 5, generator=generator)
-    return rows, torch.randint(4, (3, 2, 2), generator=generator)
-
-
-def update_of_one_share(folder: Path) -> None:
-    processes = start_processes(torch.device("cpu"))
-    rows, labels = (values[:, processes.rank].flatten(0, 1) for values in rows_and_labels())
-    torch.save(one_update(rows, labels, processes), folder / f"{processes.rank}.pt")
-    stop_processes(processes)
-
-
-def test_two_processes_contrast_with_the_rows_of_both(tmp_path: Path) -> None:
-    children = forked_pair(partial(update_of_one_share, tmp_path))
-    assert [ended(child) for child in children] == [0, 0]
-    rows, labels = (values.flatten(0, 2) for values in rows_and_labels())
-    whole = one_update(rows, labels, Processes())
-    for rank in range(2):
-        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), whole)
