@@ -60,10 +60,13 @@ def main() -> int:
         print(config_to_yaml(config), end="")
     elif mode == "calibrate":
         print(calibrate.calibrate_from_arguments(config, arguments))
-    elif mode == "heatmap":
-        print(evaluation_report.evaluate(config, arguments, sys.argv))
     else:
-        print(dia.evaluate(config, mode, sys.argv))
+        if mode == "heatmap":
+            done = evaluation_report.evaluate(config, arguments, sys.argv)
+        else:
+            done = dia.evaluate(config, mode, sys.argv)
+        print(done.text)
+        return done.status
     return 0
 
 

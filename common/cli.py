@@ -38,14 +38,13 @@ from common.config_types import (
     words_of,
 )
 from common.config_yaml import unquoted
-from common.errors import UserError
+from common.errors import ExitStatus, UserError
 from common.files import NO_ROOM, free_space
 
 LOG = logging.getLogger(__name__)
 Settings = TypeVar("Settings")
 WIDTH = 100
 COMMON_FLAGS = {"device": "auto, cpu, cuda, cuda:1 or mps", "seed": "seed of everything random"}
-INTERRUPTED = 128 + signal.SIGINT
 REMEDIES = {
     errno.EEXIST: "A file of that name is where a folder is needed. Name another, or move it away.",
     errno.ENOTDIR: "A part of the path is a file, not a folder. Name another path.",
@@ -67,13 +66,14 @@ def run_script(
     unfinished: how to go on after the system's refusals are mended, for the message.
 
     A UserError, an error of the operating system and a lack of memory end the program with one line
-    and status 1, Ctrl-C with the line `interrupted` and status 130, SIGTERM with status 143. Any
-    other exception is a programming error and keeps its traceback.
+    and status 1 (a ConfigError with 2), Ctrl-C with the line `interrupted` and status 130, SIGTERM
+    with that line and status 143. Any other exception is a programming error and keeps its
+    traceback.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # scripts switch it off for imports
     # SIGTERM ends the program as sys.exit does: open files are dealt with
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(ExitStatus.TERMINATED))
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     notices.forget()
@@ -82,26 +82,31 @@ def run_script(
         notices.sum_up()
         _leave(status)
     except KeyboardInterrupt:
-        message, status = interrupted, INTERRUPTED
+        message, status = interrupted, ExitStatus.INTERRUPTED
+    except SystemExit as ended:
+        if ended.code != ExitStatus.TERMINATED:
+            raise
+        message, status = interrupted, ExitStatus.TERMINATED
     except UserError as error:
-        message, status = str(error), 1
+        message, status = str(error), error.status
     except OSError as error:
-        message, status = f"{describe_os_error(error)} {unfinished}".rstrip(), 1
+        message, status = f"{describe_os_error(error)} {unfinished}", ExitStatus.NOTHING_DONE
     except (MemoryError, RuntimeError) as error:
         if not is_lack_of_memory(error):
             raise
-        reason = first_line(error)
-        message, status = f"not enough memory ({reason}). Lower the batch or image size.", 1
+        message = f"not enough memory ({first_line(error)}). Lower the batch or image size."
+        status = ExitStatus.NOTHING_DONE
     path = Path(sys.argv[0])
     program = path.parent.name if path.name == "__main__.py" else path.name
-    print(f"{program}: {message}", file=sys.stderr)
+    print(f"{program}: {message.rstrip()}", file=sys.stderr)
     _leave(status)
 
 
 def _leave(status: int) -> NoReturn:
-    """Exits; a SIGTERM that comes now, as torchrun sends one, would end in a traceback."""
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    sys.exit(status)
+    """Exits; a signal that comes now, as torchrun sends one, would end in a traceback."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    sys.exit(int(status))
 
 
 def describe_os_error(error: OSError) -> str:

@@ -15,7 +15,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from common.config_yaml import SWITCHES, Plain, format_value, meaning, shorten, suggested_number
-from common.errors import UserError
+from common.errors import ExitStatus, UserError
 
 LONGEST_LIST = 1000
 SCALAR_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
@@ -23,6 +23,8 @@ SCALAR_NAMES = {bool: "true or false", int: "a whole number", float: "a number",
 
 class ConfigError(UserError):
     """A setting that cannot be used; the message names where, the key, its value and the remedy."""
+
+    status = ExitStatus.BAD_SETTINGS
 
     def __init__(self, message: str, *, key: str | None = None) -> None:
         """message: the whole sentence. key: the dotted key at fault, where there is one."""

@@ -21,6 +21,7 @@ from common.checkpoint import (
 )
 from common.cli import add_common_arguments, add_flags, given_settings, load_from_arguments
 from common.config import ConfigError, config_to_yaml, resolve_path
+from common.errors import Outcome
 from common.html_report import REPORT, write_page
 from common.image_batches import BadImages
 from common.image_sets import ImageSet, set_identity
@@ -96,8 +97,8 @@ def evaluation_config(args: argparse.Namespace) -> DiaConfig:
     return with_run_settings(config, run, given.keys(), path)
 
 
-def evaluate(config: DiaConfig, mode: EvalMode, command: Sequence[str]) -> str:
-    """Runs one mode, writes its results and returns the text to print."""
+def evaluate(config: DiaConfig, mode: EvalMode, command: Sequence[str]) -> Outcome:
+    """Runs one mode, writes its results; returns the text to print and how many images failed."""
     seed_everything(config.seed)
     scores = () if mode in ACCURACY_MODES else checked_scores(config, mode)
     if config.evaluation.heatmaps and mode != "ood_pre":
@@ -167,7 +168,7 @@ def evaluate_scores(
     folder: Path,
     facts: dict[str, Any],
     command: Sequence[str],
-) -> str:
+) -> Outcome:
     """The modes with AUROCs: writes and returns how well scores tell normals from other sets."""
     config, bad = encoder.config, BadImages(encoder.config.data.on_bad_image)
     sets = evaluation_sets(config)
@@ -203,7 +204,7 @@ def evaluate_scores(
         evaluation = Scored(encoder, sets, by_score, results, facts, heatmaps)
         write_page(dia_page(evaluation, command), folder / REPORT)
     text = table(results, selected_by=facts["selected_by"])
-    return "\n".join([*lines, text, f"Written to {folder}"])
+    return Outcome("\n".join([*lines, text, f"Written to {folder}"]), len(bad.found))
 
 
 def evaluate_accuracy(
@@ -212,7 +213,7 @@ def evaluate_accuracy(
     folder: Path,
     facts: dict[str, Any],
     command: Sequence[str],
-) -> str:
+) -> Outcome:
     """The modes of the linear and the joint head: writes top-1 error and calibration in percent.
 
     Raises ScoreError where a logit is not finite.
@@ -241,7 +242,8 @@ def evaluate_accuracy(
         probabilities = every.softmax(dim=1).numpy()
         page = accuracy_page(encoder, images, names, probabilities, facts, command)
         write_page(page, folder / REPORT)
-    return f"[Error@1 {values['error']:.3f}] [ECE {values['ece']:.3f}]\nWritten to {folder}"
+    text = f"[Error@1 {values['error']:.3f}] [ECE {values['ece']:.3f}]\nWritten to {folder}"
+    return Outcome(text, len(bad.found))
 
 
 def left_out(bad: BadImages) -> dict[str, Any]:

@@ -327,7 +327,7 @@ def set_operating_point(
     asked = {"image": specificity, "pixel": pixel_specificity}
     for which, share in asked.items():
         if not 0 < share < 1:
-            raise OperatingPointError(f"The {which} specificity must be in (0, 1), got {share:g}.")
+            raise ConfigError(f"The {which} specificity must be in (0, 1), got {share:g}.")
     image_rank(len(paths), specificity)  # before hours of scoring
     predictor = open_checkpoint(config, folder, wanted, option="--checkpoint_iter")
     step = predictor.step

@@ -15,7 +15,7 @@ from sklearn.metrics import roc_curve
 
 from common.checkpoint import save_text_atomic
 from common.config import ConfigError, config_to_dict, read_yaml
-from common.errors import UserError
+from common.errors import Outcome, UserError
 from common.figures import (
     SheetRow,
     contact_sheet,
@@ -62,8 +62,10 @@ RECORD_ERRORS = (OSError, ValueError, RecursionError, ConfigError)
 LARGEST_RECORD = 200_000  # bytes
 
 
-def evaluate(config: PicardConfig, arguments: argparse.Namespace, command: Sequence[str]) -> str:
-    """--mode heatmap: writes report and plots, and returns the text to print.
+def evaluate(
+    config: PicardConfig, arguments: argparse.Namespace, command: Sequence[str]
+) -> Outcome:
+    """--mode heatmap: writes report and plots; returns the text to print and how many failed.
 
     arguments: the flags of `add_evaluation_flags`. Raises EvaluationError and AnnotationError.
     """
@@ -71,7 +73,7 @@ def evaluate(config: PicardConfig, arguments: argparse.Namespace, command: Seque
     if folder.exists() and not folder.is_dir():
         raise EvaluationError(f"--output_dir {folder} is a file. Pass a folder, or a new name.")
     if arguments.report_images < 1:
-        raise EvaluationError(f"--report_images must be 1 or more, got {arguments.report_images}")
+        raise ConfigError(f"--report_images must be 1 or more, got {arguments.report_images}")
     settings = evaluation_settings(config, arguments)
     evaluation = evaluate_heatmaps(settings)
     if settings.compare is not None:
@@ -88,7 +90,8 @@ def evaluate(config: PicardConfig, arguments: argparse.Namespace, command: Seque
     tables = [result_table(evaluation.results), detection_table(evaluation)]
     tables += filter(None, [operating_table(evaluation.at_operating_point)])
     tables += [comparison_table(each) for each in evaluation.comparisons]
-    return "\n".join([*tables, f"Numbers and plots are in {folder}"])
+    failed = set(evaluation.unscored).union(*(each.excluded for each in evaluation.results))
+    return Outcome("\n".join([*tables, f"Numbers and plots are in {folder}"]), len(failed))
 
 
 def write_report(evaluation: Evaluation, folder: Path, *, record: Mapping[str, Any] = {}) -> None:

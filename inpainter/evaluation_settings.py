@@ -7,11 +7,11 @@ from typing import Literal, get_args
 
 from common.candidates import HitRule
 from common.cli import add_common_arguments
+from common.config import ConfigError
 from common.froc import CountedOn
 from common.grey_range import Window
 from common.html_report import GALLERY_IMAGES
 from common.image_names import OnUnknown
-from inpainter.heatmap_tables import EvaluationError
 from inpainter.settings import PicardConfig, input_path
 
 MOST_RESAMPLES = 100_000
@@ -78,20 +78,20 @@ class EvaluationSettings:
                 object.__setattr__(self, name, Path(getattr(self, name)))
         grey = self.inside_tissue
         if grey is not None and not 0 <= grey < 1:
-            raise EvaluationError(f"inside_tissue must be a grey value in [0, 1), got {grey}")
+            raise ConfigError(f"inside_tissue must be a grey value in [0, 1), got {grey}")
         if grey is not None and self.image_dir is None:
-            raise EvaluationError("inside_tissue needs the images. Pass --image_dir.")
+            raise ConfigError("inside_tissue needs the images. Pass --image_dir.")
         if not 0 <= self.n_resamples <= MOST_RESAMPLES:
             expected = f"must be 0 to {MOST_RESAMPLES}, of which 1000 are usual"
-            raise EvaluationError(f"bootstrap draws {expected}, got {self.n_resamples}")
+            raise ConfigError(f"bootstrap draws {expected}, got {self.n_resamples}")
         if not 0 < self.min_iou <= 1:
-            raise EvaluationError(f"--min_iou must be above 0 and at most 1, got {self.min_iou}")
+            raise ConfigError(f"--min_iou must be above 0 and at most 1, got {self.min_iou}")
         if self.min_distance is not None and self.min_distance < 1:
-            raise EvaluationError(f"--min_distance must be 1 pixel or more: {self.min_distance}")
+            raise ConfigError(f"--min_distance must be 1 pixel or more: {self.min_distance}")
         if any(bound <= 0 for bound in self.size_bins):
-            raise EvaluationError(f"--size_bins must be above 0 pixels, got {self.size_bins}")
+            raise ConfigError(f"--size_bins must be above 0 pixels, got {self.size_bins}")
         if self.groups and self.metadata is None:
-            raise EvaluationError("--group needs the file that has the column. Pass --metadata.")
+            raise ConfigError("--group needs the file that has the column. Pass --metadata.")
 
 
 def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from common.checkpoint import CheckpointError
-from common.errors import UserError
+from common.errors import ExitStatus, UserError
 from common.figures import StripRow, explanation_strip
 from common.files import escaped
 from common.images import to_signed
@@ -40,6 +40,8 @@ LOG = logging.getLogger(__name__)
 
 class ExplainError(UserError):
     """The place is none of the image."""
+
+    status = ExitStatus.BAD_SETTINGS
 
 
 @dataclass(frozen=True)

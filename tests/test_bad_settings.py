@@ -248,7 +248,7 @@ def test_refused_flag_is_named(words: list[str], message: str) -> None:
 
 def test_refused_setting_ends_the_program_in_one_line(tmp_path: Path) -> None:
     done = run_script(TRAIN, *as_flags(["train.batch_size=1000000000000"]), cwd=tmp_path)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "train.batch_size: must be <= 65536, got 1000000000000" in done.stderr
 

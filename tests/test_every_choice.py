@@ -184,7 +184,7 @@ def test_every_choice_of_dia_trains_and_evaluates(images: Path, tmp_path: Path) 
             chosen += ["contrastive.shift_trans_type=none"]
         for mode, scores in modes_of(number, len(rows)).items():
             config = load_config(DiaConfig, None, [*chosen, f"evaluation.ood_score={scores}"])
-            assert "Written to" in evaluate(config, mode, []), row
+            assert "Written to" in evaluate(config, mode, []).text, row
         shutil.rmtree(run)  # the larger encoders' are half a gigabyte
 
 

@@ -102,5 +102,5 @@ def test_signal_ends_a_program_in_one_line(
     assert ended(forked(partial(run_until, script, flags, where, number, method))) == 128 + number
     said = (tmp_path / "errors.txt").read_text()
     assert "Traceback" not in said
-    assert (f"{Path(script).name}: Interrupted" in said) == (number == signal.SIGINT)
+    assert f"{Path(script).name}: Interrupted" in said
     assert not list(tmp_path.rglob("*.tmp"))

@@ -96,7 +96,7 @@ STATES: dict[str, Edit] = {
 def test_damaged_state_beside_the_weights_costs_no_scores(finished, run: Path, edit: Edit) -> None:
     torch.save(edit(torch.load(run / "state.pt")), run / "state.pt")
     (run / "config.yaml").write_text("a: &a [1]\nb: [*a, *a]\n")
-    assert "Checkpoint chosen by" in evaluate(of_run(finished, run), "ood_pre", [])
+    assert "Checkpoint chosen by" in evaluate(of_run(finished, run), "ood_pre", []).text
 
 
 FEATURES: dict[str, Edit] = {

@@ -195,7 +195,7 @@ def test_features_are_reused_until_an_image_changes(config, trained, data_root, 
 def test_results_name_the_split_that_chose_the_checkpoint(config, trained, tmp_path: Path) -> None:
     settings = evaluation(config, trained, tmp_path, ood_score=("CSI", "simclr"))
     best = changed(settings, "contrastive", load_path=str(trained / "best_CSI.model"))
-    assert "Checkpoint chosen by: test" in evaluate(best, "ood_pre", [])
+    assert "Checkpoint chosen by: test" in evaluate(best, "ood_pre", []).text
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["selected_by"] == "test"
     csi = results["scores"]["CSI"]
@@ -207,8 +207,8 @@ def test_other_modes_run_and_scores_of_the_wrong_mode_are_refused(
 ) -> None:
     scores = ("clean_norm", "similar", "baseline", "baseline_marginalized")
     settings = evaluation(config, trained, tmp_path, ood_score=scores)
-    assert "one_class_mean" in evaluate(settings, "ood", [])
-    assert "[Error@1" in evaluate(settings, "test_marginalized_acc", [])
+    assert "one_class_mean" in evaluate(settings, "ood", []).text
+    assert "[Error@1" in evaluate(settings, "test_marginalized_acc", []).text
     with pytest.raises(ConfigError, match=r"clean_norm.* is no score of --mode ood_pre"):
         evaluate(settings, "ood_pre", [])
 

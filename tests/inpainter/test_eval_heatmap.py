@@ -87,7 +87,7 @@ def test_output_path_that_is_a_file_is_refused_before_anything_is_computed(
 def test_report_without_images_is_refused(settings: EvaluationSettings) -> None:
     given = ("--heatmap_dir", settings.heatmap_dir, "--annotations", settings.annotations)
     result = run_eval(*given, "--report", "--report_images", 0)
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert "--report_images must be 1 or more, got 0" in result.stderr
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.config import ConfigError
 from common.image_names import AnnotationError
 from common.images import write_image
 from inpainter.evaluation import EvaluationSettings, evaluate_heatmaps
@@ -173,9 +174,9 @@ def test_paths_may_be_given_as_text(settings: EvaluationSettings) -> None:
 
 
 def test_settings_that_make_no_sense_are_refused(settings: EvaluationSettings) -> None:
-    with pytest.raises(EvaluationError, match="inside_tissue needs the images"):
+    with pytest.raises(ConfigError, match="inside_tissue needs the images"):
         replace(settings, inside_tissue=0.1)
-    with pytest.raises(EvaluationError, match=r"grey value in \[0, 1\), got 2"):
+    with pytest.raises(ConfigError, match=r"grey value in \[0, 1\), got 2"):
         replace(settings, inside_tissue=2, image_dir=Path("images"))
     with pytest.raises(EvaluationError, match="No folder of images"):
         evaluate_heatmaps(replace(settings, image_dir=Path("nowhere")))

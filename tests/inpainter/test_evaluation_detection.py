@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from common.config import ConfigError
 from inpainter.evaluation import EvaluationSettings, evaluate_heatmaps
 from inpainter.evaluation_report import write_report
 from inpainter.evaluation_tables import candidates_csv, detection_table, lesions_csv
@@ -147,7 +148,7 @@ def test_settings_of_detection_that_make_no_sense_are_refused(
         ({"size_bins": (0.0,)}, "--size_bins must be above 0"),
         ({"groups": ("sex",)}, "Pass --metadata"),
     ):
-        with pytest.raises(EvaluationError, match=message):
+        with pytest.raises(ConfigError, match=message):
             replace(settings, **wrong)
     settings.annotations.write_text(LABELLED.replace("c.png,,,,,", "c.png,0,0,2,2,mass"))
     with pytest.raises(EvaluationError, match="Pass --false_positives all"):

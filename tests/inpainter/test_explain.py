@@ -155,7 +155,7 @@ def test_command_line_explains_by_the_checkpoints_settings(folder) -> None:
     (picture,) = (folder / "out").iterdir()
     assert picture.name == "explain_0_30_20_MCD_image.png"
     refused = run_script(*command, "--explain", folder / "test" / "0.png", "30", "top")
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "two whole numbers, the column and the row" in refused.stderr
 
 

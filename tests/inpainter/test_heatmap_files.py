@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.config import ConfigError
 from common.images import write_image
 from inpainter.evaluation import EvaluationSettings, evaluate_heatmaps
 from inpainter.evaluation_report import made_by, per_image_csv, write_report
@@ -155,7 +156,7 @@ def test_image_of_lesion_alone_is_refused_in_one_line(settings: EvaluationSettin
 def test_numbers_of_bootstrap_draws_without_sense_are_refused(
     settings: EvaluationSettings, draws: int
 ) -> None:
-    with pytest.raises(EvaluationError, match=f"must be 0 to 100000.*got {draws}"):
+    with pytest.raises(ConfigError, match=f"must be 0 to 100000.*got {draws}"):
         replace(settings, n_resamples=draws)
 
 

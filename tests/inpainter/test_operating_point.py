@@ -323,7 +323,7 @@ def test_normals_that_cannot_be_scored_are_named_and_too_few_refused(folder, cap
     assert "no tissue" in caplog.text
     with pytest.raises(OperatingPointError, match=r"0\.8 needs 4 .*3 of them allow 0\.75"):
         set_operating_point(config, *arguments, specificity=0.8)
-    with pytest.raises(OperatingPointError, match=r"image specificity must be in \(0, 1\), got 1"):
+    with pytest.raises(ConfigError, match=r"image specificity must be in \(0, 1\), got 1"):
         set_operating_point(config, *arguments, specificity=1)
     with pytest.raises(ImageError, match=r"3\.png"):
         set_operating_point(with_test(config, on_bad_image="error"), *arguments, specificity=0.75)
@@ -345,7 +345,7 @@ def test_command_line_calibrates_by_the_checkpoints_settings_and_predicts(folder
     flags = ["--checkpoint_dir", folder / "model"]
     measure = [EVAL, "--mode", "calibrate", *flags, "--image_dir", folder / "normal"]
     without = run_script(*measure)
-    assert without.returncode == 1
+    assert without.returncode == 2
     assert "No settings file" in without.stderr
     tiny_file(folder, ONE).rename(folder / "model" / "config.yaml")
     refused = run_script(*measure)

@@ -151,7 +151,7 @@ def test_expected_errors_are_one_message_without_traceback(tmp_path) -> None:
     config = tmp_path / "typo.yaml"
     config.write_text("train:\n  image_shap: [32, 32, 1]\n")
     done = run_script(TRAIN, "--config", config)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         f"train.py: {config}: unknown key 'train.image_shap'. Did you mean 'image_shape'?\n"
     )
