@@ -26,6 +26,7 @@ from common.runtime import (
     seed_from,
     start_processes,
     stop_processes,
+    tf32_products,
 )
 from common.training import joined_training
 from dia.settings import DiaConfig
@@ -210,12 +211,10 @@ def test_every_process_starts_with_the_main_ones_weights(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("config", [DiaConfig, DdpmConfig])
-def test_products_are_rounded_to_tf32_only_where_it_is_asked_for(config, monkeypatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # what torch starts with
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-    for precision, rounds in (("fp32", False), ("tf32", True)):
+@pytest.mark.parametrize(("precision", "rounds"), [("fp32", False), ("tf32", True)])
+def test_products_are_rounded_to_tf32_only_where_it_is_asked_for(config, precision, rounds) -> None:
+    with tf32_products(not rounds):
         with joined_training(config(device="cpu", precision=precision)):
             assert torch.backends.cudnn.allow_tf32 is rounds
             assert torch.backends.cuda.matmul.allow_tf32 is rounds
-        assert torch.backends.cudnn.allow_tf32
-        assert not torch.backends.cuda.matmul.allow_tf32
+        assert torch.backends.cudnn.allow_tf32 is not rounds
