@@ -52,7 +52,10 @@ def main() -> int:
     result = predict(config, PredictionOptions(checkpoint_dir, **given, command=sys.argv))
     done, before, bad = result.finished, result.already_there, result.bad
     if not given["processes"].is_main:
-        print(f"{len(result.here)} of {len(done)} images scored here; process 0 tells of all.")
+        helped = sum(result.helped.values())
+        windows = f", and {helped} windows of others' images" if helped else ""
+        here = f"{len(result.here)} of {len(done)} images scored here{windows}"
+        print(f"{here}; process 0 tells of all.")
         return 0 if done or before else 1
     counts = f"{len(done)} images scored, {len(before)} were finished before, {len(bad)} left out"
     left_out = [f"left out: {escaped(message)}" for message in bad.values()]

@@ -20,10 +20,10 @@ from common.files import escaped
 from common.images import ImageError
 from common.volumes import split_slice
 from inpainter.findings import Verdicts
-from inpainter.heatmap import Heatmaps
+from inpainter.heatmap import Heatmaps, Workers, one_worker
 from inpainter.heatmap_folder import Content, HeatmapFolder
 from inpainter.predictor import Predictor
-from inpainter.sharing import SharedFolder, in_turn
+from inpainter.sharing import NotNeededError, SharedFolder, SharedWindows, in_turn
 from inpainter.windows import leaves_border
 
 LOG = logging.getLogger(__name__)
@@ -48,6 +48,8 @@ class PredictionResult:
     """Scored now, by this process or another one at work in the folder."""
     here: list[str] = field(default_factory=list)
     """Those that this process scored."""
+    helped: dict[str, int] = field(default_factory=dict)
+    """Image of another process -> windows that this one computed of it."""
     already_there: list[str] = field(default_factory=list)
     bad: dict[str, str] = field(default_factory=dict)
     """Image -> why it was left out."""
@@ -69,6 +71,8 @@ class FolderRun:
     shared: SharedFolder
     true: list[str] = field(default_factory=list)
     """Sentences that are true of the image that is being scored."""
+    todo: list[str] = field(default_factory=list)
+    """Images that were not finished, in the order in which this process looks for work."""
     silent: bool = field(init=False)
     """No progress bars."""
 
@@ -82,27 +86,30 @@ class FolderRun:
         """
         finished = set(self.result.already_there)
         order = in_turn([*self.images], self.shared.processes)
-        todo = [name for name in order if name not in finished]
-        with tqdm(total=len(todo), unit="image", disable=self.silent) as bar:
-            free = (name for name in todo if self.shared.is_free(name))
+        self.todo = [name for name in order if name not in finished]
+        with tqdm(total=len(self.todo), unit="image", disable=self.silent) as bar:
+            free = (name for name in self.todo if self.shared.is_free(name))
             for name, read in prefetched(free, self.read):
                 self.take(name, read)
                 bar.update(self.shared.n_done() - bar.n)
-            for name in self.shared.left(todo):
-                self.take(name, partial(self.read, name))
+            for name in self.shared.left(self.todo):
+                if not self.take(name, partial(self.read, name)):
+                    self.help(name)
                 bar.update(self.shared.n_done() - bar.n)
 
-    def take(self, name: str, read: Callable[[], tuple[Tensor, Content]]) -> None:
-        """Scores and writes an image if nobody else does, and says so."""
+    def take(self, name: str, read: Callable[[], tuple[Tensor, Content]]) -> bool:
+        """Scores and writes an image if nobody else does, and says so; whether it did."""
         with self.shared.turn(name) as is_ours:
             if not is_ours:
-                return
+                return False
             self.true, reason = [], None
             try:
                 pixels, content = read()
                 started = time.monotonic()
-                heatmaps = self.score(name, pixels)
+                heatmaps = self.score(name, pixels, self.workers(name, content))
                 seconds = time.monotonic() - started
+            except NotNeededError:  # this process stood still, and another one took the image over
+                return False
             except (UserError, MemoryError, RuntimeError) as error:
                 if not isinstance(error, UserError) and not is_lack_of_memory(error):
                     raise
@@ -114,6 +121,29 @@ class FolderRun:
         if ours is not None:  # else it is written by who has them, or later
             with ours:
                 self.shared.write_news(self.output)
+        return True
+
+    def help(self, name: str) -> None:
+        """Computes windows of an image that another process writes, once, until all are there.
+
+        What is wrong with the image is for that process to say.
+        """
+        if name in self.result.helped or not self.shared.is_offered(name):
+            return
+        self.result.helped[name] = 0
+        try:
+            pixels, content = self.read(name)
+            windows = SharedWindows(self.shared, name, content.sha256)
+            for _ in self.predictor.score_image(pixels, name, windows.run):
+                self.result.helped[name] = windows.n_computed
+        except NotNeededError:
+            pass
+        except UserError as error:
+            LOG.info("No help with %s: %s", escaped(name), error)
+        except (MemoryError, RuntimeError) as error:
+            if not is_lack_of_memory(error):
+                raise
+            LOG.warning("No help with %s: not enough memory (%s)", escaped(name), first_line(error))
 
     def sum_up(self) -> None:
         """Completes the tables, and tells what became of all images. Under shared.tables."""
@@ -145,12 +175,20 @@ class FolderRun:
         except OSError as error:
             raise ImageError(f"{path}: {error.strerror or error}.") from error
 
-    def score(self, name: str, pixels: Tensor) -> Heatmaps:
+    def workers(self, name: str, content: Content) -> Workers:
+        """Who computes the windows of an image: this process, of the last images others, too."""
+        if self.shared.is_running_out(self.todo):
+            self.shared.offer(name)
+        elif not self.shared.is_offered(name):  # by a process that has died
+            return one_worker
+        return SharedWindows(self.shared, name, content.sha256).run
+
+    def score(self, name: str, pixels: Tensor, workers: Workers) -> Heatmaps:
         """The heatmaps of an image, with a progress bar and, if wanted, pictures meanwhile."""
         draws = self.predictor.config.test.save_progressive_heatmap
         due = time.monotonic()  # the first picture at once
         with tqdm(unit="window", desc=escaped(name), leave=False, disable=self.silent) as bar:
-            for heatmaps in self.predictor.score_image(pixels, name):
+            for heatmaps in self.predictor.score_image(pixels, name, workers):
                 bar.total = heatmaps.n_windows
                 bar.update(heatmaps.n_scored - bar.n)
                 if draws and time.monotonic() >= due:

@@ -1,8 +1,9 @@
 """The anomaly heatmap of one image: score every window, then stitch. Larger = more anomalous."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,8 +30,36 @@ from inpainter.windows import (
     window_grid,
 )
 
+Item = TypeVar("Item")
 CPU_PIXELS_PER_BATCH = 4 * 256 * 256
 """On a CPU small batches are fastest: they stay in the cache (measured at 1-4 windows of 256²)."""
+
+
+class Scored(NamedTuple):
+    """What was computed of some windows, on the CPU."""
+
+    scores: Tensor
+    """(metrics, n) float32, larger = more anomalous."""
+    descriptions: Tensor | None
+    """(n, d): what their surroundings look like; None where nothing is calibrated."""
+
+    @classmethod
+    def joined(cls, parts: Sequence["Scored"]) -> "Scored":
+        """Several as one, in their order."""
+        scores, descriptions = zip(*parts, strict=True)
+        described = None not in descriptions
+        return cls(torch.cat(scores, dim=1), torch.cat(descriptions) if described else None)
+
+
+Compute = Callable[[list[int]], Scored]
+"""Scores the windows of these numbers."""
+Workers = Callable[[list[list[int]], Compute], Iterator[tuple[list[int], Scored]]]
+"""Has batches of windows computed, and yields numbers and results in the order of the batches."""
+
+
+def one_worker(batches: list[list[int]], compute: Compute) -> Iterator[tuple[list[int], Scored]]:
+    """Computes one batch after the other, here."""
+    return ((numbers, compute(numbers)) for numbers in batches)
 
 
 @dataclass(frozen=True)
@@ -95,24 +124,24 @@ def score_at_scales(
     dropout: ImageDropout | None,
     device: torch.device,
     calibrations: Mapping[float, Calibration],
+    workers: Workers = one_worker,
 ) -> Iterator[Heatmaps | ScaledHeatmaps]:
     """Scores one image at every one of test.scales; yields and raises as score_image does.
 
     calibrations: by scale; empty where test.calibration is off.
     """
+    parts = (scorer, test, dropout, device, workers)
     image_hw = (image.shape[1], image.shape[2])
     sizes = {scale: scaled_hw(image_hw, scale) for scale in test.scales}
     if list(sizes.values()) == [image_hw]:
-        yield from score_image(
-            image, scorer, test, dropout, device, calibrations.get(test.scales[0])
-        )
+        yield from score_image(image, *parts, calibrations.get(test.scales[0]))
         return
     window_hw, stride, alignment = test.patch_shape[:2], test.patch_stride, test.heatmap_alignment
     n_windows = sum(len(window_grid(hw, window_hw, stride, alignment)) for hw in sizes.values())
     done: tuple[Heatmaps, ...] = ()
     for scale, hw in sizes.items():
         small = resized(image, hw)
-        for part in score_image(small, scorer, test, dropout, device, calibrations.get(scale)):
+        for part in score_image(small, *parts, calibrations.get(scale)):
             yield ScaledHeatmaps(image_hw, n_windows, (*done, part))
         done = (*done, part)
 
@@ -123,12 +152,14 @@ def score_image(
     test: TestConfig,
     dropout: ImageDropout | None,
     device: torch.device,
+    workers: Workers = one_worker,
     calibration: Calibration | None = None,
 ) -> Iterator[Heatmaps]:
     """Scores one image; yields what is known after each batch of windows, and at last the whole.
 
-    image: (C, H, W) in [0, 1]; dropout: what drops, None if nothing does; calibration: what windows
-    are compared with, at last (until then the scores are distances). Raises WindowError for an
+    image: (C, H, W) in [0, 1]; dropout: what drops, None if nothing does; workers: who computes the
+    batches; calibration: what windows are compared with, at last (until then the scores are
+    distances). Raises WindowError for an
     image smaller than the window where test.heatmap_alignment is stretched, ImageError for
     scores that are not finite.
     """
@@ -142,19 +173,25 @@ def score_image(
     completed: list[int] = []
     descriptions: list[Tensor] = []
     K = 1 if test.refine == "off" else min(test.refine, max(grid.grid_hw))
-    for numbers in batches_to_score(grid, to_score, K, scores, batch_size(test, device)):
+
+    def compute(numbers: list[int]) -> Scored:
         windows = cut_windows(padded, grid, numbers)
         if device.type == "cuda":
             windows = windows.pin_memory().to(device, non_blocking=True)
         masks = None if dropout is None else dropout.masks(numbers)
         with tf32_products(test.precision == "tf32"):
             values = scorer(to_signed(windows), masks, describing=calibration is not None)
-        scores[:, numbers] = torch.stack([values[name].float() for name in scorer.metrics]).cpu()
-        if calibration is not None:
-            descriptions.append(values[DESCRIPTION].cpu())
-        completed += numbers
-        heatmaps = replace(heatmaps, n_scored=len(completed))
-        yield heatmaps
+        found = torch.stack([values[name].float() for name in scorer.metrics]).cpu()
+        return Scored(found, None if calibration is None else values[DESCRIPTION].cpu())
+
+    for batches in passes_to_score(grid, to_score, K, scores, batch_size(test, device)):
+        for numbers, scored in workers(batches, compute):
+            scores[:, numbers] = scored.scores
+            if scored.descriptions is not None:
+                descriptions.append(scored.descriptions)
+            completed += numbers
+            heatmaps = replace(heatmaps, n_scored=len(completed))
+            yield heatmaps
     require_finite(by_metric)
     if calibration is not None and completed:
         distances = dict(zip(scorer.metrics, scores[:, completed], strict=True))
@@ -179,19 +216,19 @@ def require_finite(grids: Mapping[Metric, Tensor]) -> None:
             )
 
 
-def batches_to_score(
+def passes_to_score(
     grid: WindowGrid, to_score: Sequence[int], K: int, scores: Tensor, size: int
-) -> Iterator[list[int]]:
-    """Yields batches of window numbers: every K-th of `to_score`, then those near high ones.
+) -> Iterator[list[list[int]]]:
+    """Yields batches of window numbers: of every K-th of `to_score`, then of those near high ones.
 
     scores: (metrics, windows), which has the first pass's when the second begins. With K = 1
     there is one pass, of all.
     """
     first = sorted(set(to_score).intersection(first_pass(grid, K)))
-    yield from batched(first, size)
+    yield batched(first, size)
     if K > 1:
         second = second_pass(scores, grid, K, first)
-        yield from batched(sorted(set(to_score).intersection(second)), size)
+        yield batched(sorted(set(to_score).intersection(second)), size)
 
 
 def windows_to_score(padded: Tensor, grid: WindowGrid, test: TestConfig) -> list[int]:
@@ -221,5 +258,5 @@ def batch_size(test: TestConfig, device: torch.device) -> int:
     return max(1, min(test.parallel_batchsize, CPU_PIXELS_PER_BATCH // pixels))
 
 
-def batched(numbers: list[int], size: int) -> Iterator[list[int]]:
-    return (numbers[i : i + size] for i in range(0, len(numbers), size))
+def batched(items: list[Item], size: int) -> list[list[Item]]:
+    return [items[i : i + size] for i in range(0, len(items), size)]

@@ -31,7 +31,7 @@ from common.runtime import resolve_device
 from inpainter.calibration import Calibrations, load_calibrations
 from inpainter.completion import WindowScorer, dropout_of, spaces_of
 from inpainter.fast.scorer import FastScorer
-from inpainter.heatmap import Heatmaps, ScaledHeatmaps, score_at_scales
+from inpainter.heatmap import Heatmaps, ScaledHeatmaps, Workers, one_worker, score_at_scales
 from inpainter.networks.critic import Critic
 from inpainter.networks.dropout import ImageDropout
 from inpainter.networks.loading import load_generator, load_local_critic
@@ -75,13 +75,15 @@ class Predictor:
         *_, last = self.score_image(self.pixels_of(image), name)
         return last.heatmaps
 
-    def score_image(self, pixels: Tensor, name: str) -> Iterator[Heatmaps | ScaledHeatmaps]:
+    def score_image(
+        self, pixels: Tensor, name: str, workers: Workers = one_worker
+    ) -> Iterator[Heatmaps | ScaledHeatmaps]:
         """Yields what is known after each batch of windows, and at last the whole.
 
         pixels: (C, H, W) in [0, 1]. See `inpainter.heatmap.score_image`.
         """
-        test, dropout = self.config.test, self.dropout(name)
-        return score_at_scales(pixels, self.scorer, test, dropout, self.device, self.calibrations)
+        parts = (self.scorer, self.config.test, self.dropout(name), self.device)
+        return score_at_scales(pixels, *parts, self.calibrations, workers)
 
     def dropout(self, name: str) -> ImageDropout | None:
         """What drops while completing the windows of an image of this name."""

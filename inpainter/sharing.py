@@ -2,7 +2,8 @@
 
 While a prediction runs, sharing/ in the output folder holds a claim of every process at work, a
 claim of every image that is being scored, and what every image that is done adds to the tables: so
-that no image is scored twice, and that a dead process's image is taken over. Only who holds
+that no image is scored twice, and that a dead process's image is taken over. Of the last images the
+windows are shared out, too: in blocks, each with its claim and then its result. Only who holds
 tables.claim writes the tables. The last process to end removes the folder. Nothing is sent between
 processes: they need the same disk and nothing else.
 """
@@ -21,7 +22,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from common.checkpoint import CheckpointError, save_text_atomic
+from common.checkpoint import (
+    CheckpointError,
+    DamagedCheckpointError,
+    load_tensors,
+    save_atomic,
+    save_text_atomic,
+)
 from common.claims import (
     FIRST_PAUSE_SECONDS,
     LONGEST_PAUSE_SECONDS,
@@ -34,12 +41,16 @@ from common.claims import (
 from common.config import ConfigError
 from common.files import escaped, read_regular, unescaped
 from common.runtime import Processes, launched
+from inpainter.heatmap import Compute, Scored, batched
 from inpainter.heatmap_folder import HeatmapFolder, remove_partial_files
 
 LOG = logging.getLogger(__name__)
 FOLDER, TABLES_CLAIM = "sharing", "tables.claim"
 TABLES_SECONDS = 3600.0
 """How long a process waits for others that write the tables, which takes them seconds."""
+BATCHES_PER_BLOCK = 8
+"""What a process computes of a shared image at a time: seconds of work, beside which files cost
+nothing."""
 Rows = dict[str, list[dict[str, str]]]
 """Rows of an image by the name of their table."""
 
@@ -171,21 +182,29 @@ class SharedFolder:
 
     def is_free(self, image: str) -> bool:
         """Whether nobody has done an image or is at it, as it looks now."""
-        return not (self._path(image, "claim").exists() or self.is_done(image))
+        return not (self.path(image, "claim").exists() or self.is_done(image))
 
     def is_done(self, image: str) -> bool:
         """Whether an image was done since somebody is at work here."""
-        return image in self.done or self._path(image, "json").exists()
+        return image in self.done or self.path(image, "json").exists()
 
     @contextlib.contextmanager
     def turn(self, image: str) -> Iterator[bool]:
         """Whether this process is to score an image, which nobody else does meanwhile."""
-        claimed = claim(self._path(image, "claim"))
+        claimed = claim(self.path(image, "claim"))
         if claimed is None:
             yield False
             return
         with claimed:
             yield not self.is_done(image)
+
+    def offer(self, image: str) -> None:
+        """Lets others compute windows of an image, by `SharedWindows`."""
+        self.path(image, "windows").touch()
+
+    def is_offered(self, image: str) -> bool:
+        """Whether one may."""
+        return self.path(image, "windows").exists()
 
     def left(self, images: Iterable[str]) -> Iterator[str]:
         """Yields, again and again, the images that are not done yet, until all are.
@@ -201,7 +220,11 @@ class SharedFolder:
     def finish(self, image: str, rows: Rows, notes: list[str], left_out: str | None = None) -> None:
         """Says, for all processes, what became of an image; what it has to write is written."""
         done = Done(image, rows, notes, left_out, self.name)
-        save_text_atomic(done.text(), self._path(image, "json"))
+        save_text_atomic(done.text(), self.path(image, "json"))
+        if self.is_offered(image):
+            for path in [*self.place.glob(self.path(image, "*").name)]:
+                if path.suffix in (".pt", ".windows"):
+                    path.unlink(missing_ok=True)
 
     def write_news(self, output: HeatmapFolder) -> None:
         """Writes into the tables what all processes have done since. Under `tables`.
@@ -220,6 +243,13 @@ class SharedFolder:
                 self.done[done.image] = done
             self._read.add(name)
 
+    def is_running_out(self, images: Iterable[str]) -> bool:
+        """Whether fewer images are free than processes are at work, so that some would idle."""
+        present = sum(1 for _ in self.place.glob("process-*.claim"))
+        n_processes = max(self.processes.world_size, present)
+        free = itertools.islice(filter(self.is_free, images), n_processes)
+        return n_processes > 1 and sum(1 for _ in free) < n_processes
+
     def n_done(self) -> int:
         """How many images were done since somebody is at work here."""
         return len(self._files())
@@ -236,9 +266,87 @@ class SharedFolder:
             if path.name != kept and not path.name.startswith(TABLES_CLAIM):
                 path.unlink(missing_ok=True)
 
-    def _path(self, image: str, ending: str) -> Path:
+    def path(self, image: str, ending: str) -> Path:
+        """A file about an image."""
         digest = hashlib.sha256(os.fsencode(image)).hexdigest()[:32]
         return self.place / f"{digest}.{ending}"
+
+
+class NotNeededError(Exception):
+    """An image that this process helps with is done."""
+
+
+class SharedWindows:
+    """The windows of one image, of which every process that is free computes some.
+
+    `run` is one of `inpainter.heatmap.Workers`. A block of batches is computed under a claim, each
+    batch as one process alone would form it, and the result is a file that the others read: so all
+    end with the same numbers. The process whose turn the image is writes the heatmaps.
+    """
+
+    def __init__(self, shared: SharedFolder, image: str, sha256: str) -> None:
+        """sha256: of the image's file."""
+        self.shared, self.image, self.sha256 = shared, image, sha256
+        self.n_passes = 0
+        self.n_computed = 0
+        """Windows that this process computed."""
+
+    def run(self, batches: list[list[int]], compute: Compute) -> Iterator[tuple[list[int], Scored]]:
+        """Yields numbers and results of the blocks, in their order, whoever computes them.
+
+        Raises NotNeededError where the image has been done meanwhile.
+        """
+        self.n_passes += 1
+        numbers = [number for batch in batches for number in batch]
+        size = len(batches[0]) if batches else 1
+        blocks = batched(numbers, size * BATCHES_PER_BLOCK)
+        key = f"{self.sha256[:16]}-{self.n_passes}-{size}"
+        known: dict[int, Scored] = {}
+        for number, block in enumerate(blocks):
+            pause = FIRST_PAUSE_SECONDS
+            while number not in known:
+                for ahead in range(number, len(blocks)):
+                    if ahead in known:
+                        continue
+                    found = self._block(f"{key}-{ahead}", batched(blocks[ahead], size), compute)
+                    if found is not None:
+                        known[ahead] = found
+                        break
+                else:
+                    time.sleep(pause)
+                    pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+            yield block, known.pop(number)
+
+    def _block(self, name: str, batches: list[list[int]], compute: Compute) -> Scored | None:
+        """The result of a block; None while another process computes it."""
+        part = self.shared.path(self.image, f"{name}.pt")
+        if (found := _read_part(part)) is not None:
+            return found
+        claimed = claim(part.with_suffix(".claim"))
+        if claimed is None:
+            return None
+        with claimed:
+            if self.shared.is_done(self.image):
+                raise NotNeededError
+            found = _read_part(part)  # written just before it was claimed here
+            if found is None:
+                found = Scored.joined([compute(numbers) for numbers in batches])
+                save_atomic([*found], part)
+                self.n_computed += sum(map(len, batches))
+        return found
+
+
+def _read_part(path: Path) -> Scored | None:
+    """What a process has computed; None where there is nothing, or a damaged file."""
+    if not path.exists():
+        return None
+    try:
+        return Scored(*load_tensors(path))
+    except DamagedCheckpointError as error:
+        LOG.warning("Computed again: %s", error)
+    except CheckpointError:  # removed just now, for its image is done
+        pass
+    return None
 
 
 def require_welcome(

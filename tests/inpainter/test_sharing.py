@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import signal
 import time
 from functools import partial
@@ -12,11 +13,13 @@ import pytest
 
 from common.checkpoint import CheckpointError
 from common.claims import claim, holder_of
-from common.config import ConfigError
+from common.config import ConfigError, load_config
 from common.errors import UserError
 from common.runtime import Processes
-from inpainter import calibrate, folder_run
-from inpainter.calibrate import calibrate_once
+from inpainter import calibrate as calibrating
+from inpainter import folder_run
+from inpainter.calibrate import calibrate, calibrate_once
+from inpainter.settings import PicardConfig
 from inpainter.sharing import SharedFolder, in_turn, shard
 from tests.tiny_runs import (
     PREDICT,
@@ -40,6 +43,7 @@ ALL_SCORED = ["0.png", "1.png", "2.png", "3.png", "5.png"]
 @pytest.fixture
 def shared(folder: Path) -> Path:
     """Five images, and a sixth that cannot be read."""
+    tiny_file(folder)
     write_images(folder / "test", n=6)
     corrupt(folder / "test" / "4.png")
     return folder
@@ -55,10 +59,12 @@ def work(folder: Path, name: str, processes: Processes, stop_at: str = "", **opt
         return score(run, image, *rest)
 
     folder_run.FolderRun.score = score_or_hang
-    result = predicted(folder, tiny_config(folder), processes=processes, **options)
+    config = load_config(PicardConfig, folder / "tiny.yaml")
+    result = predicted(folder, config, processes=processes, **options)
     finished = sorted([*result.finished, *result.already_there])  # by others before this one came
     told = {"here": result.here, "finished": finished, "bad": [*result.bad]}
-    (folder / f"{name}.json").write_text(json.dumps(told | {"folder": str(result.folder)}))
+    told |= {"helped": sum(result.helped.values()), "folder": str(result.folder)}
+    (folder / f"{name}.json").write_text(json.dumps(told))
 
 
 def run_together(folder: Path, count: int, output: Path) -> list[dict]:
@@ -97,10 +103,10 @@ def test_two_runs_of_the_same_command_score_every_image_once_in_one_folder(share
     assert sorted(told[0]["here"] + told[1]["here"]) == ALL_SCORED
 
 
-def claimed(output: Path) -> bool:
-    """Whether an image is being scored."""
+def claimed(output: Path) -> list[Path]:
+    """The claims of images that are being scored."""
     paths = (output / "sharing").glob("*.claim")
-    return any(not path.name.startswith(("process-", "tables")) for path in paths)
+    return [path for path in paths if re.fullmatch("[0-9a-f]{32}", path.stem)]
 
 
 @pytest.mark.parametrize("finisher", ["the other one", "the next run"])
@@ -123,6 +129,43 @@ def test_image_of_a_killed_process_is_scored_by(shared, finisher: str) -> None:
     assert "2.png" in told["here"]
     run_together(shared, 1, shared / "whole")
     assert contents(output) == contents(shared / "whole")
+
+
+LARGE = (  # two scales, each in two passes of several blocks, whose windows are described, too
+    *("test.patch_stride=6", "test.parallel_batchsize=1", "test.refine=2", "test.scales=[1, 0.8]"),
+    *("test.heatmap_alignment=centred", "test.calibration=knn", "test.calibration_windows=24"),
+)
+
+
+@pytest.fixture
+def large(folder: Path) -> Path:
+    """One image of many windows."""
+    tiny_file(folder, *LARGE)
+    write_images(folder / "train", n=4, size=(64, 64))
+    calibrate(tiny_config(folder, *LARGE), folder / "model", 1)
+    for number in (1, 2):
+        (folder / "test" / f"{number}.png").unlink()
+    return folder
+
+
+def test_windows_of_one_image_are_shared_out_and_give_the_same_files(large) -> None:
+    run_together(large, 1, large / "by1")
+    told = run_together(large, 3, large / "by3")
+    assert contents(large / "by3") == contents(large / "by1")
+    assert sorted(image for each in told for image in each["here"]) == ["0.png"]
+    assert sum(each["helped"] for each in told) > 0
+
+
+def test_windows_are_scored_by_who_is_left_when_the_image_s_own_process_is_killed(large) -> None:
+    output = large / "mine"
+    children = [
+        forked(partial(work, large, f"{n}", Processes(n, 2), output_dir=output)) for n in range(2)
+    ]
+    wait_until(lambda: len([*(output / "sharing").glob("*.pt")]) > 1)
+    os.kill(holder_of(claimed(output)[0]).pid, signal.SIGKILL)
+    assert sorted(ended(child) == 0 for child in children) == [False, True]
+    run_together(large, 1, large / "whole")
+    assert contents(output) == contents(large / "whole")
 
 
 def test_folder_in_use_takes_neither_other_settings_nor_overwriting(folder) -> None:
@@ -184,7 +227,7 @@ def test_one_process_calibrates_for_all(folder, monkeypatch) -> None:
     calibrate_once(with_test(config, calibration_windows=23), folder / "model", 1)
     assert path.stat().st_mtime_ns != before
     assert not [*path.parent.glob("*.claim")]
-    monkeypatch.setattr(calibrate, "WAIT_SECONDS", 0)
+    monkeypatch.setattr(calibrating, "WAIT_SECONDS", 0)
     with claim(path.with_name(f"{path.name}.claim")) as held:
         assert holder_of(held.path) == held.holder
         with pytest.raises(UserError, match="was held for 0 minutes by others, now by process"):
