@@ -9,7 +9,7 @@ import random
 import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -393,6 +393,10 @@ def launched() -> Processes:
     return Processes(rank, world_size)
 
 
+class _GivenUp(BaseException):
+    """Work was given up because a stop was asked for."""
+
+
 class StopRequest:
     """While active, SIGINT or SIGTERM only sets `requested`; a later Ctrl-C interrupts.
 
@@ -405,6 +409,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal_number = 0
         self._asked_at = 0.0
+        self._interrupts = False
         self._previous: dict[int, object] = {}
 
     @property
@@ -415,6 +420,21 @@ class StopRequest:
     def exit_status(self) -> int:
         """128 + the signal's number, as shells report it; 0 if none came."""
         return 128 + self.signal_number if self.requested else 0
+
+    def unless_asked(self, work: Callable[[], object]) -> None:
+        """Calls `work`, which is given up at once when a stop is asked for, or not begun.
+
+        For what takes long and is done again by a run that goes on.
+        """
+        try:
+            self._interrupts = True
+            if not self.requested:
+                work()
+            self._interrupts = False
+        except _GivenUp:
+            pass
+        finally:
+            self._interrupts = False
 
     def __enter__(self) -> "StopRequest":
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -429,6 +449,8 @@ class StopRequest:
         now = time.monotonic()
         if not self.requested:
             self.signal_number, self._asked_at = number, now
+            if self._interrupts:
+                raise _GivenUp
         elif number == signal.SIGINT and now - self._asked_at > SECOND_SIGNAL_DELAY_SECONDS:
             raise KeyboardInterrupt
 

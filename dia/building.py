@@ -1,5 +1,6 @@
 """From settings to the state of a training run: images, encoder, optimisers, dissolver."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,6 +76,10 @@ class TrainState:
     bad: BadImages
     epoch: int = 0
     """Epochs trained."""
+    batch: int = 0
+    """Batches trained of the epoch after those."""
+    sums: Counter[str] = field(default_factory=Counter)
+    """Of those batches' losses, by name."""
     selected: int = 0
     """The last epoch after which the best one was looked for."""
     best: dict[str, float] = field(default_factory=dict)

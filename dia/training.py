@@ -1,14 +1,16 @@
 """Contrastive training: the loop over epochs, its steps, its checkpoints, and the best of them.
 
 B images, K shifts, V views. Everything random of a step comes from (seed, epoch, batch), so a run
-that is resumed at an epoch goes on exactly as the uninterrupted one would have.
+that is resumed goes on exactly as the uninterrupted one would have.
 """
 
+import itertools
 import logging
 import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,7 +100,7 @@ class TrainResult(NamedTuple):
 def train(config: DiaConfig, *, command: Sequence[str] = ()) -> TrainResult:
     """Trains for `epochs`, from scratch, from load_path's weights, or on from resume_path.
 
-    SIGINT and SIGTERM end the run with the epoch at hand, saved.
+    SIGINT and SIGTERM end the run with the batch at hand, saved.
     """
     folder, resumes = run_folder(config), config.contrastive.resume_path is not None
     with (
@@ -155,13 +157,19 @@ def train_epochs(state: TrainState, folder: Path, log: RunLog | None, stop: Stop
     settings = state.config.contrastive
     unselected = state.selection_sets is not None and state.selected < state.epoch
     if log is not None and unselected and state.is_due(settings.eval_step):
-        select_best(state, folder, log)  # the run ended before this was done
+        # the run ended before this was done
+        stop.unless_asked(partial(select_best, state, folder, log))
     ended = False
     while state.epoch < settings.epochs and not ended:
-        started = time.perf_counter()
-        means = train_epoch(state, stop)
+        started, earlier = time.perf_counter(), state.batch
+        ended = train_batches(state, stop)
+        if ended:
+            if log is not None:
+                save(state, folder)
+            break
+        seconds = (time.perf_counter() - started) / (state.batch - earlier)
+        means = finish_epoch(state)
         if log is not None:
-            seconds = (time.perf_counter() - started) / state.steps_per_epoch
             values = {**means, "train/seconds_per_step": seconds, "epoch": state.epoch}
             log.scalars(state.step, values)
             LOG.info("epoch %d: loss %.4f", state.epoch, means["train/loss"])
@@ -171,16 +179,21 @@ def train_epochs(state: TrainState, folder: Path, log: RunLog | None, stop: Stop
         selects = state.is_due(settings.eval_step)
         if selects or ended or state.is_due(settings.save_step):
             save(state, folder)  # first: a selection may meet an image that it cannot read
-        if selects:
+        if selects and state.selection_sets is None:
             select_best(state, folder, log, means["train/loss"])
+        elif selects:
+            stop.unless_asked(partial(select_best, state, folder, log))
     if stop.requested:
-        LOG.warning("Saved epoch %d. Go on with --resume_path %s", state.epoch, folder)
+        further = f" and {state.batch} batches" if state.batch else ""
+        LOG.warning("Saved epoch %d%s. Go on with --resume_path %s", state.epoch, further, folder)
 
 
-def train_epoch(state: TrainState, stop: StopRequest) -> dict[str, float]:
-    """One pass, whole even where a stop is asked for: mean losses, and the rate at its end."""
-    sums: Counter[str] = Counter()
-    epoch, warned = state.epoch + 1, False
+def train_batches(state: TrainState, stop: StopRequest) -> bool:
+    """The batches that are left of the epoch at hand; whether a stop was asked for before its end.
+
+    Losses are added to state.sums.
+    """
+    epoch, first = state.epoch + 1, state.batch
     stream = epoch_batches(
         state.images,
         batch_size=state.config.contrastive.batch_size,
@@ -192,15 +205,22 @@ def train_epoch(state: TrainState, stop: StopRequest) -> dict[str, float]:
     )
     state.encoder.train()
     with reading(stream) as batches:
-        for number, batch in zip(range(state.steps_per_epoch), batches, strict=False):
+        left = itertools.islice(batches, first, None)
+        for number, batch in zip(range(first, state.steps_per_epoch), left, strict=False):
             losses = training_step(state, epoch, number, batch)
             require_finite(state.step + number + 1, losses, LOWER_RATE)
-            sums.update(losses)
-            if stop.requested and not warned:
-                LOG.warning("Asked to stop: epoch %d is finished first; Ctrl-C ends it now.", epoch)
-                warned = True
-    state.epoch = epoch
-    means = {f"train/{name}": total / state.steps_per_epoch for name, total in sums.items()}
+            state.sums.update(losses)
+            state.batch = number + 1
+            is_last = state.batch == state.steps_per_epoch
+            if not is_last and any_asked_to_stop(stop, state.processes, state.device):
+                return True
+    return False
+
+
+def finish_epoch(state: TrainState) -> dict[str, float]:
+    """Counts the epoch at hand as trained: its mean losses, and the rate at its end."""
+    means = {f"train/{name}": total / state.batch for name, total in state.sums.items()}
+    state.epoch, state.batch, state.sums = state.epoch + 1, 0, Counter()
     return {**means, "train/lr": state.optimizer.param_groups[0]["lr"]}
 
 
@@ -315,18 +335,22 @@ def selection_values(state: TrainState, folder: Path, train_loss: float) -> dict
 def save(state: TrainState, folder: Path) -> None:
     """Writes the published files and the state; TrainingError where a weight is not finite.
 
-    The state before becomes state.previous.pt.
+    Within an epoch it writes the state alone. The state before becomes state.previous.pt.
     """
     require_still_sole_writer(folder)
     model, optimiser = state.encoder.state_dict(), state.optimizer.state_dict()
     reached = f"after epoch {state.epoch}"
     require_finite_training(reached, {"weights of the encoder": model}, LOWER_RATE)
     progress = {"epoch": state.epoch, "best": state.best}
-    save_atomic(model, folder / "last.model")
-    save_atomic(optimiser, folder / "last.optim")
-    save_atomic(progress, folder / "last.config")
+    if state.batch == 0:
+        save_atomic(model, folder / "last.model")
+        save_atomic(optimiser, folder / "last.optim")
+        save_atomic(progress, folder / "last.config")
     saved = {
         **progress,
+        "batch": state.batch,
+        "steps_per_epoch": state.steps_per_epoch,
+        "sums": dict(state.sums),
         "selected": state.selected,
         "model": model,
         "optim": optimiser,
@@ -384,6 +408,7 @@ def restore(state: TrainState, folder: Path) -> None:
     # States of old do not say what was selected.
     saved.setdefault("selected", state.epoch)
     state.selected = saved_progress(saved, "selected", *epochs, source=str(path))
+    restore_place(state, saved, str(path))
     state.best = require_mapping(saved["best"], f"{path}: best")
     if not all(isinstance(value, float) and math.isfinite(value) for value in state.best.values()):
         raise CheckpointError(
@@ -394,4 +419,26 @@ def restore(state: TrainState, folder: Path) -> None:
     require_finite_weights(model, f"{folder}: model")
     load_module(state.encoder, model, f"{folder}: model")
     for name, optimizer in (("optim", state.optimizer), ("probe", state.probe)):
-        load_optimiser(optimizer, saved[name], f"{folder}: {name}", has_stepped=state.epoch > 0)
+        has_stepped = state.epoch > 0 or state.batch > 0
+        load_optimiser(optimizer, saved[name], f"{folder}: {name}", has_stepped=has_stepped)
+
+
+def restore_place(state: TrainState, saved: Mapping[str, Any], source: str) -> None:
+    """Takes how far a state is within its epoch; one that does not say is at its beginning.
+
+    Raises CheckpointError where it says something else, or where epochs have another length now.
+    """
+    if not saved.get("batch"):
+        return
+    now, then = state.steps_per_epoch, saved.get("steps_per_epoch")
+    if now != then:
+        raise CheckpointError(
+            f"{source}: it was saved within an epoch of {then} batches, and those of this run have "
+            f"{now}. Start as many processes as before."
+        )
+    last = (now - 1, "the batches of an epoch")
+    state.batch = saved_progress(saved, "batch", *last, source=source)
+    sums = require_mapping(saved.get("sums"), f"{source}: sums")
+    if not all(isinstance(total, float) and math.isfinite(total) for total in sums.values()):
+        raise CheckpointError(f"{source}: sums of losses that are no numbers. Copy it again.")
+    state.sums = Counter(sums)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -178,9 +179,8 @@ def train_steps(state: TrainState, folder: Path, log: RunLog | None, stop: StopR
             if log is not None and (state.step % settings.save_every == 0 or last):
                 require_still_sole_writer(folder)
                 save(state, folder / f"model-{-(-state.step // settings.save_every)}.pt")
-                if not stopping:  # sampling takes minutes on a CPU, which would delay the stop
-                    show_pictures(state, log)
-    if stopping:
+                stop.unless_asked(partial(show_pictures, state, log))  # minutes on a CPU
+    if stopping or stop.requested:
         LOG.warning("Asked to stop: saved step %d. Go on with --resume %s", state.step, folder)
 
 

@@ -1,7 +1,9 @@
 """Both trainings and the evaluation on tiny images: resuming, refusals, results."""
 
+import itertools
 import json
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 from common.checkpoint import CheckpointError
 from common.config import ConfigError
 from common.image_sets import load_set
+from dia import training
 from dia.data import warn_of_all_classes
 from dia.evaluation import evaluate
 from dia.settings import DiaConfig, EvaluationConfig
@@ -119,6 +122,52 @@ def test_resumed_training_equals_uninterrupted_training(config, trained, tmp_pat
     resumed = changed(config, "contrastive", run_dir=None, resume_path=str(tmp_path))
     assert train(resumed).epoch == 2
     assert_same_weights(trained / "last.model", tmp_path / "last.model")
+
+
+def interrupts(function, *, call: int):
+    """The function, whose call of this number, from 1, asks to stop as Ctrl-C does."""
+    calls = itertools.count(1)
+
+    def interrupted(*arguments, **options):
+        if next(calls) == call:
+            signal.raise_signal(signal.SIGINT)
+        return function(*arguments, **options)
+
+    return interrupted
+
+
+def test_training_stopped_within_an_epoch_goes_on_from_that_batch(
+    config, trained, tmp_path: Path, monkeypatch
+) -> None:
+    started = changed(config, "contrastive", run_dir=str(tmp_path))
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "training_step", interrupts(training.training_step, call=1))
+        stopped = train(started)
+    assert (stopped.epoch, stopped.exit_status) == (0, 130)
+    assert not (tmp_path / "last.model").exists()  # that of a whole epoch
+    resumed = changed(config, "contrastive", run_dir=None, resume_path=str(tmp_path))
+    assert train(resumed).epoch == 2
+    assert_same_weights(trained / "last.model", tmp_path / "last.model")
+    again, once = ((folder / "log.jsonl").read_text() for folder in (tmp_path, trained))
+    assert losses_in(again) == losses_in(once)
+
+
+def losses_in(log: str) -> list[float]:
+    return [line["train/loss"] for line in map(json.loads, log.splitlines()) if "epoch" in line]
+
+
+def test_selection_is_given_up_for_a_stop_and_made_up_for_later(
+    config, trained, tmp_path: Path, monkeypatch
+) -> None:
+    started = changed(config, "contrastive", run_dir=str(tmp_path), select_by="test", epochs=1)
+    with monkeypatch.context() as patched:
+        values = interrupts(training.extract_features, call=2)
+        patched.setattr(training, "extract_features", values)
+        assert train(started).exit_status == 130
+    assert not (tmp_path / "best_CSI.model").exists()
+    resumed = changed(started, "contrastive", run_dir=None, resume_path=str(tmp_path))
+    assert "CSI" in train(resumed).best
+    assert (tmp_path / "best_CSI.model").is_file()
 
 
 def test_new_run_does_not_overwrite_an_old_one(
