@@ -16,13 +16,13 @@ from common.cli import load_from_arguments, run_script
 from common.config import config_to_yaml
 from common.runtime import launched
 from dia import evaluation as dia
-from inpainter import calibrate, evaluation_report, evaluation_settings
+from inpainter import evaluation_report, evaluation_settings, normal_scores
 from inpainter.predictor import settings_beside_checkpoint
 from inpainter.settings import PicardConfig
 
 FLAGS = {
     "heatmap": (evaluation_settings.add_evaluation_flags, ("heatmap_dir", "annotations")),
-    "calibrate": (calibrate.add_calibration_flags, ("checkpoint_dir", "image_dir")),
+    "calibrate": (normal_scores.add_calibration_flags, ("checkpoint_dir", "image_dir")),
 }
 """By mode of PICARD, what adds its flags, and which of them are required."""
 
@@ -59,7 +59,7 @@ def main() -> int:
     if arguments.dry_run:
         print(config_to_yaml(config), end="")
     elif mode == "calibrate":
-        print(calibrate.calibrate_from_arguments(config, arguments))
+        print(normal_scores.calibrate_from_arguments(config, arguments))
     else:
         if mode == "heatmap":
             done = evaluation_report.evaluate(config, arguments, sys.argv)

@@ -86,6 +86,12 @@ class Verdicts:
         alone: no other process is at work there; else raises CheckpointError for another one.
         """
         self.output, self.point = output, point
+        if point is not None:
+            output.volume_thresholds = {
+                metric: each.volume_threshold
+                for metric, each in point.metrics.items()
+                if each.volume_threshold is not None
+            }
         path = output.folder / COPY_NAME
         text = None if point is None else point.text()
         before = read_regular(path).decode() if path.is_file() else None

@@ -91,6 +91,8 @@ class HeatmapFolder:
         self.folder, self.test, self.images = folder, test, images
         endings = [len(self.ending(metric).encode()) for metric in test.heatmap_metrics]
         self.stems = file_stems(images, name_limit(folder) - max(endings) - ROOM_FOR_ENDING)
+        self.volume_thresholds: dict[str, float] = {}
+        """By metric, the score above which a volume is abnormal: the operating point's."""
         self.not_drawn: dict[str, str] = {}
         """Image -> why it has no plot."""
         self.new_rows: dict[str, list[dict[str, str]]] = {}
@@ -226,7 +228,8 @@ class HeatmapFolder:
     def write_volumes(self) -> None:
         """Writes volumes.csv, a row per volume and metric, where images are slices of volumes."""
         path = self.folder / VOLUMES
-        rows = volume_rows(self.tables[SCORES].of_image, self.tables[LEFT_OUT].of_image)
+        scores, lost = self.tables[SCORES].of_image, self.tables[LEFT_OUT].of_image
+        rows = volume_rows(scores, lost, self.volume_thresholds)
         if not rows:
             path.unlink(missing_ok=True)
             return
@@ -242,12 +245,15 @@ class HeatmapFolder:
 
 
 def volume_rows(
-    scores: Mapping[str, Sequence[Mapping[str, str]]], left_out: Iterable[str]
+    scores: Mapping[str, Sequence[Mapping[str, str]]],
+    left_out: Iterable[str],
+    thresholds: Mapping[str, float],
 ) -> list[dict[str, object]]:
     """Rows of volumes.csv from those of scores.csv by image; whole files are no volumes.
 
     slices: how many were scored, left_out: how many could not be. max, slice_of_max: the largest of
-    the slices' maxima and where it is; mean_of_max: their mean.
+    the slices' maxima and where it is; mean_of_max: their mean. With thresholds, by metric, also
+    threshold and verdict: abnormal is a max above.
     """
     maxima: dict[tuple[str, str], dict[int, float]] = {}
     lost = Counter(split_slice(image)[0] for image in left_out)
@@ -258,17 +264,20 @@ def volume_rows(
     found = []
     for (volume, metric), of_slice in maxima.items():
         highest = max(of_slice, key=of_slice.__getitem__)
-        found.append(
-            {
-                "volume": escaped(volume),
-                "metric": metric,
-                "slices": len(of_slice),
-                "left_out": lost[volume],
-                "max": f"{of_slice[highest]:.7g}",
-                "slice_of_max": highest,
-                "mean_of_max": f"{np.mean([*of_slice.values()]):.7g}",
-            }
-        )
+        row = {
+            "volume": escaped(volume),
+            "metric": metric,
+            "slices": len(of_slice),
+            "left_out": lost[volume],
+            "max": f"{of_slice[highest]:.7g}",
+            "slice_of_max": highest,
+            "mean_of_max": f"{np.mean([*of_slice.values()]):.7g}",
+        }
+        if thresholds:
+            above = float(f"{thresholds[metric]:.7g}")  # as exact as the scores of the table
+            verdict = "abnormal" if of_slice[highest] > above else "normal"
+            row |= {"threshold": f"{above:.7g}", "verdict": verdict}
+        found.append(row)
     return found
 
 

@@ -10,12 +10,15 @@ split conformal prediction (Vovk, Gammerman, Shafer 2005; Lei et al. 2018). What
 distribution, a further normal image, drawn as they were, is then called normal with at least that
 probability, and the specificity that this very threshold has is distributed as Beta(k, n + 1 - k).
 The pixels' threshold is below or at the image's, so that every abnormal image has such pixels.
+Where images are slices, volumes have a threshold of their own, from the largest scores of normal
+volumes: slices of one volume are not drawn independently, and the more there are, the larger is the
+largest.
 """
 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +56,8 @@ class NormalScores:
     for want of tissue (which are exactly 0) not counted."""
     windows: Mapping[str, np.ndarray]
     """By scale, (LEVELS,) ascending: quantiles of the scores of windows."""
+    volumes: np.ndarray = field(default_factory=lambda: np.empty(0))
+    """(v,) ascending: each volume's largest score, of all its slices; v = 0 without slices."""
 
     def deviations(self, score: float) -> float:
         """How far a score is above the mean maximum of normal images, in standard deviations."""
@@ -82,6 +87,11 @@ class MetricPoint:
     """Share of a normal image's pixels, those without a score left aside, that are at or below
     pixel_threshold: mean over images, 95 % by the normal approximation."""
     normal: NormalScores
+    volume_threshold: float | None = None
+    """A volume is abnormal if the largest score of all its slices is above; None without normal
+    volumes, or with too few for the specificity that was asked for."""
+    volume_specificity: Interval | None = None
+    """Share of further normal volumes that are called normal, as image_specificity."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +129,29 @@ class OperatingPoint:
             f"{format_interval(each.pixel_specificity)})"
             for metric, each in self.metrics.items()
         ]
+        lines += [
+            line for name, each in self.metrics.items() for line in self._of_volumes(name, each)
+        ]
         left_out = self.normals["left_out"]
         return "\n".join([*lines, *[f"{len(left_out)} images left out"] * bool(left_out)])
+
+    def _of_volumes(self, metric: Metric, point: MetricPoint) -> list[str]:
+        """What there is to say of volumes: nothing where no image is a slice."""
+        v = len(point.normal.volumes)
+        if point.volume_threshold is not None:
+            share = format_interval(point.volume_specificity)
+            return [
+                f"{metric}: a volume is abnormal above {point.volume_threshold:.6g} (specificity, "
+                f"from {v} normal volumes: {share})"
+            ]
+        asked = self.asked["image"]
+        too_few = f"a specificity of {asked:g} needs {fewest(asked)} normal volumes, and {v} are"
+        return [f"{metric}: no threshold for volumes: {too_few} here"] * (v > 0)
+
+
+def fewest(specificity: float) -> int:
+    """How many normal images, or volumes, can promise a specificity."""
+    return math.ceil(specificity / (1 - specificity) - 1e-9)
 
 
 def image_rank(n: int, specificity: float) -> int:
@@ -130,13 +161,24 @@ def image_rank(n: int, specificity: float) -> int:
     """
     k = math.ceil((n + 1) * specificity - 1e-9)
     if k > n:
-        needed = math.ceil(specificity / (1 - specificity) - 1e-9)
         most = f"{n} of them allow {n / (n + 1):.4g} at most" if n else "there is none"
         raise OperatingPointError(
-            f"A specificity of {specificity:g} needs {needed} normal images or more that can be "
-            f"scored: {most}. Give more images, or a lower specificity."
+            f"A specificity of {specificity:g} needs {fewest(specificity)} normal images or more "
+            f"that can be scored: {most}. Give more images, or a lower specificity."
         )
     return max(k, 1)
+
+
+def conformal(maxima: np.ndarray, specificity: float) -> tuple[float, Interval]:
+    """The threshold of n ascending maxima of normal images or volumes, and its specificity.
+
+    Raises OperatingPointError for too few.
+    """
+    n = len(maxima)
+    k = image_rank(n, specificity)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = beta.ppf([tail, 1 - tail], k, n + 1 - k)
+    return float(maxima[k - 1]), Interval(k / (n + 1), float(low), float(high))
 
 
 def thresholds(
@@ -144,29 +186,31 @@ def thresholds(
 ) -> MetricPoint:
     """The operating point of one metric from its scores of normal images, one each.
 
-    asked: specificities in (0, 1), "image" and "pixel". Raises OperatingPointError for too few
-    images, or where their largest scores are all the same.
+    asked: specificities in (0, 1), "image" (of volumes, too) and "pixel". Raises
+    OperatingPointError for too few images, or where their largest scores are all the same.
     """
     normal = pooled(scores)
+    image_threshold, image_share = conformal(normal.maxima, asked["image"])
     n = len(normal.maxima)
-    k = image_rank(n, asked["image"])
     if normal.maxima[0] == normal.maxima[-1]:
         raise OperatingPointError(
             f"{metric}: all {n} normal images have the same largest score, {normal.maxima[0]:g}, "
             "so it tells nothing apart. Are the images, or the heatmaps, constant?"
         )
-    image_threshold = float(normal.maxima[k - 1])
     pool = np.concatenate([each.pixels for each in scores])
     pixel_threshold = float(np.quantile(pool, asked["pixel"], method="inverted_cdf"))
     pixel_threshold = min(pixel_threshold, image_threshold)
     below = [np.mean(each.pixels <= pixel_threshold) for each in scores]
-    tail = (1 - CONFIDENCE) / 2
-    low, high = beta.ppf([tail, 1 - tail], k, n + 1 - k)
-    image_share = Interval(k / (n + 1), float(low), float(high))
     error = 1.96 * float(np.std(below, ddof=1)) / math.sqrt(n) if n > 1 else math.nan
     mean = float(np.mean(below))
     ends = (max(mean - error, 0.0), min(mean + error, 1.0)) if n > 1 else (None, None)
-    return MetricPoint(image_threshold, pixel_threshold, image_share, Interval(mean, *ends), normal)
+    of_volumes: tuple[float | None, Interval | None] = (None, None)
+    if len(normal.volumes) >= max(fewest(asked["image"]), 1):
+        of_volumes = conformal(normal.volumes, asked["image"])
+    pixel_share = Interval(mean, *ends)
+    return MetricPoint(
+        image_threshold, pixel_threshold, image_share, pixel_share, normal, *of_volumes
+    )
 
 
 class ImageScores(NamedTuple):
@@ -177,6 +221,8 @@ class ImageScores(NamedTuple):
     """(LEVELS,) ascending: quantiles of the pixels that windows with tissue say something of."""
     windows: Mapping[str, np.ndarray]
     """The same of the windows, by scale."""
+    volume: str | None = None
+    """The volume that the image is a slice of; None for a whole file."""
 
 
 def quantiles(values: np.ndarray) -> np.ndarray:
@@ -193,7 +239,12 @@ def pooled(scores: Sequence[ImageScores]) -> NormalScores:
         for s in scales
     }
     pixels = quantiles(np.concatenate([each.pixels for each in scores]))
-    return NormalScores(np.sort([each.largest for each in scores]), pixels, windows)
+    volumes: dict[str, float] = {}
+    for each in scores:
+        if each.volume is not None:
+            volumes[each.volume] = max(each.largest, volumes.get(each.volume, -math.inf))
+    maxima = np.sort([each.largest for each in scores])
+    return NormalScores(maxima, pixels, windows, np.sort([*volumes.values()]))
 
 
 def scores_depend_on(predictor: Predictor) -> Identity:
@@ -242,19 +293,24 @@ def _metric_point(saved: Mapping[str, Any]) -> MetricPoint:
         _ascending(normal["maxima"]),
         _ascending(normal["pixels"]),
         {scale: _ascending(values) for scale, values in normal["windows"].items()},
+        _ascending(normal.get("volumes", []), fewest=0),  # written before volumes were told apart
     )
     numbers = [float(saved[key]) for key in ("image_threshold", "pixel_threshold")]
     if not all(map(math.isfinite, numbers)):
         raise ValueError(f"thresholds {numbers}")
     shares = [Interval(*saved[key]) for key in ("image_specificity", "pixel_specificity")]
-    return MetricPoint(*numbers, *shares, scores)
+    above, share = saved.get("volume_threshold"), saved.get("volume_specificity")
+    if (above is None) != (share is None) or not math.isfinite(above or 0):
+        raise ValueError(f"volumes' threshold {above} of specificity {share}")
+    of_volumes = (None, None) if share is None else (float(above), Interval(*share))
+    return MetricPoint(*numbers, *shares, scores, *of_volumes)
 
 
-def _ascending(values: object) -> np.ndarray:
+def _ascending(values: object, fewest: int = 2) -> np.ndarray:
     array = np.array(values, dtype=float)
     if (
         array.ndim != 1
-        or len(array) < 2
+        or len(array) < fewest
         or not np.isfinite(array).all()
         or (np.diff(array) < 0).any()
     ):

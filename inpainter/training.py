@@ -25,11 +25,7 @@ from common.runtime import (
     tf32_products,
 )
 from common.training import open_run, refuse_to_overwrite, sole_writer
-from inpainter.calibrate import (
-    calibrate,
-    normals_for_operating_point,
-    set_operating_point,
-)
+from inpainter.calibrate import calibrate
 from inpainter.data import (
     CropRule,
     NormalCrops,
@@ -39,6 +35,7 @@ from inpainter.data import (
 )
 from inpainter.networks import build_networks, require_training_memory
 from inpainter.networks.pretrained import load_pretrained
+from inpainter.normal_scores import normals_for_operating_point, set_operating_point
 from inpainter.predictor import feature_space
 from inpainter.recorder import Recorder
 from inpainter.settings import PicardConfig, input_path

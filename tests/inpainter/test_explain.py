@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from common.images import read_image, write_image
-from inpainter.calibrate import calibrate, set_operating_point
+from inpainter.calibrate import calibrate
 from inpainter.explain import (
     ExplainError,
     Normal,
@@ -18,6 +18,7 @@ from inpainter.explain import (
     normal_windows,
     sentence,
 )
+from inpainter.normal_scores import set_operating_point
 from inpainter.predictor import Predictor, load_predictor
 from inpainter.windows import window_grid
 from tests.tiny_runs import (

@@ -13,8 +13,8 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from common.config import ConfigError
 from common.figures import overlay
 from common.images import ImageError
-from inpainter.calibrate import set_operating_point
 from inpainter.dicom_export import references_in
+from inpainter.normal_scores import set_operating_point
 from inpainter.prediction import PredictionResult
 from tests.tiny_runs import (
     PREDICT,

@@ -13,12 +13,14 @@ from PIL import Image
 from common.checkpoint import CheckpointError, checkpoint_path, load_tensors
 from common.config import REPOSITORY, ConfigError
 from common.images import ImageError, write_image
-from inpainter.calibrate import calibrate, image_scores, set_operating_point
+from inpainter.calibrate import calibrate
 from inpainter.findings import Finding, find
+from inpainter.normal_scores import image_scores, set_operating_point
 from inpainter.operating_point import (
     LEVELS,
     ImageScores,
     MetricPoint,
+    OperatingPoint,
     OperatingPointError,
     image_rank,
     load_operating_point,
@@ -48,10 +50,33 @@ ONE = "test.heatmap_metrics=[MCD_image]"
 HALF = {"image": 0.5, "pixel": 0.9}
 
 
-def scores_with(maximum: float) -> ImageScores:
+def scores_with(maximum: float, volume: str | None = None) -> ImageScores:
     """An image whose pixels' scores rise evenly from 0 to the maximum."""
     pixels = np.linspace(0, maximum, LEVELS)
-    return ImageScores(maximum, pixels, {"1.0": pixels})
+    return ImageScores(maximum, pixels, {"1.0": pixels}, volume)
+
+
+def test_volumes_have_a_threshold_of_their_own_by_their_highest_slices(tmp_path) -> None:
+    slices = {"a": (1.0, 5.0), "b": (2.0, 3.0), "c": (4.0, 0.5)}
+    scores = [scores_with(value, volume) for volume, values in slices.items() for value in values]
+    point = thresholds("m", scores, HALF)
+    assert point.normal.volumes.tolist() == [3, 4, 5]
+    assert (point.image_threshold, point.volume_threshold) == (3, 4)  # 4th of 6, 2nd of 3
+    assert point.volume_specificity.value == 0.5
+    whole = OperatingPoint(HALF, {}, {"scored": 6, "left_out": {}}, {"m": point})
+    whole.save(tmp_path / "point.json")
+    read = load_operating_point(tmp_path / "point.json").metrics["m"]
+    assert (read.volume_threshold, read.volume_specificity) == (4, point.volume_specificity)
+    assert "m: a volume is abnormal above 4 (specificity, from 3 normal volumes" in whole.summary()
+
+
+def test_too_few_volumes_have_no_threshold_and_it_is_said() -> None:
+    scores = [scores_with(float(value), "ab"[value % 2]) for value in range(30)]
+    asked = {"image": 0.95, "pixel": 0.5}
+    point = thresholds("m", scores, asked)
+    assert point.volume_threshold is None
+    whole = OperatingPoint(asked, {}, {"scored": 30, "left_out": {}}, {"m": point})
+    assert "a specificity of 0.95 needs 19 normal volumes, and 2 are here" in whole.summary()
 
 
 def point_at(image_threshold: float, pixel_threshold: float) -> MetricPoint:

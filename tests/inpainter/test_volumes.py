@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from common.config import load_config
+from inpainter.calibrate import halves
 from inpainter.heatmap_folder import volume_rows
 from inpainter.predictor import load_predictor
 from inpainter.settings import PicardConfig
@@ -128,17 +129,29 @@ def test_volume_rows_are_those_of_the_highest_slice_and_the_mean_of_all() -> Non
         "p/a.dcm#010": [{"metric": "MCD_image", "max": "4"}],
         "b.png": [{"metric": "MCD_image", "max": "9"}],
     }
-    assert volume_rows(scores, ["p/a.dcm#003", "c.png"]) == [
-        {
-            "volume": "p/a.dcm",
-            "metric": "MCD_image",
-            "slices": 2,
-            "left_out": 1,
-            "max": "4",
-            "slice_of_max": 10,
-            "mean_of_max": "2.5",
-        }
+    row = {
+        "volume": "p/a.dcm",
+        "metric": "MCD_image",
+        "slices": 2,
+        "left_out": 1,
+        "max": "4",
+        "slice_of_max": 10,
+        "mean_of_max": "2.5",
+    }
+    lost = ["p/a.dcm#003", "c.png"]
+    assert volume_rows(scores, lost, {}) == [row]
+    at = {"threshold": "4", "verdict": "normal"}
+    assert volume_rows(scores, lost, {"MCD_image": 4.0}) == [row | at]
+    assert volume_rows(scores, lost, {"MCD_image": 3.9})[0]["verdict"] == "abnormal"
+
+
+def test_slices_of_a_volume_stay_in_one_half() -> None:
+    paths = [
+        Path(name) for name in ("a.nii#000", "b.nii#000", "b.nii#001", "b.nii#002", "c.nii#000")
     ]
+    assert [len(half) for half in halves(paths)] == [4, 1]
+    assert [len(half) for half in halves([Path("a.png"), Path("b.png")])] == [1, 1]
+    assert [len(half) for half in halves(paths[1:4])] == [3, 0]
 
 
 def test_settings_file_without_the_keys_means_all_slices_as_their_files_say() -> None:
