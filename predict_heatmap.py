@@ -1,7 +1,8 @@
 """Command line: anomaly heatmaps of images, from a trained inpainter.
 
-Exit status 0 if at least one image has its heatmaps; images that were left out are named. 1 if none
-has, or the run could not go on; 130 after Ctrl-C, 143 after SIGTERM. What is finished is kept.
+Exit status 0 if all images have their heatmaps, 3 if some were left out, which are named and in
+failures.csv. 1 if none has, or the run could not go on; 2 for wrong settings; 130 after Ctrl-C, 143
+after SIGTERM. What is finished is kept.
 """
 
 import signal
@@ -14,6 +15,7 @@ import sys
 
 from common.cli import run_script
 from common.config import config_to_yaml
+from common.errors import ExitStatus
 from common.files import escaped
 from inpainter.calibrate import calibrate, calibrate_once
 from inpainter.explain import explain_from_arguments
@@ -23,7 +25,7 @@ from inpainter.snapshots import run_folder
 
 OPTIONS = (
     *("checkpoint_iter", "images", "image_dir", "output_dir", "annotations", "overwrite"),
-    "export",
+    *("export", "max_failures"),
 )
 
 
@@ -51,16 +53,17 @@ def main() -> int:
         print(f"Calibration: {measure(config, checkpoint_dir, arguments.checkpoint_iter)}")
     result = predict(config, PredictionOptions(checkpoint_dir, **given, command=sys.argv))
     done, before, bad = result.finished, result.already_there, result.bad
+    whole = ExitStatus.DONE if done or before else ExitStatus.NOTHING_DONE
     if not given["processes"].is_main:
         helped = sum(result.helped.values())
         windows = f", and {helped} windows of others' images" if helped else ""
-        here = f"{len(result.here)} of {len(done)} images scored here{windows}"
+        here = f"{len(result.here)} of {len(done) + len(before)} images scored here{windows}"
         print(f"{here}; process 0 tells of all.")
-        return 0 if done or before else 1
+        return whole
     counts = f"{len(done)} images scored, {len(before)} were finished before, {len(bad)} left out"
     left_out = [f"left out: {escaped(message)}" for message in bad.values()]
     print(f"{counts}. Heatmaps: {result.folder}", *left_out, *result.notes, sep="\n")
-    return 0 if done or before else 1
+    return ExitStatus.SOME_FAILED if whole is ExitStatus.DONE and bad else whole
 
 
 if __name__ == "__main__":

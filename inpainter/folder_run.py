@@ -20,11 +20,12 @@ from common.files import escaped
 from common.images import ImageError
 from common.volumes import split_slice
 from inpainter.findings import Verdicts
-from inpainter.heatmap import Heatmaps, Workers, one_worker
-from inpainter.heatmap_folder import Content, HeatmapFolder
+from inpainter.heatmap import Heatmaps, ScoreError, Workers, one_worker
+from inpainter.heatmap_folder import Content, FailureKind, HeatmapFolder
+from inpainter.heatmap_tables import FAILURES
 from inpainter.predictor import Predictor
 from inpainter.sharing import NotNeededError, SharedFolder, SharedWindows, in_turn
-from inpainter.windows import leaves_border
+from inpainter.windows import WindowError, leaves_border
 
 LOG = logging.getLogger(__name__)
 SECONDS_BETWEEN_PICTURES = 10.0
@@ -37,6 +38,10 @@ UNCOVERED = (
 )
 BAD_ANNOTATION = "{} with an annotation that is not drawn"
 NO_PLOT = "{} without a plot, its heatmap is kept"
+
+
+class TooManyFailuresError(UserError):
+    """More images could not be scored than the user allows."""
 
 
 @dataclass
@@ -69,6 +74,8 @@ class FolderRun:
     annotations: Annotations | None
     result: PredictionResult
     shared: SharedFolder
+    max_failures: int | None = None
+    """Images that may fail, of all processes together; None = all."""
     true: list[str] = field(default_factory=list)
     """Sentences that are true of the image that is being scored."""
     todo: list[str] = field(default_factory=list)
@@ -121,7 +128,19 @@ class FolderRun:
         if ours is not None:  # else it is written by who has them, or later
             with ours:
                 self.shared.write_news(self.output)
+        self.require_few_failures()
         return True
+
+    def require_few_failures(self) -> None:
+        """Raises TooManyFailuresError where more images than allowed are known to have failed."""
+        failed = [each.image for each in self.shared.done.values() if each.left_out is not None]
+        if self.max_failures is not None and len(failed) > self.max_failures:
+            (said,) = with_names({"{} could not be scored": failed})
+            raise TooManyFailuresError(
+                f"{said}. That is more than --max_failures {self.max_failures}; see "
+                f"{self.output.folder / FAILURES}. What is finished is kept: mend the cause, or "
+                "raise the limit, and run the same command again."
+            )
 
     def help(self, name: str) -> None:
         """Computes windows of an image that another process writes, once, until all are there.
@@ -149,6 +168,7 @@ class FolderRun:
         """Completes the tables, and tells what became of all images. Under shared.tables."""
         self.shared.write_news(self.output)
         self.output.complete()
+        self.require_few_failures()
         done = [self.shared.done[name] for name in self.images if name in self.shared.done]
         self.result.bad = {each.image: each.left_out for each in done if each.left_out is not None}
         scored = [each for each in done if each.left_out is None]
@@ -236,8 +256,21 @@ class FolderRun:
         if self.predictor.config.test.on_bad_image == "error":
             raise ImageError(message) from error
         LOG.warning("Left out: %s", message)
-        self.output.write_left_out(name, message)
+        self.output.write_left_out(name, failure_kind(error), message)
         return message
+
+
+def failure_kind(error: BaseException) -> FailureKind:
+    """What to mend, in a word."""
+    match error:
+        case WindowError():
+            return "window"
+        case ScoreError():
+            return "scores"
+        case UserError():
+            return "image"
+        case _:
+            return "memory"
 
 
 def prefetched(

@@ -62,6 +62,10 @@ def one_worker(batches: list[list[int]], compute: Compute) -> Iterator[tuple[lis
     return ((numbers, compute(numbers)) for numbers in batches)
 
 
+class ScoreError(ImageError):
+    """A window's score is NaN or infinite."""
+
+
 @dataclass(frozen=True)
 class Heatmaps:
     """One image's results, as far as they are computed, all on the CPU."""
@@ -160,7 +164,7 @@ def score_image(
     image: (C, H, W) in [0, 1]; dropout: what drops, None if nothing does; workers: who computes the
     batches; calibration: what windows are compared with, at last (until then the scores are
     distances). Raises WindowError for an
-    image smaller than the window where test.heatmap_alignment is stretched, ImageError for
+    image smaller than the window where test.heatmap_alignment is stretched, ScoreError for
     scores that are not finite.
     """
     image_hw = (image.shape[1], image.shape[2])
@@ -206,11 +210,11 @@ def score_image(
 
 
 def require_finite(grids: Mapping[Metric, Tensor]) -> None:
-    """Raises ImageError where the score of a window is NaN or infinite."""
+    """Raises ScoreError where the score of a window is NaN or infinite."""
     for metric, grid in grids.items():
         n_bad = int((~grid.isfinite()).sum())
         if n_bad:
-            raise ImageError(
+            raise ScoreError(
                 f"{metric} is NaN or infinite in {n_bad} of {grid.numel()} windows. Are the "
                 "checkpoint's weights finite? test.precision: fp32 has the largest range."
             )

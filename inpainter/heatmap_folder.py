@@ -22,6 +22,7 @@ from common.volumes import split_slice
 from inpainter.heatmap import Heatmaps
 from inpainter.heatmap_tables import (
     CONTENTS,
+    FAILURES,
     HEATMAP_LIST,
     LEFT_OUT,
     SCORES,
@@ -41,6 +42,9 @@ PLOT_ERRORS = (ValueError, RuntimeError, MemoryError)
 """What matplotlib raises for a picture that it cannot draw."""
 Boxes = Sequence[Sequence[float]]
 Kind = Literal["plots", "progress", "masks"]
+FailureKind = Literal["image", "window", "scores", "memory"]
+"""Why an image has no heatmap: its file cannot be read, no window fits into it, a score is NaN or
+infinite, or the memory does not suffice."""
 
 
 class Content(NamedTuple):
@@ -239,9 +243,10 @@ class HeatmapFolder:
         writer.writerows(rows)
         save_text_atomic(text.getvalue(), path)
 
-    def write_left_out(self, image: str, reason: str) -> None:
-        """Notes a line of left_out.csv."""
+    def write_left_out(self, image: str, kind: FailureKind, reason: str) -> None:
+        """Notes a line of left_out.csv and one of failures.csv."""
         self.note(LEFT_OUT, image, [{"reason": escaped(reason)}])
+        self.note(FAILURES, image, [{"kind": kind, "message": escaped(reason)}])
 
 
 def volume_rows(

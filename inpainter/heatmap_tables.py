@@ -2,7 +2,8 @@
 
 images.csv (image, the content it was scored with, numbers of windows), scores.csv (image, metric,
 max, mean, p99) and heatmaps.csv (image, metric, file) have rows for every finished image; an image
-without its rows is not finished. left_out.csv (image, reason) names those that could not be scored.
+without its rows is not finished. left_out.csv (image, reason) names those that could not be scored,
+failures.csv (image, kind, message) also the kind of their fault.
 verdicts.csv and findings.csv are explained in findings.py. Names that are no printable UTF-8 are
 written as `common.files.escaped` does. eval.py reads the folder of a stranger, too: nothing that it
 says leads out of it.
@@ -25,7 +26,8 @@ from common.errors import UserError
 from common.files import escaped, read_regular, require_regular, unescaped
 
 CONTENTS, SCORES, HEATMAP_LIST = "images.csv", "scores.csv", "heatmaps.csv"
-TIMES, LEFT_OUT, VOLUMES = "compute_times.csv", "left_out.csv", "volumes.csv"
+TIMES, VOLUMES = "compute_times.csv", "volumes.csv"
+LEFT_OUT, FAILURES = "left_out.csv", "failures.csv"
 VERDICTS, FINDINGS = "verdicts.csv", "findings.csv"
 TABLES = {
     CONTENTS: ("image", "sha256", "bytes", "mtime_ns", "windows", "completed_windows"),
@@ -33,6 +35,7 @@ TABLES = {
     HEATMAP_LIST: ("image", "metric", "file"),
     TIMES: ("image", "seconds", "windows", "completed_windows", "seconds_per_window"),
     LEFT_OUT: ("image", "reason"),
+    FAILURES: ("image", "kind", "message"),
     VERDICTS: ("image", "metric", "score", "threshold", "verdict"),
     FINDINGS: (
         *("image", "metric", "top", "left", "height", "width", "area"),

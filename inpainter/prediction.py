@@ -6,6 +6,7 @@ With findings and verdicts where the checkpoint has an operating point.
 import argparse
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +64,8 @@ class PredictionOptions:
     """Redo images that are finished."""
     export: Sequence[ExportKind] = ()
     """Formats in which heatmaps are written besides."""
+    max_failures: int | None = None
+    """Stop when more images than these could not be scored; None = go through all."""
     command: Sequence[str] = ()
     """What the user typed, for the record."""
     processes: Processes = field(default_factory=Processes)
@@ -77,6 +80,13 @@ def export_kinds(text: str) -> tuple[ExportKind, ...]:
             f"{', '.join(unknown)!r} is unknown; expected some of {','.join(EXPORT_KINDS)}"
         )
     return kinds
+
+
+def whole_number(text: str) -> int:
+    """A number of --max_failures, 0 or more; an argparse type."""
+    if re.fullmatch("[0-9]{1,9}", text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 0 or more")
+    return int(text)
 
 
 def add_prediction_flags(parser: argparse.ArgumentParser) -> None:
@@ -107,6 +117,8 @@ def add_prediction_flags(parser: argparse.ArgumentParser) -> None:
     add("--overwrite", action="store_true", help="redo images that are finished")
     add("--export", type=export_kinds, default=(), metavar="KIND,…",
         help=f"also write the heatmaps as {', '.join(EXPORT_KINDS)} to export/")  # fmt: skip
+    add("--max_failures", type=whole_number, metavar="N",
+        help="stop when more than N images could not be scored (default: no limit)")  # fmt: skip
     add("--shard", type=shard, metavar="I/N",
         help="this is process I, from 0, of N that score the images together on a shared disk "
              "(default: what torchrun says, else 0/1)")  # fmt: skip
@@ -130,7 +142,8 @@ def predict(config: PicardConfig, options: PredictionOptions) -> PredictionResul
     """Scores every image of the folder and writes its heatmaps.
 
     Raises ConfigError, CheckpointError, ImageError (with test.on_bad_image: error; else a bad image
-    is noted and left out), AnnotationError and WindowError, all with their remedy.
+    is noted and left out), TooManyFailuresError, AnnotationError and WindowError, all with their
+    remedy.
     """
     require_heatmaps_kept(options.export, config.test)
     if options.overwrite and options.processes.world_size > 1:
@@ -194,7 +207,8 @@ def open_run(
     result = PredictionResult(folder, already_there=past.finished)
     result.notes += [*notes_on(past, annotations), *remarks, *with_names({NO_HEATMAP: lost})]
     shared.begin()
-    return FolderRun(predictor, images, output, verdicts, annotations, result, shared)
+    parts = (predictor, images, output, verdicts, annotations, result, shared)
+    return FolderRun(*parts, options.max_failures)
 
 
 def is_folder(options: PredictionOptions) -> bool:

@@ -5,6 +5,7 @@ import signal
 import pytest
 import torch
 
+from common.errors import ExitStatus
 from common.images import write_image, write_image16
 from tests.tiny_runs import (
     BOTH_STAGES,
@@ -45,7 +46,7 @@ def test_scores_512_pixels_at_stride_32_and_names_what_it_leaves_out(tmp_path) -
         "--checkpoint_iter", "20", "--output_dir", tmp_path / "out",
         "--annotations", tmp_path / "boxes.csv",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == ExitStatus.SOME_FAILED, done.stderr
     expected = f"2 images scored, 0 were finished before, 2 left out. Heatmaps: {tmp_path / 'out'}"
     assert expected in done.stdout
     assert f"left out: {tmp_path / 'test' / 'small.png'}: an image of 200 x 512" in done.stdout

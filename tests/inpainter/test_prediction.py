@@ -14,8 +14,10 @@ from PIL import Image
 
 from common.checkpoint import CheckpointError
 from common.images import ImageError, write_image
-from inpainter.folder_run import prefetched
+from inpainter.folder_run import TooManyFailuresError, failure_kind, prefetched
+from inpainter.heatmap import ScoreError
 from inpainter.settings import PicardConfig
+from inpainter.windows import WindowError
 from tests.tiny_runs import (
     PATIENCE,
     corrupt,
@@ -146,8 +148,38 @@ def test_bad_images_are_left_out_with_their_reason_or_stop_the_run(folder) -> No
     small = result.bad["small.png"]
     assert "small.png: an image of 20 x 64 pixels is smaller than the window, 32 x 32" in small
     assert "set test.heatmap_alignment: centred, which pads it" in small
+    rows = read_table(result.folder / "failures.csv")
+    assert [(row["image"], row["kind"]) for row in rows] == [
+        ("1.png", "image"),
+        ("small.png", "window"),
+    ]
+    assert {row["image"]: row["message"] for row in rows} == result.bad
     with pytest.raises(ImageError, match=str(broken)):
         predicted(folder, tiny_config(folder, "test.on_bad_image=error"))
+
+
+def test_failures_are_of_a_kind() -> None:
+    kinds = [WindowError(), ScoreError(), ImageError(), MemoryError()]
+    assert [failure_kind(each) for each in kinds] == ["window", "scores", "image", "memory"]
+
+
+def test_more_failures_than_allowed_stop_the_run_and_mended_ones_leave_the_table(folder) -> None:
+    config = tiny_config(folder)
+    whole = (folder / "test" / "1.png").read_bytes()
+    corrupt(folder / "test" / "1.png")
+    corrupt(folder / "test" / "2.png")
+    for number in (3, 4):
+        write_image(folder / "test" / f"{number}.png", texture(40, 44, seed=number))
+    with pytest.raises(TooManyFailuresError, match=r"^1 could not be .*: 1\.png.*--max_failures 0"):
+        predicted(folder, config, max_failures=0, output_dir=folder / "out")
+    assert [row["image"] for row in read_table(folder / "out" / "failures.csv")] == ["1.png"]
+    (folder / "test" / "1.png").write_bytes(whole)
+    allowed = predicted(folder, config, max_failures=1, output_dir=folder / "out")
+    assert (allowed.already_there, allowed.finished) == (["0.png"], ["1.png", "3.png", "4.png"])
+    assert [row["image"] for row in read_table(folder / "out" / "failures.csv")] == ["2.png"]
+    (folder / "test" / "2.png").write_bytes(whole)
+    predicted(folder, config, output_dir=folder / "out")
+    assert not (folder / "out" / "failures.csv").exists()
 
 
 def test_empty_and_missing_folders_are_named_and_nothing_is_written(folder) -> None:

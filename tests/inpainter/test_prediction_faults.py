@@ -9,7 +9,7 @@ import torch
 
 from common.checkpoint import CheckpointError, checkpoint_path, load_tensors, save_atomic
 from common.config import ConfigError
-from common.errors import UserError
+from common.errors import ExitStatus, UserError
 from common.images import write_image
 from inpainter import prediction, predictor
 from inpainter.heatmap_tables import list_heatmaps
@@ -197,7 +197,7 @@ def test_command_prints_a_name_that_is_no_utf8(tmp_path) -> None:
     done = run_script(
         PREDICT, "--config", tiny_file(tmp_path), "--checkpoint_dir", tmp_path / "model"
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == ExitStatus.SOME_FAILED, done.stderr
     assert r"M\xfcller.png" in done.stdout
     assert "Traceback" not in done.stderr
 

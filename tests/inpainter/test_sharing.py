@@ -14,7 +14,7 @@ import pytest
 from common.checkpoint import CheckpointError
 from common.claims import claim, holder_of
 from common.config import ConfigError, load_config
-from common.errors import UserError
+from common.errors import ExitStatus, UserError
 from common.runtime import Processes
 from inpainter import calibrate as calibrating
 from inpainter import folder_run
@@ -87,7 +87,7 @@ def test_one_two_and_three_processes_write_the_same_files(shared) -> None:
     alone, *others = ([*run_together(shared, n, shared / f"by{n}")] for n in (1, 2, 3))
     assert alone[0]["here"] == ALL_SCORED
     expected = contents(shared / "by1")
-    assert {"images.csv", "scores.csv", "heatmaps.csv", "left_out.csv", "run.txt"} < set(expected)
+    assert {"images.csv", "scores.csv", "heatmaps.csv", "failures.csv"} < set(expected)
     for told in others:
         assert contents(shared / f"by{len(told)}") == expected
         assert all(each["finished"] == ALL_SCORED for each in told)
@@ -207,7 +207,7 @@ def test_first_process_tells_of_all_and_the_others_of_their_own(shared) -> None:
     second = run_script(PREDICT, *flags, RANK="1", WORLD_SIZE="2")
     assert (second.returncode, "5 of 5 images scored here" in second.stdout) == (0, True)
     first = run_script(PREDICT, *flags, "--shard", "0/2")
-    assert first.returncode == 0, first.stderr
+    assert first.returncode == ExitStatus.SOME_FAILED, first.stderr
     assert "0 images scored, 5 were finished before, 1 left out" in first.stdout
     both = run_script(PREDICT, *flags, "--shard", "0/2", RANK="1", WORLD_SIZE="2")
     assert both.returncode == 2
