@@ -6,11 +6,15 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from common.config import REPOSITORY
 from common.errors import ExitStatus
+from inpainter import evaluation_report
+from inpainter.fast.scorer import FastScorer
 from tests.inpainter.evaluation_case import heatmap_folder
 
 PICARD = "--config {configs}/default.yaml --device cpu --set test.calibration=off"
@@ -26,6 +30,7 @@ ENDS = {
         "train_dia.py --dry_run",
         "common/datasets/__main__.py list",
         "demos/phantom.py --help",
+        "common/selfcheck.py --device cpu --quick",
     ),
     ExitStatus.NOTHING_DONE: (
         f"inpainter/train.py {PICARD} --set train_data_path={{empty}}",
@@ -49,6 +54,7 @@ ENDS = {
         "train_dia.py --epochs 0",
         "common/datasets/__main__.py prepare nowhere {empty} {empty}/sorted",
         "demos/phantom.py --no_such_flag",
+        "common/selfcheck.py --slow",
     ),
 }
 
@@ -56,19 +62,19 @@ ENDS = {
 @pytest.fixture
 def end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Callable[[str], tuple[object, str]]]:
-    """Runs a command line in this process; returns its exit status and what it says on stderr."""
+) -> Iterator[Callable]:
+    """Runs a command line in this process; returns its exit status and what it printed."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
 
-    def end(line: str) -> tuple[object, str]:
+    def end(line: str) -> tuple[object, Any]:
         named = line.format(empty=tmp_path / "empty", configs=REPOSITORY / "configs")
         script, *flags = named.split()
         monkeypatch.setattr(sys, "argv", [script, *flags])
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(str(REPOSITORY / script), run_name="__main__")
-        return ended.value.code, capsys.readouterr().err
+        return ended.value.code, capsys.readouterr()
 
     yield end
     for number, handler in handlers.items():
@@ -82,17 +88,40 @@ def test_every_program_ends_with_the_status_of_the_table(
     end, status: ExitStatus, line: str
 ) -> None:
     found, said = end(line)
-    assert found == status, said
-    assert "Traceback" not in said
+    assert found == status, said.err
+    assert "Traceback" not in said.err
 
 
-def test_evaluation_without_one_of_its_images_says_so(end, tmp_path: Path, caplog) -> None:
+def test_evaluation_without_one_of_its_images_says_so(
+    end, tmp_path: Path, caplog, monkeypatch
+) -> None:
+    monkeypatch.setattr(evaluation_report, "write_plots", lambda *_: None)  # they take seconds
     settings = heatmap_folder(tmp_path)
     (settings.heatmap_dir / "data" / "c_good.pt").write_bytes(b"no heatmap")
     flags = f"--heatmap_dir {settings.heatmap_dir} --annotations {settings.annotations}"
     found, said = end(f"eval.py --mode heatmap {flags} --bootstrap 0")
-    assert found == ExitStatus.SOME_FAILED, said
+    assert found == ExitStatus.SOME_FAILED, said.err
     assert "left out: c.png" in caplog.text
+
+
+def test_selfcheck_names_what_is_off_and_what_it_ran_on(end, monkeypatch) -> None:
+    right = FastScorer.__call__
+
+    def wrong(*arguments: object, **options: object) -> dict[str, torch.Tensor]:
+        return {name: 1.01 * score for name, score in right(*arguments, **options).items()}
+
+    monkeypatch.setattr(FastScorer, "__call__", wrong)
+    found, said = end("common/selfcheck.py --device cpu --quick")
+    assert found == ExitStatus.NOTHING_DONE
+    lines = said.out.splitlines()
+    checks = [line for line in lines if line.startswith(("ok ", "FAILS"))]
+    assert len(checks) == 6
+    assert [line for line in checks if line.startswith("FAILS")] == [
+        "FAILS fast engine: off the plain one by 0.01 at most"
+    ]
+    facts = dict(line.split(": ", 1) for line in lines if ": " in line)
+    assert facts["torch"] == torch.__version__
+    assert facts["device"] == "cpu"
 
 
 def test_the_manual_has_the_statuses() -> None:

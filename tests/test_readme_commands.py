@@ -25,7 +25,7 @@ PROGRAM = re.compile(
     r"(?P<script>[\w/]+\.py)(?P<flags> .*)?"
 )
 MODULE = re.compile(r"python -m ([\w.]+)")
-"""A package that is run: its script is __main__.py."""
+"""A package or module that is run."""
 PROGRAMS = (
     "inpainter/train.py",
     "predict_heatmap.py",
@@ -35,6 +35,7 @@ PROGRAMS = (
     "train_dia.py",
     "eval.py --mode ood_pre",
     "common/datasets/__main__.py prepare",
+    "common/selfcheck.py",
 )
 FLAGS_OF_OTHERS = {
     *("--nproc_per_node", "--nnodes", "--rdzv_backend", "--rdzv_endpoint", "--logdir"),
@@ -75,7 +76,7 @@ def commands() -> list[Command]:
     """The programs of this repository that the README calls, without repetitions."""
     found = {}
     for line in code_lines():
-        line = MODULE.sub(lambda found: f"python {found[1].replace('.', '/')}/__main__.py", line)
+        line = MODULE.sub(lambda found: f"python {script_of(found[1])}", line)
         match = PROGRAM.fullmatch(line)
         if match is None or "…" in line or not (match["launcher"] or match["flags"]):
             continue
@@ -85,6 +86,13 @@ def commands() -> list[Command]:
         folder = REPOSITORY / (match["folder"] or "")
         found[line] = Command(folder, match["script"], shlex.split(match["flags"] or ""))
     return list(found.values())
+
+
+def script_of(module: str) -> str:
+    """The file that `python -m module` runs, from the repository's root."""
+    path = Path(*module.split("."))
+    is_package = (REPOSITORY / path).is_dir()
+    return str(path / "__main__.py" if is_package else path.with_suffix(".py"))
 
 
 def shown(command: Command) -> str:
@@ -123,7 +131,9 @@ def test_readme_calls_every_program_and_every_table_file() -> None:
 def test_program_takes_the_command(command: Command, monkeypatch, capsys) -> None:
     monkeypatch.chdir(command.folder)
     script = command.folder / command.script
-    if {"benchmarks", "demos", "__main__.py"} & {*script.parts}:  # these have no --dry_run
+    if {"benchmarks", "demos", "__main__.py", "selfcheck.py"} & {
+        *script.parts
+    }:  # these have no --dry_run
         monkeypatch.setattr("sys.argv", [command.script, *command.flags])
         assert isinstance(call(script, "parse_arguments"), argparse.Namespace)
         return
