@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import random
 import re
 import signal
 import time
@@ -95,12 +96,44 @@ def test_one_two_and_three_processes_write_the_same_files(shared) -> None:
         assert sorted(image for each in told for image in each["here"]) == ALL_SCORED
 
 
-def test_two_runs_of_the_same_command_score_every_image_once_in_one_folder(shared) -> None:
-    children = [forked(partial(work, shared, f"run{n}", Processes())) for n in range(2)]
+@pytest.fixture
+def forty(folder: Path) -> Path:
+    """Forty images, 10.png to 49.png."""
+    tiny_file(folder, "test.heatmap_metrics=[MCD_image]")
+    for path in write_images(folder / "test", n=50).glob("?.png"):
+        path.unlink()
+    return folder
+
+
+FORTY = [f"{number}.png" for number in range(10, 50)]
+
+
+def test_two_runs_of_the_same_command_score_every_image_once_in_one_folder(forty) -> None:
+    children = [forked(partial(work, forty, f"run{n}", Processes())) for n in range(2)]
     assert [ended(child) for child in children] == [0, 0]
-    told = [json.loads((shared / f"run{n}.json").read_text()) for n in range(2)]
+    told = [json.loads((forty / f"run{n}.json").read_text()) for n in range(2)]
     assert told[0]["folder"] == told[1]["folder"]
-    assert sorted(told[0]["here"] + told[1]["here"]) == ALL_SCORED
+    assert sorted(told[0]["here"] + told[1]["here"]) == FORTY
+
+
+@pytest.mark.parametrize("n_killed", [1, 2])
+def test_half_of_forty_images_are_scored_after_a_kill(forty, n_killed: int) -> None:
+    """By the process that lives, or by the next run."""
+    output = forty / "out"
+    jobs = [partial(work, forty, f"run{n}", Processes(), output_dir=output) for n in range(2)]
+    children = [forked(job) for job in jobs]
+    wait_until(lambda: len([*(output / "data").glob("*.pt")]) >= 20)
+    killed = random.sample(range(2), n_killed)
+    for number in killed:
+        os.kill(children[number].pid, signal.SIGKILL)
+    assert [ended(child) != 0 for child in children] == [number in killed for number in range(2)]
+    if n_killed == 2:
+        work(forty, "next", Processes(), output_dir=output)
+    (told,) = (json.loads(path.read_text()) for path in forty.glob("*.json"))
+    assert told["finished"] == FORTY
+    assert not (output / "sharing").exists()
+    run_together(forty, 1, forty / "whole")
+    assert contents(output) == contents(forty / "whole")
 
 
 def claimed(output: Path) -> list[Path]:
