@@ -46,6 +46,8 @@ class Case(NamedTuple):
     """True on the pixels that count."""
     group: str = "all"
     """Rows of the table are per group, for instance a kind of lesion."""
+    patient: str | None = None
+    """Whose image it is: where this is known of all in a group, intervals draw patients."""
 
 
 class Row(NamedTuple):
@@ -54,7 +56,8 @@ class Row(NamedTuple):
     group: str
     method: str
     auroc: Interval
-    """Pixel AUROC, mean over images and training seeds; 95 % bootstrap interval over images."""
+    """Pixel AUROC, mean over images and training seeds; 95 % bootstrap interval over patients, or
+    over images where they are not known."""
     ap: Interval
     """The same for the average precision."""
     auroc_by_seed: tuple[float, ...]
@@ -74,11 +77,15 @@ def compare(
     scores = {method: _scores(cases, by_seed, method) for method, by_seed in heatmaps.items()}
     for group in dict.fromkeys(case.group for case in cases):
         chosen = [number for number, case in enumerate(cases) if case.group == group]
+        patients = [cases[number].patient for number in chosen]
+        clusters = None if None in patients else np.unique(patients, return_inverse=True)[1]
         for method, values in scores.items():
             part = values[:, chosen]  # (seeds, images, 2)
             mean = part.mean(0)
             columns = {"auroc": mean[:, 0], "ap": mean[:, 1]}
-            intervals = mean_intervals(columns, n_resamples=n_resamples, seed=bootstrap_seed)
+            intervals = mean_intervals(
+                columns, n_resamples=n_resamples, seed=bootstrap_seed, clusters=clusters
+            )
             auroc, ap = part.mean(1).T.tolist()
             rows.append(
                 Row(group, method, intervals["auroc"], intervals["ap"], tuple(auroc), tuple(ap))

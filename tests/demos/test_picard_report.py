@@ -67,3 +67,17 @@ def test_failed_command_is_named():
     with pytest.raises(DemoError, match=r"no_such_script\.py.*status 2"):
         run_command(["no_such_script.py"], said.append)
     assert "no_such_script.py" in said[0]
+
+
+def test_intervals_draw_patients_where_all_are_known() -> None:
+    truth = np.zeros((4, 4), bool)
+    truth[0] = True
+    body, pixels = np.ones((4, 4), bool), torch.zeros(1, 4, 4)
+    maps = [np.where(truth, value, 0.5).astype(np.float32) for value in (1.0, 1.0, 0.0, 0.0)]
+    shown = [Case(f"{n}.png", pixels, truth, body, patient="ab"[n // 2]) for n in range(4)]
+    (by_patient,) = compare(shown, {"m": [maps]})
+    (by_image,) = compare([case._replace(patient=None) for case in shown], {"m": [maps]})
+    assert by_patient.auroc.value == by_image.auroc.value == 0.5
+    assert (by_patient.auroc.low, by_patient.auroc.high) == (0, 1)  # both draws are one patient
+    (one,) = compare([case._replace(patient="a") for case in shown], {"m": [maps]})
+    assert one.auroc.low is None
