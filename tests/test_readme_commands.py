@@ -1,6 +1,7 @@
 """Every command line of README.md and docs/ is one that its program takes: none can go stale."""
 
 import argparse
+import json
 import re
 import runpy
 import shlex
@@ -39,9 +40,11 @@ PROGRAMS = (
 )
 FLAGS_OF_OTHERS = {
     *("--nproc_per_node", "--nnodes", "--rdzv_backend", "--rdzv_endpoint", "--logdir"),
+    *("--require-hashes", "--no-deps", "--no-build-isolation"),
+    *("--rm", "--init", "--gpus", "--build-arg"),
     *("--array", "--gres", "--nodes", "--ntasks-per-node", "--gpus-per-task"),
 }
-"""torchrun's, TensorBoard's and SLURM's."""
+"""torchrun's, TensorBoard's, pip's, Docker's and SLURM's."""
 
 
 class Command(NamedTuple):
@@ -198,7 +201,9 @@ def tiny_trainings(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_python_of_the_readme_runs(tiny_trainings: Path, monkeypatch) -> None:
+def test_the_python_of_the_readme_runs_and_the_manual_names_what_trainings_log(
+    tiny_trainings: Path, monkeypatch
+) -> None:
     (block,) = re.findall(r"```python\n(.*?)```", PAGES[0].read_text(encoding="utf-8"), re.DOTALL)
     monkeypatch.chdir(tiny_trainings)
     images = torch.stack([texture(16, 16, 3, seed) for seed in range(3)])
@@ -207,3 +212,15 @@ def test_the_python_of_the_readme_runs(tiny_trainings: Path, monkeypatch) -> Non
     assert names["heatmaps"]["MCD_image"].shape == (40, 44)
     assert names["dissolved"].shape == images.shape
     assert names["scores"].shape == (3,)
+    manual = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")
+    about = manual.partition("## What a run records")[2]
+    assert recorded_fields(tiny_trainings) - set(re.findall(r"`([^`]+)`", about)) == set()
+
+
+def recorded_fields(folder: Path) -> set[str]:
+    """The names in the logs of all three trainings."""
+    logs = [*folder.rglob("log.jsonl")]
+    assert len(logs) == 3
+    return {
+        name for log in logs for line in log.read_text().splitlines() for name in json.loads(line)
+    }
