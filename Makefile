@@ -5,7 +5,7 @@ VENV := .venv/bin/python
 # Idle OpenMP threads that spin instead of sleeping slow everything down on shared machines.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo demo-full demo-ct demo-dia test test-oldest lock lint bench
+.PHONY: demo demo-full demo-ct demo-dia test faults test-oldest lock lint bench
 
 # One thread: on networks this small two threads wait for each other more than they work.
 demo: .venv/installed
@@ -33,6 +33,10 @@ lock: .venv/installed
 	uv pip compile pyproject.toml --constraint .venv/tested.txt --python-version 3.11 \
 		--python-platform x86_64-manylinux_2_28 --generate-hashes --no-emit-index-url --no-annotate \
 		--custom-compile-command "make lock" --output-file requirements.lock
+
+# Every fault many times, and the table in docs/reliability.md: an hour or two.
+faults: .venv/installed
+	OMP_NUM_THREADS=1 $(VENV) -m tests.faults
 
 lint: .venv/installed
 	$(VENV) -m ruff check .

@@ -57,6 +57,10 @@ END_LENGTH = 22 + len(SIGNATURE) + 64
 """Of the end record and the comment."""
 
 
+FORBIDDEN = r"Unsupported (?:global|class).*?([\w]+(?:\.\w+)+)"
+"""What torch.load says of objects that it does not make, since that would run code."""
+
+
 class CheckpointError(UserError):
     """A checkpoint is missing or cannot be read."""
 
@@ -151,7 +155,7 @@ def _load_opened(path: Path, file: BinaryIO) -> Any:
         file.seek(0)
         return torch.load(file, map_location="cpu", weights_only=True)
     except LOAD_ERRORS as error:
-        forbidden = re.search(r"Unsupported (?:global|class).*?([\w]+(?:\.\w+)+)", str(error))
+        forbidden = re.search(FORBIDDEN, str(error), re.IGNORECASE)
         if forbidden:
             raise CheckpointError(
                 f"{path} holds a Python object ({forbidden[1]}), and loading that could run code. "

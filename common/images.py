@@ -169,6 +169,11 @@ def _to_unit_range(colours: np.ndarray, path: Path, white_value: int | None) -> 
             f"{path} holds signed integers ({colours.dtype}, {low} to {high}), for which black and "
             "white are not defined. Save it as unsigned 8 or 16 bits, or as floats in [0, 1]."
         )
+    if kind == "c":
+        raise ImageError(
+            f"{path} holds complex numbers ({colours.dtype}). Save their size, as floats in [0, 1] "
+            "or unsigned 16 bits."
+        )
     if kind == "f" and not (low >= 0 and high <= 1):  # also true for NaN
         raise ImageError(
             f"{path} holds floats from {low:g} to {high:g}; expected [0, 1]. Rescale it, with the "

@@ -214,6 +214,7 @@ def _nifti(file: BinaryIO, _: Path) -> Volume:
     """Opens NIfTI-1 or NIfTI-2, compressed by gzip or not."""
     import nibabel
     from nibabel.arrayproxy import ArrayProxy
+    from nibabel.spatialimages import HeaderDataError
 
     begin = gunzipped(file.read(4096))
     file.seek(0)
@@ -222,7 +223,10 @@ def _nifti(file: BinaryIO, _: Path) -> Volume:
     if file.read(2) == b"\x1f\x8b":
         source = gzip.GzipFile(fileobj=file)
     file.seek(0)
-    header = version.from_fileobj(source)
+    try:
+        header = version.from_fileobj(source)
+    except HeaderDataError as error:  # no ValueError
+        raise ValueError(str(error)) from error
     shape = header.get_data_shape()
     slope, intercept = header.get_slope_inter()
     slope, intercept = 1.0 if slope is None else slope, intercept or 0.0

@@ -397,3 +397,12 @@ def test_slices_across_the_order_of_the_file_are_put_together_from_parts(tmp_pat
     monkeypatch.setattr(volume_files, "VALUES_AT_ONCE", 40)  # two of the four parts at a time
     for number, image in enumerate(list_images(tmp_path, False)):
         assert torch.equal(read_image(image), unit(stored[number].T))
+
+
+def test_header_of_no_known_numbers_is_a_named_error(tmp_path):
+    path = write_volume(tmp_path / "a.nii", np.zeros((2, 5, 6), np.int16))
+    data = bytearray(path.read_bytes())
+    data[70:72] = b"\x03\x01"  # the code of the voxels' type
+    path.write_bytes(data)
+    with pytest.raises(ImageError, match=r"Cannot read the volume .*a\.nii.*data code 259"):
+        read_image(slice_path(path, 0), 1)

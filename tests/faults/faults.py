@@ -1,0 +1,130 @@
+"""Every fault that is tried, how often, and the table of it in docs/reliability.md.
+
+A trial gets a folder for itself and its number; it returns how many faults it made, and raises
+where something was lost or not said.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from common.claims import wait_for_claim
+from common.config import REPOSITORY
+from tests.faults import changes, damage, disks, fuzz, kills
+from tests.faults.bad_inputs import BAD_INPUTS, answer, prepared
+from tests.faults.programs import PROGRAMS
+
+TABLE = REPOSITORY / "docs" / "reliability.md"
+BEGIN, END = "<!-- made by make faults -->", "<!-- end of what is made -->"
+HEAD = "| fault | what must hold after it | tried | lost |\n|---|---|---|---|"
+ENDED = "status 0, 1 or 3 without a traceback, every visible file whole"
+RECOVERED = f"{ENDED}; with room again, the results of an undisturbed run"
+SAME = "every visible checkpoint whole; started again, the results of an undisturbed run"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A row of the table."""
+
+    name: str
+    holds: str
+    trial: Callable[[Path, int], int]
+    trials: int
+    """In the long form."""
+    needs_disk: bool = False
+    """Whether it makes a disk in memory, as root may."""
+
+
+def faults() -> Iterator[Fault]:
+    """The rows, in the order of the table."""
+    for name in PROGRAMS:
+        yield Fault(f"kill -9 of `{name}`", SAME, partial(kills.kill_at_random, name), 2)
+    for name in PROGRAMS:
+        trial = partial(disks.limited_file, name)
+        yield Fault(f"no larger file for `{name}`, each kind in turn", RECOVERED, trial, 5)
+    for name in PROGRAMS:
+        trial = partial(disks.full_disk, name)
+        yield Fault(f"full disk for `{name}`", RECOVERED, trial, 3, needs_disk=True)
+    for name in PROGRAMS:
+        trial = partial(disks.read_only, name)
+        yield Fault(f"read-only disk for `{name}`", RECOVERED, trial, 1, needs_disk=True)
+    for name in changes.BEGUN:
+        trial = partial(changes.input_changed, name)
+        what = "an input deleted, replaced, made a pipe, a folder or a device"
+        yield Fault(f"{what} under `{name}`", ENDED, trial, 5)
+    for name in changes.BEGUN:
+        trial = partial(changes.output_changed, name)
+        what = "an output deleted, replaced, made a pipe, a folder or a device"
+        yield Fault(f"{what} under `{name}`", ENDED, trial, 8)
+    for name in changes.BEGUN:
+        trial = partial(changes.clock_set_back, name)
+        yield Fault(f"clock set back by a day under `{name}`", SAME, trial, 1)
+    yield Fault("reading process of a training killed", ENDED, damage.reader_killed, 2)
+    yield Fault("one of two training processes killed", ENDED, damage.rank_killed, 2)
+    for kind in damage.KINDS:
+        trial = partial(damage.damaged, kind)
+        holds = "refused by name"
+        yield Fault(f"{kind} cut at every 10 %, one bit flipped at 50 places", holds, trial, 1)
+    for kind in fuzz.KINDS:
+        trial = partial(fuzz.mutated, kind)
+        holds = "a result or a named error, in less than 2 GiB"
+        yield Fault(f"damaged {kind}", holds, trial, 1)
+    yield Fault("bad input (below)", "its status, its message, no traceback", bad_inputs, 1)
+
+
+def bad_inputs(root: Path, _: int, every: int = 1) -> int:
+    """Every so many-th bad input."""
+    data, tried = prepared(root / "data"), BAD_INPUTS[::every]
+    for bad in tried:
+        done = answer(bad, data[bad.program], root / "copy")
+        assert done.status == bad.status, (bad, done)
+        assert "Traceback" not in done.said, (bad, done)
+        assert bad.says in done.said, (bad, done)
+    return len(tried)
+
+
+FAULTS = {fault.name: fault for fault in faults()}
+
+
+def row(fault: Fault, tried: int, lost: int) -> str:
+    """A line of the table."""
+    return f"| {fault.name} | {fault.holds} | {tried} | {lost or 'nothing'} |"
+
+
+def rows_in_table() -> dict[str, str]:
+    """Line by fault, as the file has them."""
+    made = TABLE.read_text().partition(BEGIN)[2].partition(END)[0]
+    lines = made.partition("### Bad inputs")[0].splitlines()
+    found = {line.split(" | ")[0].removeprefix("| "): line for line in lines if " | " in line}
+    return {name: line for name, line in found.items() if name in FAULTS}
+
+
+def bad_input_lines() -> list[str]:
+    """The table of bad inputs."""
+    return [
+        f"### Bad inputs\n\n{len(BAD_INPUTS)}, each with the status and a part of the message.\n",
+        "| program | input | status | says |\n|---|---|---|---|",
+        *(
+            f"| `{bad.program}` | {_cell(bad.what)} | {bad.status} | {_cell(bad.says)} |"
+            for bad in BAD_INPUTS
+        ),
+    ]
+
+
+def _cell(text: str) -> str:
+    return re.sub(r"\s+", " ", text).replace("|", "\\|")
+
+
+def write_table(new: dict[str, str]) -> None:
+    """Puts new rows among those of the file."""
+    with wait_for_claim(TABLE.with_suffix(".claim"), 600):  # another process has other rows
+        _write_table(rows_in_table() | new)
+
+
+def _write_table(rows: dict[str, str]) -> None:
+    lines = [HEAD, *(rows[name] for name in FAULTS if name in rows), "", *bad_input_lines()]
+    before, _, rest = TABLE.read_text().partition(BEGIN)
+    made = "\n".join(lines)
+    TABLE.write_text(f"{before}{BEGIN}\n\n{made}\n\n{END}{rest.partition(END)[2]}")

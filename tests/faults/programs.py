@@ -1,0 +1,280 @@
+"""The programs on tiny data, run as from the command line, gone on with after a fault, compared.
+
+program = PROGRAMS["predict_heatmap.py"]
+program.prepare(folder)
+done = run(program, folder)             # the same command goes on with what a fault left
+assert same(program.results(folder), program.results(other_folder))
+"""
+
+import json
+import os
+import resource
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from common.checkpoint import load_tensors
+from common.config import REPOSITORY, config_to_yaml
+from dia.settings import DiaConfig
+from diffusion_models.settings import DdpmConfig
+from inpainter.snapshots import run_folder
+from tests.inpainter.evaluation_case import heatmap_folder
+from tests.tiny_dia import tiny_contrastive, tiny_diffusion, write_normals
+from tests.tiny_runs import (
+    PATIENCE,
+    PREDICT,
+    TRAIN,
+    _as_program,
+    forked,
+    tiny_config,
+    tiny_file,
+    write_checkpoint,
+    write_images,
+)
+
+Flags = list[object]
+SUFFIXES_OF_TENSORS = (".pt", ".model", ".optim", ".config")
+STEPS = 8
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program with its inputs."""
+
+    script: str
+    prepare: Callable[[Path], object]
+    """Writes what it reads."""
+    flags: Callable[[Path], Flags]
+    """Of the command that starts the work, or goes on with it."""
+    results: Callable[[Path], Mapping[str, Any]]
+    """What must not depend on faults, by name."""
+
+
+# --- inpainter/train.py ---
+
+
+TRAINING = (
+    *(f"train.n_steps={STEPS}", "train.snapshot_save_iter=1", "train.keep_snapshots=3"),
+    *("train.viz_iter=4", "train.n_critic=2"),
+)
+
+
+def picard_inputs(folder: Path) -> None:
+    write_images(folder / "train")
+    tiny_file(folder, *TRAINING)
+
+
+def picard_flags(folder: Path) -> Flags:
+    return ["--config", folder / "tiny.yaml", "--resume"]
+
+
+def picard_results(folder: Path) -> dict[str, Any]:
+    run = run_folder(tiny_config(folder, *TRAINING))
+    found = {f"{r}": load_tensors(run / f"{r}_{STEPS:08d}.pt") for r in ("gen", "dis", "state")}
+    del found["state"]["config"]
+    records = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+    errors = {record["step"]: record["select_l1"] for record in records if "select_l1" in record}
+    return found | {"selection errors": errors}
+
+
+# --- predict_heatmap.py ---
+
+
+def prediction_inputs(folder: Path) -> None:
+    write_images(folder / "test", n=4)
+    tiny_file(folder, "test.save_heatmap_plots=true")
+    write_checkpoint(folder / "model", tiny_config(folder))
+
+
+def prediction_flags(folder: Path) -> Flags:
+    flags = ["--config", folder / "tiny.yaml", "--checkpoint_dir", folder / "model"]
+    return [*flags, "--output_dir", folder / "out", "--export", "png16"]
+
+
+def prediction_results(folder: Path) -> dict[str, Any]:
+    out = folder / "out"
+    names = ("scores.csv", "heatmaps.csv", "data/*.pt")
+    return {path.name: path.read_bytes() for name in names for path in sorted(out.glob(name))}
+
+
+# --- diffusion_models/train_eval_ddpm.py ---
+
+
+def diffusion_inputs(folder: Path) -> None:
+    settings = tiny_diffusion(folder / "run", train_num_steps=STEPS)
+    config = DdpmConfig(device="cpu", data=write_normals(folder / "data"), diffusion=settings)
+    (folder / "tiny.yaml").write_text(config_to_yaml(config))
+
+
+def diffusion_flags(folder: Path) -> Flags:
+    begun = [*(folder / "run").glob("model-*.pt")]
+    flags = ["--mode", "train", "--config", folder / "tiny.yaml"]
+    return [*flags, "--resume", folder / "run"] if begun else flags
+
+
+def diffusion_results(folder: Path) -> dict[str, Any]:
+    saved = load_tensors(folder / "run" / f"model-{STEPS}.pt")
+    return {name: saved[name] for name in ("step", "model", "ema", "opt")}
+
+
+# --- train_dia.py ---
+
+
+def encoder_inputs(folder: Path) -> None:
+    settings = tiny_contrastive(folder / "run", epochs=4, save_step=1)
+    config = DiaConfig(device="cpu", data=write_normals(folder / "data"), contrastive=settings)
+    (folder / "tiny.yaml").write_text(config_to_yaml(config))
+
+
+def encoder_flags(folder: Path) -> Flags:
+    flags = ["--config", folder / "tiny.yaml"]
+    begun = [*(folder / "run").glob("state*.pt")]
+    return [*flags, "--resume_path", folder / "run"] if begun else flags
+
+
+def encoder_results(folder: Path) -> dict[str, Any]:
+    saved = load_tensors(folder / "run" / "state.pt")
+    names = ("epoch", "model", "optim", "probe", "best", "selected")
+    return {name: saved[name] for name in names} | {
+        "last.model": load_tensors(folder / "run" / "last.model")
+    }
+
+
+# --- eval.py ---
+
+
+def evaluation_flags(folder: Path) -> Flags:
+    flags = ["--mode", "heatmap", "--heatmap_dir", folder / "heatmaps", "--report"]
+    return [*flags, "--annotations", folder / "boxes.csv", "--bootstrap", 20]
+
+
+def evaluation_results(folder: Path) -> dict[str, Any]:
+    (results,) = folder.glob("heatmaps/**/results.json")
+    found = json.loads(results.read_text())
+    return {name: found[name] for name in found if name in ("metrics", "scores")} | {
+        path.name: path.read_text() for path in sorted(results.parent.glob("*.csv"))
+    }
+
+
+PROGRAMS = {
+    "inpainter/train.py": Program(TRAIN, picard_inputs, picard_flags, picard_results),
+    "predict_heatmap.py": Program(PREDICT, prediction_inputs, prediction_flags, prediction_results),
+    "diffusion_models/train_eval_ddpm.py": Program(
+        str(REPOSITORY / "diffusion_models" / "train_eval_ddpm.py"),
+        *(diffusion_inputs, diffusion_flags, diffusion_results),
+    ),
+    "train_dia.py": Program(
+        str(REPOSITORY / "train_dia.py"), encoder_inputs, encoder_flags, encoder_results
+    ),
+    "eval.py": Program(
+        str(REPOSITORY / "eval.py"), heatmap_folder, evaluation_flags, evaluation_results
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a program ended."""
+
+    status: int
+    """Its exit status; minus the signal's number."""
+    said: str
+    """What it printed, errors included."""
+
+
+class Running:
+    """A program at work in a child process; what it prints is kept, not on any disk."""
+
+    def __init__(
+        self, command: list[str], streams: Path, limit: int | None = None, **environment: str
+    ) -> None:
+        pipes = [streams / f"{name}.pipe" for name in ("out", "errors")]
+        self._said: dict[Path, str] = {}
+        for pipe in pipes:
+            pipe.unlink(missing_ok=True)
+            os.mkfifo(pipe)
+        self._readers = [threading.Thread(target=self._read, args=(pipe,)) for pipe in pipes]
+        for reader in self._readers:
+            reader.start()
+        self.child: BaseProcess = forked(partial(_limited, command, pipes, limit), **environment)
+
+    def _read(self, pipe: Path) -> None:
+        self._said[pipe] = pipe.read_text(errors="backslashreplace")
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.child.kill()
+
+    def done(self) -> Done:
+        """Waits for its end."""
+        self.child.join(PATIENCE)
+        if self.child.is_alive():
+            self.child.kill()
+            self.child.join()
+            raise AssertionError(f"it hung: {self._said}")
+        for reader in self._readers:
+            reader.join(PATIENCE)
+        return Done(self.child.exitcode, "".join(self._said.values()))
+
+
+def _limited(command: list[str], streams: list[Path], limit: int | None) -> None:
+    """Becomes the program, whose files may have so many bytes each."""
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    for number, pipe in enumerate(streams, start=1):
+        os.dup2(os.open(pipe, os.O_WRONLY), number)
+    sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1) for n in (1, 2))  # as of pipes
+    _as_program(command, REPOSITORY, [])
+
+
+def started(
+    program: Program, folder: Path, limit: int | None = None, *, streams: Path | None = None
+) -> Running:
+    """Starts the program, or goes on with its work, in a folder.
+
+    limit: bytes that a file may have, as a disk that is full from there on. streams: where the
+    pipes lie through which it speaks.
+    """
+    command = [program.script, *map(str, program.flags(folder))]
+    return Running(command, streams or folder, limit)
+
+
+def run(program: Program, folder: Path, limit: int | None = None) -> Done:
+    """The same to its end."""
+    return started(program, folder, limit).done()
+
+
+@contextmanager
+def place(root: Path, name: str) -> Iterator[Path]:
+    """A new folder of the trial, deleted when it went well."""
+    folder = root / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@cache
+def undisturbed(name: str, root: Path) -> Mapping[str, Any]:
+    """The results of a run without faults."""
+    program = PROGRAMS[name]
+    with place(root, f"undisturbed {name.replace('/', ' ')}") as folder:
+        program.prepare(folder)
+        done = run(program, folder)
+        assert done.status == 0, done.said
+        return program.results(folder)
+
+
+def assert_whole(folder: Path, *, at_rest: bool) -> None:
+    """Every file of tensors that is visible can be read; at rest, nothing half-written is left."""
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in SUFFIXES_OF_TENSORS:
+            load_tensors(path)
+        assert not (at_rest and path.suffix == ".tmp"), path

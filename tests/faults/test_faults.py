@@ -1,0 +1,37 @@
+"""The short form of `make faults`: some of every kind of fault; and the table that it writes."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults import fuzz
+from tests.faults.bad_inputs import BAD_INPUTS
+from tests.faults.disks import may_mount
+from tests.faults.faults import FAULTS, bad_inputs
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SHORT = (
+    "kill -9 of `train_dia.py`",
+    "full disk for `train_dia.py`",
+    "encoder's state cut at every 10 %, one bit flipped at 50 places",
+)
+"""Of the fastest program."""
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_nothing_is_lost_and_what_happened_is_said(tmp_path: Path, name: str) -> None:
+    fault = FAULTS[name]
+    if fault.needs_disk and not may_mount():
+        pytest.skip("only root may mount a disk in memory")
+    assert fault.trial(tmp_path, 0) > 0
+
+
+def test_bad_inputs_are_answered_as_listed(tmp_path: Path) -> None:
+    assert len(BAD_INPUTS) >= 100
+    assert len({(bad.program, bad.what) for bad in BAD_INPUTS}) == len(BAD_INPUTS)
+    bad_inputs(tmp_path, 0, every=17)
+
+
+@pytest.mark.parametrize("kind", fuzz.KINDS)
+def test_damaged_file_gives_a_result_or_a_named_error(tmp_path: Path, kind: str) -> None:
+    assert fuzz.check(kind, tmp_path, examples=15) == 15
