@@ -97,6 +97,7 @@ def epoch_batches(
     processes: Processes,
     num_workers: int = 0,
     bad: BadImages | None = None,
+    pin_memory: bool = False,
 ) -> Generator[Batch, None, None]:
     """One process's batches of one pass, in an order that depends on seed and epoch alone.
 
@@ -107,24 +108,33 @@ def epoch_batches(
     order = torch.randperm(len(images), generator=generator_for(seed, "order", epoch))
     share = order[processes.rank :: processes.world_size][: len(images) // processes.world_size]
     batches = _Batches(images, share.tolist(), batch_size, refill=True)
-    return _read(batches, num_workers, bad or BadImages())
+    return _read(batches, num_workers, bad or BadImages(), pin_memory)
 
 
 def ordered_batches(
-    images: ImageSet, batch_size: int, num_workers: int = 0, bad: BadImages | None = None
+    images: ImageSet,
+    batch_size: int,
+    num_workers: int = 0,
+    bad: BadImages | None = None,
+    *,
+    pin_memory: bool = False,
 ) -> Generator[Batch, None, None]:
     """All images once, in their order, but for those that cannot be read.
 
     Raises what `BadImages` does, and DatasetError where no image can be read.
     """
     batches = _Batches(images, range(len(images)), batch_size, refill=False)
-    return _read(batches, num_workers, bad or BadImages())
+    return _read(batches, num_workers, bad or BadImages(), pin_memory)
 
 
-def _read(batches: "_Batches", num_workers: int, bad: BadImages) -> Generator[Batch, None, None]:
-    """The batches in their order."""
+def _read(
+    batches: "_Batches", num_workers: int, bad: BadImages, pin_memory: bool
+) -> Generator[Batch, None, None]:
+    """The batches in their order; pin_memory: in memory from which a GPU copies by itself."""
     empty, remedies = True, batches.images.remedies
-    with contextlib.closing(read_batches(batches, range(len(batches)), num_workers)) as read:
+    numbers = range(len(batches))
+    stream = read_batches(batches, numbers, num_workers, pin_memory=pin_memory)
+    with contextlib.closing(stream) as read:
         for batch, messages, error in read:
             bad.note(messages, remedies)
             if error is not None:

@@ -227,7 +227,7 @@ def evaluate_accuracy(
     network, base = encoder.network, encoder.views.base
     with evaluation_batches(encoder, images, bad) as batches:
         for batch in batches:
-            x = batch.images.to(encoder.device)
+            x = batch.images.to(encoder.device, non_blocking=True)
             marginal = mode == "test_marginalized_acc"
             outputs = class_logits_over_shifts(network, x, base) if marginal else network(x).linear
             logits.append(outputs.cpu())

@@ -255,7 +255,8 @@ def evaluation_batches(
 ) -> Iterator[Iterator[Batch]]:
     """Batches of a set, with the encoder in evaluation mode and without gradients meanwhile."""
     size, workers = encoder.views.batch_size, encoder.config.data.num_workers
-    stream = ordered_batches(images, size, workers, bad)
+    pins = encoder.device.type == "cuda"
+    stream = ordered_batches(images, size, workers, bad, pin_memory=pins)
     with torch.no_grad(), eval_mode(encoder.network), reading(stream) as batches:
         yield batches
 
@@ -270,7 +271,7 @@ def extract_features(encoder: TrainedEncoder, images: ImageSet, bad: BadImages) 
     parts: list[tuple[Tensor, Tensor]] = []
     with evaluation_batches(encoder, images, bad) as batches:
         for batch in batches:
-            x = batch.images.to(encoder.device)
+            x = batch.images.to(encoder.device, non_blocking=True)
             samples = draw_samples(views, batch.names, (x.shape[2], x.shape[3]))
             pair = image_features(encoder.network, x, views.base, views.n_shifts, samples)
             parts.append((pair[0].cpu(), pair[1].cpu()))

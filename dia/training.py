@@ -202,6 +202,7 @@ def train_batches(state: TrainState, stop: StopRequest) -> bool:
         processes=state.processes,
         num_workers=state.config.data.num_workers,
         bad=state.bad,
+        pin_memory=state.device.type == "cuda",
     )
     state.encoder.train()
     with reading(stream) as batches:
@@ -230,7 +231,9 @@ def training_step(state: TrainState, epoch: int, number: int, batch: Batch) -> d
     epoch: from 1   number: of the batch in it, from 0.
     """
     settings, encoder = state.config.contrastive, state.encoder
-    images, labels = batch.images.to(state.device), batch.labels.to(state.device)
+    images, labels = (
+        part.to(state.device, non_blocking=True) for part in (batch.images, batch.labels)
+    )
     n_shifts, n_views = effective_shift(settings).count, views_in(settings.mode)
 
     # Views, shifted and augmented.

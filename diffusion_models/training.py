@@ -194,9 +194,9 @@ def training_step(state: TrainState, batches: Iterator[Tensor]) -> float:
     # Accumulate gradients.
     state.optimizer.zero_grad()
     for part in range(settings.gradient_accumulate_every):
-        x0 = next(batches)
+        x0 = next(batches).to(state.device, non_blocking=True)
         mirrored, t, noise = draw_noise(state, part, x0.shape)
-        x0 = torch.where(mirrored[:, None, None, None], x0.flip(3), x0).to(state.device)
+        x0 = torch.where(mirrored.to(x0.device)[:, None, None, None], x0.flip(3), x0)
         loss = model.p_losses(2 * x0 - 1, t, noise)
         loss = loss / settings.gradient_accumulate_every
         loss.backward()
@@ -270,6 +270,7 @@ def endless_batches(state: TrainState) -> Generator[Tensor, None, None]:
             processes=state.processes,
             num_workers=config.data.num_workers,
             bad=state.bad,
+            pin_memory=state.device.type == "cuda",
         )
         for batch in itertools.islice(batches, skip, None):
             yield batch.images
