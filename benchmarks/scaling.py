@@ -211,8 +211,9 @@ def print_table(cost: Cost, config: PicardConfig, arguments: argparse.Namespace)
     size, n = tuple(arguments.size), arguments.scans
     n_windows = len(grid_of(config, size))
     print(f"\n{n} scans of {size[0]}x{size[1]}, {n_windows} windows each, by the model:\n")
-    print("| windows per second and GPU | " + " | ".join(f"{k} GPUs" for k in GPUS) + " |")
-    print("|---" * (len(GPUS) + 1) + "|")
+    heads = ["windows per second and GPU", *(f"{k} GPU{'s' * (k > 1)}" for k in GPUS)]
+    print(f"| {' | '.join(heads)} |")
+    print("|---" * len(heads) + "|")
     for rate in arguments.gpu_rates:
         fast = replace(cost, window=1 / rate)
         hours = [fast.seconds(n, n_windows, k) / 3600 for k in GPUS]
