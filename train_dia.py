@@ -8,7 +8,13 @@ if __name__ == "__main__":  # not in reading processes, which import this file u
 import argparse
 import sys
 
-from common.cli import add_common_arguments, add_flags, load_from_arguments, run_script
+from common.cli import (
+    PROFILE_HELP,
+    add_common_arguments,
+    add_flags,
+    load_from_arguments,
+    run_script,
+)
 from common.config import config_to_yaml
 from dia.macs import describe_macs
 from dia.settings import DiaConfig
@@ -22,6 +28,7 @@ def parse_arguments() -> argparse.Namespace:
         action="store_true",
         help="print the multiply-accumulate operations of one image and stop",
     )
+    parser.add_argument("--profile", action="store_true", help=PROFILE_HELP)
     add_common_arguments(parser, DiaConfig)
     add_flags(parser, DiaConfig)
     return parser.parse_args()
@@ -36,7 +43,7 @@ def main() -> int:
     if arguments.print_macs:
         print(describe_macs(config))
         return 0
-    trained = train(config, command=sys.argv)
+    trained = train(config, command=sys.argv, profile=arguments.profile)
     print(f"Checkpoints of epoch {trained.epoch} and before are in {trained.folder}")
     for name, value in trained.best.items():
         print(f"best_{name}.model: {value:.4f} (chosen by: {config.contrastive.select_by})")

@@ -44,6 +44,7 @@ from common.files import NO_ROOM, free_space
 LOG = logging.getLogger(__name__)
 Settings = TypeVar("Settings")
 WIDTH = 100
+PROFILE_HELP = "write a profile of 20 steps, profile.json.gz, to the run's folder"
 COMMON_FLAGS = {"device": "auto, cpu, cuda, cuda:1 or mps", "seed": "seed of everything random"}
 REMEDIES = {
     errno.EEXIST: "A file of that name is where a folder is needed. Name another, or move it away.",

@@ -109,11 +109,17 @@ def require_memory(n_bytes: int, what: str, device: torch.device, remedy: str) -
 
 def supports_bf16(device: torch.device) -> bool:
     """Whether the device's hardware has bfloat16 products; emulated ones are slower than fp32."""
+    return supports_half(torch.bfloat16, device)
+
+
+def supports_half(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the device's hardware has products of bfloat16, or of float16."""
+    name = {torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return name == "fp16" or torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):  # torch 2.10
         features = torch.cpu.get_capabilities()
-        return bool(features.get("amx_bf16") or features.get("avx512_bf16"))
+        return bool(features.get(f"amx_{name}") or features.get(f"avx512_{name}"))
     return False
 
 

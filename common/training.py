@@ -3,12 +3,15 @@
 import contextlib
 import logging
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.amp import GradScaler
+from torch.profiler import ProfilerActivity, profile, schedule
 
 from common.checkpoint import CheckpointError, non_finite, require_mapping
 from common.claims import claim, holder_of, is_own
@@ -21,11 +24,15 @@ from common.runtime import (
     joined_processes,
     resolve_device,
     seed_everything,
+    supports_half,
     tf32_products,
 )
 
 LOG = logging.getLogger(__name__)
 LOCK_NAME = "writer.lock"
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+PROFILE_NAME = "profile.json.gz"
+PROFILED_STEPS = 20
 OWN_SETTINGS = "Give the settings it was made with, or start a new run in another folder."
 
 
@@ -33,11 +40,88 @@ class TrainingError(UserError):
     """A training that cannot go on: a loss is not finite, or the network collapsed."""
 
 
+def autocast_to(precision: str, device: torch.device) -> torch.autocast:
+    """A context in which networks compute in 16 bits, where train.precision is bf16 or fp16."""
+    half = HALF.get(precision, torch.bfloat16)
+    return torch.autocast(device.type, half, enabled=precision in HALF)
+
+
+def gradient_scaler(precision: str, device: torch.device) -> GradScaler:
+    """Keeps small gradients from vanishing in fp16; with every other precision it does nothing.
+
+    Also says where 16 bits are slower than fp32, since the device has no such products.
+    """
+    if precision in HALF and not supports_half(HALF[precision], device):
+        LOG.warning(
+            "precision %s: %s has no such products and emulates them, which is slower than fp32.",
+            precision,
+            "this processor" if device.type == "cpu" else device,
+        )
+    return GradScaler(device.type, enabled=precision == "fp16")
+
+
+def scaler_state(scaler: GradScaler) -> dict[str, Any]:
+    """The entry of a checkpoint that a resumed run in fp16 needs; none with other precisions."""
+    return {"scaler": scaler.state_dict()} if scaler.is_enabled() else {}
+
+
+def restore_scaler(scaler: GradScaler, saved: Mapping[str, Any], source: str) -> None:
+    """Takes what scaler_state gave; CheckpointError where it is something else.
+
+    Where there is none, of a run of another precision, the scale starts anew.
+    """
+    if not scaler.is_enabled() or "scaler" not in saved:
+        return
+    entries = require_mapping(saved["scaler"], f"{source}: scaler", tuple(scaler.state_dict()))
+    if not all(type(entries[name]) in (int, float) for name in scaler.state_dict()):
+        raise CheckpointError(
+            f"{source}: the scale of the gradients is not one. Go on from another step."
+        )
+    scaler.load_state_dict(dict(entries))
+
+
+def scale_of(scaler: GradScaler) -> dict[str, float]:
+    """For the log: what gradients are multiplied by in fp16; halved where a step was left out."""
+    return {"loss_scale": scaler.get_scale()} if scaler.is_enabled() else {}
+
+
+@contextlib.contextmanager
+def profiling(folder: Path | None, device: torch.device) -> Iterator[Callable[[], None]]:
+    """A function to call after every step, which writes profile.json.gz of 20 steps to a folder.
+
+    The first two are left out. One line says where it is and what took longest. None: does nothing.
+    """
+    if folder is None:
+        yield lambda: None
+        return
+    activities = [ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    plan = schedule(wait=1, warmup=1, active=PROFILED_STEPS, repeat=1)
+    written: list[Path] = []
+
+    def write(profiler: profile) -> None:
+        path, unfinished = folder / PROFILE_NAME, folder / f"unfinished_{PROFILE_NAME}"
+        profiler.export_chrome_trace(str(unfinished))
+        written.append(unfinished.replace(path))
+        times = Counter()
+        for event in profiler.key_averages():
+            times[event.key] += event.self_cpu_time_total + event.self_device_time_total
+        total = max(times.total(), 1)
+        longest = ", ".join(f"{name} {time / total:.0%}" for name, time in times.most_common(5))
+        LOG.info("Profile (open it at https://ui.perfetto.dev): %s. Longest: %s", path, longest)
+
+    with profile(activities=activities, schedule=plan, on_trace_ready=write) as profiler:
+        yield profiler.step
+    if not written:
+        LOG.warning("No profile: it begins with the third step, and the run had fewer.")
+
+
 @contextlib.contextmanager
 def joined_training(config: Any) -> Iterator[tuple[torch.device, Processes]]:
     """Where a training runs: its device, and this process among those that train together.
 
-    config: settings with `device`, `seed` and `precision` (fp32 or tf32), which hold meanwhile, and
+    config: settings with `device`, `seed` and `precision`, of which tf32 holds meanwhile, and
     `peer_timeout`.
     """
     device = resolve_device(config.device)

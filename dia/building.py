@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from common.checkpoint import content_hash
@@ -14,6 +15,7 @@ from common.config_types import require
 from common.image_batches import BadImages, batches_per_epoch
 from common.image_sets import ImageSet, set_identity
 from common.runtime import Processes, require_memory
+from common.training import gradient_scaler
 from dia.data import EvaluationSets, training_sets
 from dia.encoders import Encoder, build_encoder, encoder_weights, layout_for, load_weights
 from dia.optim import Lars
@@ -71,6 +73,8 @@ class TrainState:
     optimizer: Optimizer
     probe: Optimizer
     """Of the encoder's linear head alone."""
+    scaler: GradScaler
+    """Of the gradients, in fp16."""
     batches: int
     """Of this process in one pass over the images."""
     bad: BadImages
@@ -122,6 +126,8 @@ def initial_state(config: DiaConfig, device: torch.device, processes: Processes)
     settings = config.contrastive
     images, selection_sets = training_sets(config)
     encoder = initial_encoder(settings, len(images.classes), device, processes)
+    if config.compile:
+        encoder.compile()
     negatives = build_negatives(config, device)
     model_hash = None
     if negatives.dissolve is not None:
@@ -140,6 +146,7 @@ def initial_state(config: DiaConfig, device: torch.device, processes: Processes)
         encoder=encoder,
         optimizer=kind(parameters, lr=settings.lr_init, momentum=MOMENTUM, weight_decay=decay),
         probe=torch.optim.Adam(probed, lr=PROBE_RATE, weight_decay=decay),
+        scaler=gradient_scaler(config.precision, device),
         batches=batches_per_epoch(len(images), settings.batch_size, processes),
         bad=BadImages(config.data.on_bad_image),
     )

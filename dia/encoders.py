@@ -19,6 +19,7 @@ from common.checkpoint import (
     require_finite_weights,
     require_state_dict,
 )
+from common.runtime import upcast_to_fp32
 from dia.settings import EncoderName
 
 ENCODER_NAMES: tuple[str, ...] = get_args(EncoderName)
@@ -45,6 +46,10 @@ class Heads(NamedTuple):
     """(B, d), simsiam models only."""
     predictor: Tensor | None = None
     """(B, d), simsiam models only."""
+
+    def in_fp32(self) -> "Heads":
+        """The same outputs as float32, or as they are where that is wider."""
+        return Heads(*(None if head is None else upcast_to_fp32(head) for head in self))
 
 
 class Encoder(nn.Module):

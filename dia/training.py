@@ -9,13 +9,14 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from common.checkpoint import (
@@ -44,14 +45,19 @@ from common.runtime import (
 )
 from common.training import (
     OWN_SETTINGS,
+    autocast_to,
     check_resumed,
     joined_training,
     open_run,
+    profiling,
     refuse_to_overwrite,
     require_finite,
     require_finite_training,
     require_still_sole_writer,
+    restore_scaler,
     saved_progress,
+    scale_of,
+    scaler_state,
     sole_writer,
 )
 from dia.augment import augment, random_augmentation
@@ -67,6 +73,7 @@ from dia.views import beta_parameters, draw_views, make_views, shift_labels, vie
 LOG = logging.getLogger(__name__)
 STATE_NAME, PREVIOUS_NAME = "state.pt", "state.previous.pt"
 """Of the last save, and of the one before it."""
+UNSCALED = GradScaler(enabled=False)
 SELECTION_CROP = (0.54, 1.0)
 """Crop areas of the evaluations during training, as published."""
 LOWER_RATE = "Start a new run with a lower --lr_init, or with the other --optimizer."
@@ -76,7 +83,7 @@ MAY_CHANGE = (
     *("data.data_root", "contrastive.run_dir", "contrastive.resume_path", "contrastive.suffix"),
     *("contrastive.load_path", "contrastive.no_strict", "contrastive.diffusion_model_path"),
     # What computes, and how fast.
-    *("device", "data.num_workers", "contrastive.local_rank", "peer_timeout"),
+    *("device", "data.num_workers", "contrastive.local_rank", "peer_timeout", "compile"),
     # What is written or said, and how images are scored.
     *("contrastive.save_step", "contrastive.eval_step", "contrastive.error_step"),
     *("data.on_bad_image", "evaluation."),
@@ -97,10 +104,11 @@ class TrainResult(NamedTuple):
     """128 + the signal's number where one ended the run early, else 0."""
 
 
-def train(config: DiaConfig, *, command: Sequence[str] = ()) -> TrainResult:
+def train(config: DiaConfig, *, command: Sequence[str] = (), profile: bool = False) -> TrainResult:
     """Trains for `epochs`, from scratch, from load_path's weights, or on from resume_path.
 
-    SIGINT and SIGTERM end the run with the batch at hand, saved.
+    profile: writes a profile of 20 steps to the folder. SIGINT and SIGTERM end the run with the
+    batch at hand, saved.
     """
     folder, resumes = run_folder(config), config.contrastive.resume_path is not None
     with (
@@ -130,8 +138,9 @@ def train(config: DiaConfig, *, command: Sequence[str] = ()) -> TrainResult:
             command=command,
             resume_step=state.step,
         )
-        with record as log, StopRequest() as stop:
-            train_epochs(state, folder, log, stop)
+        profiled = profiling(folder if profile and processes.is_main else None, device)
+        with record as log, StopRequest() as stop, profiled as on_step_end:
+            train_epochs(state, folder, log, stop, on_step_end)
         if state.bad.found:
             LOG.warning("%d images could not be read.", len(state.bad.found))
         return TrainResult(folder, state.epoch, state.best, stop.exit_status)
@@ -152,7 +161,13 @@ def run_folder(config: DiaConfig) -> Path:
     return REPOSITORY / "logs" / "_".join(parts)
 
 
-def train_epochs(state: TrainState, folder: Path, log: RunLog | None, stop: StopRequest) -> None:
+def train_epochs(
+    state: TrainState,
+    folder: Path,
+    log: RunLog | None,
+    stop: StopRequest,
+    on_step_end: Callable[[], None],
+) -> None:
     """Trains the epochs that are left; log is None in all processes but the main one."""
     settings = state.config.contrastive
     unselected = state.selection_sets is not None and state.selected < state.epoch
@@ -162,7 +177,7 @@ def train_epochs(state: TrainState, folder: Path, log: RunLog | None, stop: Stop
     ended = False
     while state.epoch < settings.epochs and not ended:
         started, earlier = time.perf_counter(), state.batch
-        ended = train_batches(state, stop)
+        ended = train_batches(state, stop, on_step_end)
         if ended:
             if log is not None:
                 save(state, folder)
@@ -188,7 +203,7 @@ def train_epochs(state: TrainState, folder: Path, log: RunLog | None, stop: Stop
         LOG.warning("Saved epoch %d%s. Go on with --resume_path %s", state.epoch, further, folder)
 
 
-def train_batches(state: TrainState, stop: StopRequest) -> bool:
+def train_batches(state: TrainState, stop: StopRequest, on_step_end: Callable[[], None]) -> bool:
     """The batches that are left of the epoch at hand; whether a stop was asked for before its end.
 
     Losses are added to state.sums.
@@ -209,6 +224,7 @@ def train_batches(state: TrainState, stop: StopRequest) -> bool:
         left = itertools.islice(batches, first, None)
         for number, batch in zip(range(first, state.steps_per_epoch), left, strict=False):
             losses = training_step(state, epoch, number, batch)
+            on_step_end()
             require_finite(state.step + number + 1, losses, LOWER_RATE)
             state.sums.update(losses)
             state.batch = number + 1
@@ -236,16 +252,17 @@ def training_step(state: TrainState, epoch: int, number: int, batch: Batch) -> d
     )
     n_shifts, n_views = effective_shift(settings).count, views_in(settings.mode)
 
-    # Views, shifted and augmented.
-    rows = augmented_views(state, epoch, number, images)  # (V·K·B, C, H, W)
+    with autocast_to(state.config.precision, state.device):
+        # Views, shifted and augmented.
+        rows = augmented_views(state, epoch, number, images)  # (V·K·B, C, H, W)
 
-    # Losses of the encoder.
-    heads = encoder(rows, *heads_for(settings, encoder.simsiam))
+        # Losses of the encoder.
+        heads = encoder(rows, *heads_for(settings, encoder.simsiam)).in_fp32()
     truth = shift_labels(len(images), n_shifts, n_views, state.device)
     losses = contrastive_losses(heads, truth, settings)
 
     # Update of the encoder, and the learning rate of its next one.
-    optimise(losses.total, state.optimizer, state.processes)
+    optimise(losses.total, state.optimizer, state.processes, state.scaler)
     done = epoch - 1 + number / state.batches  # counts batches that max_batches leaves out, too
     rate = learning_rate(
         done,
@@ -260,13 +277,14 @@ def training_step(state: TrainState, epoch: int, number: int, batch: Batch) -> d
 
     # Update of the linear probe.
     probed = probe_loss(encoder.linear, heads.penultimate, labels, n_shifts)
-    optimise(probed, state.probe, state.processes)
+    optimise(probed, state.probe, state.processes, state.scaler)
+    state.scaler.update()
 
     terms = {"loss": losses.total, "loss_sim": losses.sim, "loss_shift": losses.shift}
     terms |= {"loss_simsiam": losses.simsiam, "loss_linear": probed}
     values = torch.stack([term.detach() for term in terms.values()])
     means = average_values(values, state.processes).tolist()  # one transfer
-    return dict(zip(terms, means, strict=True))
+    return dict(zip(terms, means, strict=True)) | scale_of(state.scaler)
 
 
 def augmented_views(state: TrainState, epoch: int, number: int, images: Tensor) -> Tensor:
@@ -292,13 +310,15 @@ def augmented_views(state: TrainState, epoch: int, number: int, images: Tensor) 
     return augment(views, drawn.of_rows(blocks, rows))
 
 
-def optimise(loss: Tensor, optimizer: Optimizer, processes: Processes) -> None:
+def optimise(
+    loss: Tensor, optimizer: Optimizer, processes: Processes, scaler: GradScaler = UNSCALED
+) -> None:
     """One optimiser step down the gradient of a scalar loss, averaged over the processes."""
     optimizer.zero_grad()
-    loss.backward()
+    scaler.scale(loss).backward()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     average_gradients(parameters, processes)
-    optimizer.step()
+    scaler.step(optimizer)
 
 
 def select_best(state: TrainState, folder: Path, log: RunLog, train_loss: float = math.inf) -> None:
@@ -358,6 +378,7 @@ def save(state: TrainState, folder: Path) -> None:
         "model": model,
         "optim": optimiser,
         "probe": state.probe.state_dict(),
+        **scaler_state(state.scaler),
         "data": state.data,
         "config": config_to_dict(state.config),
     }
@@ -424,6 +445,7 @@ def restore(state: TrainState, folder: Path) -> None:
     for name, optimizer in (("optim", state.optimizer), ("probe", state.probe)):
         has_stepped = state.epoch > 0 or state.batch > 0
         load_optimiser(optimizer, saved[name], f"{folder}: {name}", has_stepped=has_stepped)
+    restore_scaler(state.scaler, saved, str(folder))
 
 
 def restore_place(state: TrainState, saved: Mapping[str, Any], source: str) -> None:

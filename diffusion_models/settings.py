@@ -187,8 +187,11 @@ class DdpmConfig:
     """auto, cpu, cuda, cuda:1 or mps."""
     seed: kind.Seed = 0
     """Seed of weights, order, noise and steps."""
-    precision: Literal["fp32", "tf32"] = "fp32"
-    """tf32 lets a GPU round products, as torch by itself does in convolutions; fp32 does not."""
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    """tf32 lets a GPU round products, as torch by itself does in convolutions; fp32 does not. bf16,
+    fp16: trains in 16 bits (losses and weights stay fp32); all else then computes in fp32."""
+    compile: bool = False
+    """Compile the network for training: minutes at the start; CPUs need a C++ compiler."""
     peer_timeout: kind.PeerSeconds = kind.PEER_TIMEOUT
     """Seconds within which all processes of a training (torchrun) have to come."""
     data: DataConfig = field(default_factory=DataConfig)

@@ -11,7 +11,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, uninstalled
 
-from common.cli import add_common_arguments, add_flags, load_from_arguments, run_script
+from common.cli import (
+    PROFILE_HELP,
+    add_common_arguments,
+    add_flags,
+    load_from_arguments,
+    run_script,
+)
 from common.config import config_to_yaml
 from common.runtime import tf32_products
 from diffusion_models.pictures import draw_dissolved, draw_samples
@@ -26,6 +32,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mode", choices=("train", "eval", "sample"), required=True)
     parser.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with this run")
+    parser.add_argument("--profile", action="store_true", help=PROFILE_HELP)
     add_common_arguments(parser, DdpmConfig)
     add_flags(parser, DdpmConfig)
     return parser.parse_args()
@@ -38,7 +45,9 @@ def main() -> int:
         print(config_to_yaml(config), end="")
         return 0
     if arguments.mode == "train":
-        trained = train(config, command=sys.argv, resume=arguments.resume)
+        trained = train(
+            config, command=sys.argv, resume=arguments.resume, profile=arguments.profile
+        )
         print(f"Checkpoints up to step {trained.step} are in {trained.folder}")
         return trained.exit_status
     draw = draw_dissolved if arguments.mode == "eval" else draw_samples

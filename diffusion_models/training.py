@@ -7,7 +7,7 @@ run goes on exactly as the uninterrupted one would have.
 import itertools
 import logging
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from common.checkpoint import (
@@ -47,14 +48,20 @@ from common.runtime import (
     require_memory,
 )
 from common.training import (
+    autocast_to,
     check_resumed,
+    gradient_scaler,
     joined_training,
     open_run,
+    profiling,
     refuse_to_overwrite,
     require_finite,
     require_finite_training,
     require_still_sole_writer,
+    restore_scaler,
     saved_progress,
+    scale_of,
+    scaler_state,
     sole_writer,
 )
 from diffusion_models.diffusion import GaussianDiffusion, gaussian_noise
@@ -82,7 +89,7 @@ MAY_CHANGE = (
     # Where things lie, and what the first step began with; images are known by their contents.
     *("data.data_root", "diffusion.output_dir", "diffusion.state_dict_path"),
     # What computes, and how fast.
-    *("device", "data.num_workers", "peer_timeout"),
+    *("device", "data.num_workers", "peer_timeout", "compile"),
     # What is written, drawn or said; data.resize_to is train_dia.py's and eval.py's alone.
     *("diffusion.save_every", "diffusion.log_every", "diffusion.sampling_timesteps"),
     *("diffusion.num_samples", "diffusion.steps", "diffusion.strip_steps", "diffusion.strip_range"),
@@ -116,16 +123,23 @@ class TrainState:
     average: GaussianDiffusion
     """Exponential moving average (EMA) of the model's weights."""
     optimizer: torch.optim.Adam
+    scaler: GradScaler
+    """Of the gradients, in fp16."""
     step: int = 0
     """Steps made."""
 
 
 def train(
-    config: DdpmConfig, *, command: Sequence[str] = (), resume: Path | None = None
+    config: DdpmConfig,
+    *,
+    command: Sequence[str] = (),
+    resume: Path | None = None,
+    profile: bool = False,
 ) -> TrainResult:
     """Trains until train_num_steps, from scratch or from the newest checkpoint of a run folder.
 
-    SIGINT and SIGTERM end the run with the step at hand, saved.
+    profile: writes a profile of 20 steps to the folder. SIGINT and SIGTERM end the run with the
+    step at hand, saved.
     """
     total, folder = config.diffusion.train_num_steps, resume or new_folder(config)
     with (
@@ -157,25 +171,34 @@ def train(
             command=command,
             resume_step=state.step,
         )
-        with record as log, StopRequest() as stop:
-            train_steps(state, folder, log, stop)
+        profiled = profiling(folder if profile and processes.is_main else None, device)
+        with record as log, StopRequest() as stop, profiled as on_step_end:
+            train_steps(state, folder, log, stop, on_step_end)
         if state.bad.found:
             LOG.warning("%d images could not be read.", len(state.bad.found))
         return TrainResult(folder, state.step, stop.exit_status)
 
 
-def train_steps(state: TrainState, folder: Path, log: RunLog | None, stop: StopRequest) -> None:
+def train_steps(
+    state: TrainState,
+    folder: Path,
+    log: RunLog | None,
+    stop: StopRequest,
+    on_step_end: Callable[[], None],
+) -> None:
     """Trains the steps that are left; log is None in all processes but the main one."""
     settings, started, stopping = state.config.diffusion, time.perf_counter(), False
     with reading(endless_batches(state)) as batches:
         while state.step < settings.train_num_steps and not stopping:
             loss = training_step(state, batches)
+            on_step_end()
             require_finite(state.step, {"loss": loss}, LOWER_RATE)
             stopping = any_asked_to_stop(stop, state.processes, state.device)
             last = stopping or state.step == settings.train_num_steps
             if log is not None and (state.step % settings.log_every == 0 or last):
                 seconds = time.perf_counter() - started
-                log.scalars(state.step, {"train/loss": loss, "train/seconds": seconds})
+                values = {"loss": loss, "seconds": seconds, **scale_of(state.scaler)}
+                log.scalars(state.step, {f"train/{name}": value for name, value in values.items()})
             if log is not None and (state.step % settings.save_every == 0 or last):
                 require_still_sole_writer(folder)
                 save(state, folder / f"model-{-(-state.step // settings.save_every)}.pt")
@@ -197,14 +220,17 @@ def training_step(state: TrainState, batches: Iterator[Tensor]) -> float:
         x0 = next(batches).to(state.device, non_blocking=True)
         mirrored, t, noise = draw_noise(state, part, x0.shape)
         x0 = torch.where(mirrored.to(x0.device)[:, None, None, None], x0.flip(3), x0)
-        loss = model.p_losses(2 * x0 - 1, t, noise)
+        with autocast_to(state.config.precision, state.device):
+            loss = model.p_losses(2 * x0 - 1, t, noise)
         loss = loss / settings.gradient_accumulate_every
-        loss.backward()
+        state.scaler.scale(loss).backward()
         total = total + loss.detach()
     # Update weights.
     average_gradients(list(model.parameters()), state.processes)
+    state.scaler.unscale_(state.optimizer)
     torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
-    state.optimizer.step()
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
     state.step += 1
     # Update EMA.
     if state.step % settings.ema_update_every == 0:
@@ -316,6 +342,9 @@ def initial_state(config: DdpmConfig, device: torch.device, processes: Processes
     unet = Unet(settings.dim, settings.dim_mults, dilation=settings.dilation_factor)
     model = GaussianDiffusion(unet, steps=settings.timesteps, schedule=settings.beta_schedule)
     model = model.to(device)
+    average = deepcopy(model).requires_grad_(False)
+    if config.compile:
+        unet.compile()
     return TrainState(
         config,
         device,
@@ -324,10 +353,11 @@ def initial_state(config: DdpmConfig, device: torch.device, processes: Processes
         bad=BadImages(config.data.on_bad_image),
         identity=set_identity(images),
         model=model,
-        average=deepcopy(model).requires_grad_(False),
+        average=average,
         optimizer=torch.optim.Adam(
             model.parameters(), lr=settings.train_lr, betas=settings.adam_betas
         ),
+        scaler=gradient_scaler(config.precision, device),
     )
 
 
@@ -341,6 +371,7 @@ def save(state: TrainState, path: Path) -> None:
         "model": weights,
         "ema": {EMA_PREFIX + name: tensor for name, tensor in state.average.state_dict().items()},
         "opt": state.optimizer.state_dict(),
+        **scaler_state(state.scaler),
         "dilation": settings.dilation_factor,
         "image_size": settings.side,
         "images": state.identity,
@@ -376,6 +407,7 @@ def restore(state: TrainState, path: Path, saved: Mapping[str, Any]) -> None:
     load_weights(state, saved, source)
     load_module(state.average, checkpoint_weights(saved, "ema", source), f"{source}: ema")
     load_optimiser(state.optimizer, saved["opt"], f"{source}: opt", has_stepped=state.step > 0)
+    restore_scaler(state.scaler, saved, source)
 
 
 def new_folder(config: DdpmConfig) -> Path:

@@ -54,20 +54,23 @@ def crop_batches(
     rank: int = 0,
     world_size: int = 1,
     pin_memory: bool = False,
+    parts: int = 1,
 ) -> Generator[Tensor, None, None]:
     """Yields batches start_step, start_step + 1, ..., n_steps - 1; (B, C, h, w) in [-1, 1].
 
     Batch s holds the crops s * batch_size ... (s + 1) * batch_size - 1; of several processes each
     gets its equal, contiguous share, so B = batch_size / world_size.
+    parts: number of equal parts that each share has to have.
     num_workers: processes that read ahead; 0 reads in this one. Use it in `with reading(…)`, which
     ends them. PyTorch's global random generator is left as it is. Raises RuntimeSetupError where
     the batch cannot be shared out, ImageError as NormalCrops does.
     """
-    share, rest = divmod(batch_size, world_size)
-    if rest or share == 0:
+    share, multiple = batch_size // world_size, world_size * parts
+    if batch_size % multiple:
+        each = f", each in {parts} parts (train.accumulate)" if parts > 1 else ""
         raise RuntimeSetupError(
-            f"train.batch_size {batch_size} cannot be shared by {world_size} processes; make it a "
-            f"multiple of {world_size}, for example {max(share, 1) * world_size}"
+            f"train.batch_size {batch_size} cannot be shared by {world_size} processes{each}; make "
+            f"it a multiple of {multiple}, for example {max(batch_size // multiple, 1) * multiple}"
         )
     numbered = _Batches(crops, batch_size, rank * share, share)
     stream = read_batches(numbered, range(start_step, n_steps), num_workers, pin_memory=pin_memory)

@@ -169,15 +169,21 @@ class TrainConfig:
     on_bad_image: Literal["skip", "error"] = "skip"
     """An unreadable or all-black training image is skipped and counted, or stops the run."""
     cache_mb: Annotated[int, kind.AtLeast(0, 10**8)] = 0
-    """Memory for decoded training images in MiB, in each worker; 0 reads files at each use."""
+    """Memory for decoded training images in MiB, in each worker, and half the machine's in all; 0
+    reads files at each use."""
     select_crops: Annotated[int, kind.AtLeast(0, 2**16)] = 64
     """Fixed training crops on which every checkpoint's completion error is measured; 0 = none."""
     channels_last: bool = False
     """NHWC tensors: faster on CPU and tensor cores, same arithmetic."""
-    precision: Literal["fp32", "tf32", "bf16", "auto"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16", "fp16", "auto"] = "fp32"
     """fp32 rounds nothing; tf32 lets a GPU round products, as torch by itself does in convolutions;
-    bf16: the generator's passes in bfloat16 (critics, losses and weights stay fp32); auto: bf16
-    where the hardware multiplies it, else fp32."""
+    bf16, fp16: the generator's passes in 16 bits (critics, losses, gradient penalty and weights
+    stay fp32; in fp16 the generator's gradients are scaled); auto: bf16 where the hardware
+    multiplies it, else fp32."""
+    accumulate: kind.Steps = 1
+    """Parts in which a batch is worked through one by one: less memory, same gradients."""
+    compile: bool = False
+    """Compile the generator with torch.compile: minutes at the start; CPUs need a C++ compiler."""
 
     def __post_init__(self) -> None:
         check_fields(self, "train")
@@ -192,6 +198,9 @@ class TrainConfig:
             require(shrinks, "train.max_delta_shape", self.max_delta_shape, expected)
         expected = "must be hole (the published code names mosaic but does not implement it)"
         require(self.mask_type == "hole", "train.mask_type", self.mask_type, expected)
+        whole = self.batch_size % self.accumulate == 0
+        expected = f"must divide train.batch_size, {self.batch_size}"
+        require(whole, "train.accumulate", self.accumulate, expected)
         if self.n_steps is not None:
             fits = self.warmup_steps <= max(self.n_steps, SHIPPED_WARMUP)
             expected = f"must not be more than the run, train.n_steps = {self.n_steps}"

@@ -34,7 +34,13 @@ from common.checkpoint import (
 from common.config import config_to_dict, resolve_path
 from common.run_log import LOG_NAME, read_log
 from common.runtime import eval_mode, random_state, restore_random_state
-from common.training import check_resumed, flat, require_finite_training
+from common.training import (
+    check_resumed,
+    flat,
+    require_finite_training,
+    restore_scaler,
+    scaler_state,
+)
 from inpainter.networks import Networks
 from inpainter.networks.generator import Generator
 from inpainter.networks.loading import critic_weights, generator_weights
@@ -63,7 +69,7 @@ WHERE = (
 """Where things lie; that the images are the same is seen from their contents."""
 MACHINE = (
     *("cuda", "gpu_ids", "device", "num_workers", "peer_timeout"),
-    *("train.channels_last", "train.cache_mb"),
+    *("train.channels_last", "train.cache_mb", "train.accumulate", "train.compile"),
 )
 """What computes, and how fast."""
 HOW_LONG = ("train.n_steps", "train.n_epochs")
@@ -143,6 +149,7 @@ def save_snapshot(folder: Path, progress: Progress, trained: TrainState) -> None
         "optimizer_gen": optimisers.gen.state_dict(),
         "optimizer_dis": optimisers.dis.state_dict(),
         "random": random_state(),
+        **scaler_state(trained.scaler),
         "config": config_to_dict(trained.config),
         "images": dict(trained.images),
         "weights": _hashes(generator, critics),
@@ -216,6 +223,7 @@ def _restore(
         load_optimiser(optimiser, value, source, has_stepped=has_stepped[name])
         for group in optimiser.param_groups:
             group["betas"] = (train.beta1, train.beta2)  # a new run may have others
+    restore_scaler(trained.scaler, state, str(path))
     restore_random_state(state["random"], str(path))
     return Progress(step, *_log_state(state, path))
 

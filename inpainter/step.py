@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Adam
 
 from common.runtime import Processes, average_gradients, average_values, generator_for
-from common.training import require_finite
+from common.training import autocast_to, require_finite, scale_of
 from inpainter.masks import crop_boxes, discount_weights, random_boxes, shrunken_masks
 from inpainter.networks import Networks
 from inpainter.networks.critic import Critic, to_channels
@@ -32,6 +33,7 @@ from inpainter.networks.generator import Completion, Generator
 from inpainter.settings import PicardConfig, TrainConfig
 
 ALONE = Processes()
+UNSCALED = GradScaler(enabled=False)
 LOWER_RATE = (
     "Go on from the last checkpoint with a lower train.lr (train.resume: FOLDER in a new run), or "
     "set train.warmup_steps and train.grad_clip_norm."
@@ -58,6 +60,8 @@ class TrainState:
     """Length of the whole run."""
     images: Mapping[str, Any]
     """Identity of the training images, by which a resumed run knows them again."""
+    scaler: GradScaler = UNSCALED
+    """Of the generator's gradients, in fp16."""
 
 
 class StepInputs(NamedTuple):
@@ -103,8 +107,9 @@ class StepResult(NamedTuple):
     rate: float
     """Learning rate."""
     inputs: StepInputs
+    """Of the last part, where the batch was worked through in several."""
     composite: Tensor
-    """(N, C, H, W): the crops with their holes completed."""
+    """(N, C, H, W): its crops with their holes completed."""
 
 
 def training_step(state: TrainState, step: int, real: Tensor) -> StepResult:
@@ -120,22 +125,52 @@ def training_step(state: TrainState, step: int, real: Tensor) -> StepResult:
         for group in optimiser.param_groups:
             group["lr"] = rate
 
-    # Inputs: crops, holes, points of the gradient penalty, dropout.
-    layout = torch.channels_last if train.channels_last else torch.contiguous_format
-    real = real.to(state.device, non_blocking=True).contiguous(memory_format=layout)
-    inputs = draw_inputs(config, networks.generator, step, real, state.processes)
-
-    # Losses. Published iterations count from 1: the generator is updated at n_critic, 2 n_critic, …
+    # Gradients, part by part. Published iterations count from 1: the generator is updated at
+    # n_critic, 2 n_critic, …
     with_generator = not train.critic or (step + 1) % train.n_critic == 0
-    losses = step_losses(networks, inputs, config, with_generator=with_generator)
-    named = losses.named()
-    values = average_values(torch.stack([v.detach() for v in named.values()]), state.processes)
-    terms = dict(zip(named, values.tolist(), strict=True))  # one transfer
-    require_finite(step + 1, terms, LOWER_RATE)
+    for optimiser in state.optimisers:
+        optimiser.zero_grad()
+    sums: dict[str, Tensor] = {}
+    parts = real.to(state.device, non_blocking=True).chunk(train.accumulate)
+    for number, crops in enumerate(parts):
+        inputs, losses = part_losses(state, step, number, crops, with_generator)
+        add_gradients(networks, losses, config, 1 / len(parts))
+        for name, value in losses.named().items():
+            sums[name] = sums.get(name, 0) + value.detach() / len(parts)
 
     # New weights.
-    update(networks, state.optimisers, losses, config, state.processes)
-    return StepResult(terms, rate, inputs, losses.composite.detach())
+    values = average_values(torch.stack(list(sums.values())), state.processes)
+    terms = dict(zip(sums, values.tolist(), strict=True))  # one transfer
+    require_finite(step + 1, terms, LOWER_RATE)
+    take_step(
+        networks,
+        state.optimisers,
+        train,
+        with_generator=with_generator,
+        processes=state.processes,
+        scaler=state.scaler,
+    )
+    return StepResult(terms | scale_of(state.scaler), rate, inputs, losses.composite.detach())
+
+
+def part_losses(
+    state: TrainState, step: int, number: int, crops: Tensor, with_generator: bool
+) -> tuple[StepInputs, StepLosses]:
+    """Inputs and losses of one of the parts in which this process works through its share.
+
+    number: of the part, from 0. crops: (n, C, H, W) in [-1, 1].
+    """
+    config, train, processes = state.config, state.config.train, state.processes
+    layout = torch.channels_last if train.channels_last else torch.contiguous_format
+    # shares are contiguous, so a part's rows are those of one of more, smaller processes
+    rank = processes.rank * train.accumulate + number
+    share = Processes(rank, processes.world_size * train.accumulate)
+    crops = crops.contiguous(memory_format=layout)
+    inputs = draw_inputs(config, state.networks.generator, step, crops, share)
+    losses = step_losses(
+        state.networks, inputs, config, with_generator=with_generator, scaler=state.scaler
+    )
+    return inputs, losses
 
 
 def build_optimisers(networks: Networks, train: TrainConfig) -> Optimisers:
@@ -211,18 +246,26 @@ def draw_dropout(
 
 
 def step_losses(
-    networks: Networks, inputs: StepInputs, config: PicardConfig, *, with_generator: bool
+    networks: Networks,
+    inputs: StepInputs,
+    config: PicardConfig,
+    *,
+    with_generator: bool,
+    scaler: GradScaler = UNSCALED,
 ) -> StepLosses:
     """Every term of the objective for one batch, differentiable.
 
     with_generator: also the generator's terms; false leaves the generator without gradient.
+    scaler: of the gradients that go into the generator; the losses and critics are not scaled.
     """
     known = inputs.real * (1 - inputs.mask)
-    half = config.train.precision == "bf16"
-    autocast = torch.autocast(inputs.real.device.type, torch.bfloat16, enabled=half)
+    autocast = autocast_to(config.train.precision, inputs.real.device)
     with torch.set_grad_enabled(with_generator), autocast:
         completion = networks.generator(known, inputs.mask, inputs.drop, inputs.attention_mask)
     completion = completion.in_fp32()
+    if with_generator and scaler.is_enabled():
+        for image in set(completion):
+            image.register_hook(scaler.scale)
     composite = completion.fine * inputs.mask + known
     terms: dict[str, Tensor] = {}
     d = g = None
@@ -310,33 +353,39 @@ def adversarial_term(
     return -local - config.global_wgan_loss_alpha * networks.global_critic(fake).mean()
 
 
-def update(
+def add_gradients(
+    networks: Networks, losses: StepLosses, config: PicardConfig, weight: float = 1.0
+) -> None:
+    """Backward passes of a batch, or of a part of it with its weight, in the published order."""
+    if losses.d is not None:
+        (losses.d * weight).backward()
+    if losses.g is None:
+        return
+    # As published, the generator's backward also adds its adversarial gradient to those of the
+    # critics (P6), unless train.clean_critic_gradients.
+    only_generator = config.train.clean_critic_gradients or losses.d is None
+    inputs = list(networks.generator.parameters()) if only_generator else None
+    (losses.g * weight).backward(inputs=inputs)
+
+
+def take_step(
     networks: Networks,
     optimisers: Optimisers,
-    losses: StepLosses,
-    config: PicardConfig,
+    train: TrainConfig,
+    *,
+    with_generator: bool,
     processes: Processes = ALONE,
+    scaler: GradScaler = UNSCALED,
 ) -> None:
-    """Backward passes and optimiser steps of one training step, in the published order."""
-    of_generator = list(networks.generator.parameters())
-
-    # Critics' gradients. They are zeroed here only: below, g's backward adds its adversarial
-    # gradient to them (P6), unless train.clean_critic_gradients.
-    if losses.d is not None:
-        optimisers.dis.zero_grad()
-        losses.d.backward()
-
-    # Generator update.
-    if losses.g is not None:
-        optimisers.gen.zero_grad()
-        only_generator = config.train.clean_critic_gradients or losses.d is None
-        losses.g.backward(inputs=of_generator if only_generator else None)
+    """Optimiser steps down the gradients at hand, averaged over the processes."""
+    if with_generator:
+        of_generator = list(networks.generator.parameters())
         average_gradients(of_generator, processes)
-        if config.train.grad_clip_norm is not None:
-            nn.utils.clip_grad_norm_(of_generator, config.train.grad_clip_norm)
-        optimisers.gen.step()
-
-    # Critic update.
-    if losses.d is not None:
+        scaler.unscale_(optimisers.gen)
+        if train.grad_clip_norm is not None:
+            nn.utils.clip_grad_norm_(of_generator, train.grad_clip_norm)
+        scaler.step(optimisers.gen)
+        scaler.update()
+    if train.critic:
         average_gradients(list(networks.critics().parameters()), processes)
         optimisers.dis.step()

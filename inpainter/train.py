@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by path, 
 
 import torch
 
-from common.cli import add_common_arguments, load_from_arguments, run_script
+from common.cli import PROFILE_HELP, add_common_arguments, load_from_arguments, run_script
 from common.config import config_to_yaml
 from inpainter.networks import build_networks
 from inpainter.settings import PicardConfig
@@ -30,6 +30,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="STEP",
         help="go on from the run's latest snapshot, or from that of the given step",
     )
+    parser.add_argument("--profile", action="store_true", help=PROFILE_HELP)
     parser.add_argument("--print_net", action="store_true", help="print the networks' layers first")
     return parser.parse_args()
 
@@ -42,7 +43,7 @@ def main() -> int:
         return 0
     if arguments.print_net:
         print(*build_networks(config, torch.device("cpu")), sep="\n")
-    result = train(config, resume=arguments.resume, command=sys.argv)
+    result = train(config, resume=arguments.resume, command=sys.argv, profile=arguments.profile)
     print(f"Checkpoints of step {result.step} and before are in {result.folder}")
     return result.exit_status
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,12 +19,19 @@ from common.runtime import (
     any_asked_to_stop,
     broadcast_weights,
     joined_processes,
+    memory_of,
     resolve_device,
     seed_everything,
     supports_bf16,
     tf32_products,
 )
-from common.training import open_run, refuse_to_overwrite, sole_writer
+from common.training import (
+    gradient_scaler,
+    open_run,
+    profiling,
+    refuse_to_overwrite,
+    sole_writer,
+)
 from inpainter.calibrate import calibrate
 from inpainter.data import (
     CropRule,
@@ -69,13 +76,18 @@ class TrainResult:
 
 
 def train(
-    config: PicardConfig, *, resume: int | str | None = None, command: Sequence[str] = ()
+    config: PicardConfig,
+    *,
+    resume: int | str | None = None,
+    command: Sequence[str] = (),
+    profile: bool = False,
 ) -> TrainResult:
     """Trains the generator (and critics) on a folder of normal images.
 
     resume: a step or "latest" of this run; None starts anew, in a folder without checkpoints, or
-    from the folder train.resume. command: what the user typed, for the record. Raises ConfigError,
-    ImageError, CheckpointError and TrainingError, all with their remedy.
+    from the folder train.resume. command: what the user typed, for the record. profile: writes a
+    profile of 20 steps to the run's folder. Raises ConfigError, ImageError, CheckpointError and
+    TrainingError, all with their remedy.
     """
     device = resolve_device(config.device, allow_gpu=config.cuda, gpu=config.gpu_ids[0])
     folder = run_folder(config)
@@ -114,8 +126,9 @@ def train(
         with (
             recording(state, folder, crops, start, command) as recorder,
             StopRequest() as stop,
+            profiling(folder if profile and processes.is_main else None, device) as profiled,
         ):
-            step = train_steps(state, crops, start.step, stop, recorder)
+            step = train_steps(state, crops, start.step, stop, recorder, profiled)
         if crops.skipped:
             LOG.warning("%d of %d images were skipped.", len(crops.skipped), len(crops.paths))
         is_main = processes.is_main
@@ -147,10 +160,11 @@ def train_steps(
     start: int,
     stop: StopRequest,
     recorder: Recorder | None,
+    profiled: Callable[[], None],
 ) -> int:
     """Trains from step `start` to the last or until asked to stop; returns the steps done.
 
-    recorder: None in all processes but the main one.
+    recorder: None in all processes but the main one. profiled: called after each step.
     """
     train, processes = state.config.train, state.processes
     stream = crop_batches(
@@ -162,12 +176,14 @@ def train_steps(
         rank=processes.rank,
         world_size=processes.world_size,
         pin_memory=state.device.type == "cuda",
+        parts=train.accumulate,
     )
     step = start
     with reading(stream) as batches:
         for real in batches:
             result = training_step(state, step, real)
             step += 1
+            profiled()
             stopping = any_asked_to_stop(stop, processes, state.device)
             if recorder is not None:
                 recorder.on_step_end(step, result)
@@ -241,12 +257,29 @@ def training_crops(config: PicardConfig) -> NormalCrops:
         channels=train.image_shape[2],
         seed=config.seed,
         on_bad_image=train.on_bad_image,
-        cache_mb=train.cache_mb,
+        cache_mb=cache_of_each(train.cache_mb, config.num_workers + 1),
         subset_frac=train.subset_frac,
         white_value=config.white_value,
         window=config.window,
         scales=train.scales,
     )
+
+
+def cache_of_each(cache_mb: int, n_readers: int) -> int:
+    """MiB of decoded images that each reading process may keep: half of the memory in all.
+
+    cache_mb: as set. n_readers: the processes that read, the training one among them.
+    """
+    room = memory_of(torch.device("cpu")) // 2 // 2**20 // n_readers
+    if cache_mb > room:
+        LOG.warning(
+            "train.cache_mb: %d in each of %d processes is more than half of the memory; each "
+            "keeps %d. Lower num_workers to keep more.",
+            cache_mb,
+            n_readers,
+            room,
+        )
+    return min(cache_mb, room)
 
 
 def initial_state(
@@ -258,6 +291,8 @@ def initial_state(
     """
     train = config.train
     networks = build_networks(config, device)
+    if train.compile:
+        networks.generator.compile()
     return TrainState(
         config,
         device,
@@ -266,6 +301,7 @@ def initial_state(
         build_optimisers(networks, train),
         n_steps=train.n_steps or max(1, train.n_epochs * len(crops.paths) // train.batch_size),
         images=data_identity(crops.paths, input_path(config.train_data_path, "train_data_path")),
+        scaler=gradient_scaler(train.precision, device),
     )
 
 

@@ -39,11 +39,11 @@ def gradients(*modules: nn.Module) -> Tensor:
     return torch.cat([grad.flatten() for grad in found if grad is not None])
 
 
-def picard_steps(folder: Path, processes: Processes) -> Iterator[Step]:
+def picard_steps(folder: Path, processes: Processes, parts: int = 1) -> Iterator[Step]:
     """The published attention, whose hole is that of the first sample, in whichever process."""
     options = (
         *("netG.attention_mask=first", "train.mask_batch_same=false", "train.batch_size=4"),
-        "train.grad_clip_norm=0.1",
+        *("train.grad_clip_norm=0.1", f"train.accumulate={parts}"),
     )
     config = tiny_config(folder, *BOTH_STAGES, *options)
     crops = training_crops(config)
@@ -127,8 +127,17 @@ def test_losses_and_gradients_of_two_processes_are_those_of_one(training, tmp_pa
     alone = steps_taken(training, tmp_path, Processes())
     assert len(alone) == N_STEPS
     for rank in range(2):
-        together = torch.load(tmp_path / f"rank{rank}.pt")
-        for (losses, grads), (losses_alone, grads_alone) in zip(together, alone, strict=True):
-            torch.testing.assert_close(losses, losses_alone, rtol=1e-6, atol=1e-9)
-            atol = 1e-6 * grads_alone.abs().max().item()
-            torch.testing.assert_close(grads, grads_alone, rtol=1e-6, atol=atol)
+        assert_same_steps(torch.load(tmp_path / f"rank{rank}.pt"), alone)
+
+
+def test_losses_and_gradients_of_a_batch_in_parts_are_those_of_the_whole(tmp_path: Path) -> None:
+    prepare(picard_steps, tmp_path)
+    whole = steps_taken(picard_steps, tmp_path, Processes())
+    assert_same_steps(steps_taken(partial(picard_steps, parts=2), tmp_path, Processes()), whole)
+
+
+def assert_same_steps(found: list[Step], expected: list[Step]) -> None:
+    for (losses, grads), (losses_expected, grads_expected) in zip(found, expected, strict=True):
+        torch.testing.assert_close(losses, losses_expected, rtol=1e-6, atol=1e-9)
+        atol = 1e-6 * grads_expected.abs().max().item()
+        torch.testing.assert_close(grads, grads_expected, rtol=1e-6, atol=atol)

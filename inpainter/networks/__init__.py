@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from common.runtime import memory_of, require_memory
+from common.training import HALF
 from inpainter.networks.critic import Critic
 from inpainter.networks.generator import Generator, he_init
 from inpainter.settings import PicardConfig
@@ -54,6 +55,7 @@ def require_training_memory(config: PicardConfig, device: torch.device, world_si
     train = config.train
     crop = math.prod(train.image_shape) * BYTES
     share = max(1, train.batch_size // world_size)
+    at_once = max(1, share // train.accumulate)
     batch = f"train.batch_size {train.batch_size}, image_shape {list(train.image_shape)}"
     smaller = "Lower train.batch_size or train.image_shape."
     require_memory(share * crop, f"The crops of a step ({batch})", CPU, smaller)
@@ -67,7 +69,7 @@ def require_training_memory(config: PicardConfig, device: torch.device, world_si
     layers = (4 * config.netG.ngf) ** 2 * 9 + (4 * config.netD.ndf) ** 2 * 25
     narrower = "Lower netG.ngf or netD.ndf."
     require_memory(layers * COPIES * BYTES, f"The networks ({widths})", device, narrower)
-    step = share * math.prod(train.image_shape[:2]) * config.netG.ngf * LAYERS
+    step = at_once * math.prod(train.image_shape[:2]) * config.netG.ngf * LAYERS
     if (layers * COPIES + step) * BYTES < memory_of(device) / 16:
         return  # nowhere near; what follows costs the import of torch's shape functions
     with torch.device("meta") as meta:  # shapes without contents
@@ -75,10 +77,11 @@ def require_training_memory(config: PicardConfig, device: torch.device, world_si
     numbers = sum(p.numel() for network in networks for p in network.parameters())
     weights = numbers * COPIES * BYTES
     require_memory(weights, f"The networks ({widths})", device, narrower)
-    precision = 2 if train.precision == "bf16" else BYTES
-    outputs = activations(networks.generator, train.image_shape) * share * precision
+    precision = 2 if train.precision in HALF else BYTES
+    outputs = activations(networks.generator, train.image_shape) * at_once * precision
     what = f"The networks and one step ({batch}, {widths})"
-    require_memory(weights + outputs, what, device, f"{smaller[:-1]}, or netG.ngf.")
+    remedy = f"{smaller[:-1]}, or netG.ngf, or raise train.accumulate."
+    require_memory(weights + outputs, what, device, remedy)
 
 
 def activations(generator: Generator, image_shape: tuple[int, int, int]) -> int:

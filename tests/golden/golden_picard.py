@@ -32,9 +32,10 @@ from inpainter.step import (
     Optimisers,
     StepInputs,
     StepLosses,
+    add_gradients,
     build_optimisers,
     step_losses,
-    update,
+    take_step,
 )
 from inpainter.windows import cut_windows, window_grid
 from tests.golden.golden_tools import Arrays, as_tensor, assert_close, assert_mostly_equal, group
@@ -258,7 +259,8 @@ def check_update(
     names_G = [str(name) for name in arrays["names_G"]]
     critic_parameters = [find(parameters, name, ("", "localD.", "globalD.")) for name in names_D]
     after_d = torch.autograd.grad(losses.d, critic_parameters, retain_graph=True)
-    update(networks, optimisers, losses, config)
+    add_gradients(networks, losses, config)
+    take_step(networks, optimisers, config.train, with_generator=True)
     used = [p.grad.double().norm() for p in critic_parameters]
     of_generator = [find(parameters, name, ("", "netG.")).grad.double().norm() for name in names_G]
     d_tolerance = tolerance["gradnorm_D_*"]

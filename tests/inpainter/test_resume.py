@@ -54,8 +54,9 @@ def expname(config: PicardConfig, name: str) -> PicardConfig:
         BOTH_STAGES,
         ("train.critic=false", "num_workers=2", "train.channels_last=true"),
         ("num_workers=2", "netG.dropout_type=1D", "train.mask_batch_same=false"),
+        ("train.precision=fp16", "train.accumulate=2"),
     ],
-    ids=["critic", "reconstruction-workers", "critic-workers-1D"],
+    ids=["critic", "reconstruction-workers", "critic-workers-1D", "fp16-in-parts"],
 )
 def test_resumed_run_equals_uninterrupted_run(train_folder, changes) -> None:
     whole = tiny_config(train_folder, "train.n_steps=8", *changes)

@@ -10,11 +10,12 @@ from inpainter.recorder import CollapseWatch
 from inpainter.settings import PicardConfig, TrainConfig
 from inpainter.step import (
     StepInputs,
+    add_gradients,
     build_optimisers,
     gradient_penalty,
     learning_rate,
     step_losses,
-    update,
+    take_step,
     wasserstein_critic_loss,
     weighted_l1,
 )
@@ -82,7 +83,13 @@ def test_adversarial_gradient_leaks_into_the_critics_step_unless_told_not_to(cle
     losses = step_losses(nets, inputs(), config, with_generator=True)
     parameters = list(nets.critics().parameters())
     only_d = torch.autograd.grad(losses.d, parameters, retain_graph=True, allow_unused=True)
-    update(nets, build_optimisers(nets, config.train), losses, config)
+    add_gradients(nets, losses, config)
+    take_step(
+        nets,
+        build_optimisers(nets, config.train),
+        config.train,
+        with_generator=True,
+    )
     same = [
         torch.allclose(p.grad, g, rtol=1e-4, atol=1e-7)
         for p, g in zip(parameters, only_d, strict=True)
@@ -96,7 +103,13 @@ def test_reconstruction_alone_trains_no_critic() -> None:
     nets = networks(config)
     before = [p.clone() for p in nets.critics().parameters()]
     losses = step_losses(nets, inputs(), config, with_generator=True)
-    update(nets, build_optimisers(nets, config.train), losses, config)
+    add_gradients(nets, losses, config)
+    take_step(
+        nets,
+        build_optimisers(nets, config.train),
+        config.train,
+        with_generator=True,
+    )
     assert set(losses.terms) == {"l1", "ae"}
     assert all(torch.equal(a, b) for a, b in zip(before, nets.critics().parameters(), strict=True))
 

@@ -13,9 +13,10 @@ from inpainter.networks.generator import Generator
 from inpainter.settings import PicardConfig
 from inpainter.step import (
     StepInputs,
+    add_gradients,
     build_optimisers,
     step_losses,
-    update,
+    take_step,
 )
 from tests.inpainter.weights import TRAINING, random_window
 
@@ -112,7 +113,13 @@ def taken(
     """The same three of the step that trains."""
     nets = networks(config)
     losses = step_losses(nets, given, config, with_generator=True)
-    update(nets, build_optimisers(nets, config.train), losses, config)
+    add_gradients(nets, losses, config)
+    take_step(
+        nets,
+        build_optimisers(nets, config.train),
+        config.train,
+        with_generator=True,
+    )
     grads = [[p.grad for p in part.parameters()] for part in (nets.generator, nets.critics())]
     return losses.named(), *grads
 

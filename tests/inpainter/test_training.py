@@ -12,7 +12,7 @@ from common.runtime import supports_bf16
 from common.training import TrainingError
 from inpainter.settings import PicardConfig
 from inpainter.snapshots import prune_snapshots, resolve_step, run_folder
-from inpainter.training import train
+from inpainter.training import cache_of_each, train
 from tests.tiny_runs import (
     RGB,
     corrupt,
@@ -153,3 +153,11 @@ def test_automatic_precision_is_resolved_and_recorded(train_folder) -> None:
     expected = "bf16" if supports_bf16(torch.device("cpu")) else "fp32"
     assert saved.precision == expected
     assert saved.max_rotation == 20
+
+
+def test_caches_of_all_readers_take_half_of_the_memory_at_most(monkeypatch, caplog) -> None:
+    monkeypatch.setattr("inpainter.training.memory_of", lambda _: 10 * 2**30)
+    assert cache_of_each(1024, 5) == 1024
+    assert caplog.messages == []
+    assert cache_of_each(2048, 5) == 1024
+    assert "train.cache_mb: 2048 in each of 5 processes" in caplog.text
