@@ -26,6 +26,7 @@ from common.runtime import (
     tf32_products,
 )
 from common.training import (
+    HALF,
     gradient_scaler,
     open_run,
     profiling,
@@ -40,6 +41,7 @@ from inpainter.data import (
     fixed_crops,
     split_held_out,
 )
+from inpainter.fast.holes import HoleCompleter
 from inpainter.networks import build_networks, require_training_memory
 from inpainter.networks.pretrained import load_pretrained
 from inpainter.normal_scores import normals_for_operating_point, set_operating_point
@@ -302,6 +304,7 @@ def initial_state(
         n_steps=train.n_steps or max(1, train.n_epochs * len(crops.paths) // train.batch_size),
         images=data_identity(crops.paths, input_path(config.train_data_path, "train_data_path")),
         scaler=gradient_scaler(train.precision, device),
+        completer=None if train.precision in HALF else HoleCompleter(networks.generator),
     )
 
 
