@@ -127,7 +127,7 @@ def initial_state(config: DiaConfig, device: torch.device, processes: Processes)
     images, selection_sets = training_sets(config)
     encoder = initial_encoder(settings, len(images.classes), device, processes)
     if config.compile:
-        encoder.compile()
+        encoder.compile(dynamic=False)
     negatives = build_negatives(config, device)
     model_hash = None
     if negatives.dissolve is not None:

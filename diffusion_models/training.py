@@ -344,7 +344,7 @@ def initial_state(config: DdpmConfig, device: torch.device, processes: Processes
     model = model.to(device)
     average = deepcopy(model).requires_grad_(False)
     if config.compile:
-        unet.compile()
+        unet.compile(dynamic=False)
     return TrainState(
         config,
         device,

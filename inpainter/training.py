@@ -294,7 +294,7 @@ def initial_state(
     train = config.train
     networks = build_networks(config, device)
     if train.compile:
-        networks.generator.compile()
+        networks.generator.compile(dynamic=False)
     return TrainState(
         config,
         device,

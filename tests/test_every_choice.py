@@ -32,6 +32,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 Row = dict[str, Any]
 NOT_HERE = {
     "test.compile": "needs a C++ compiler and half a minute; tests/inpainter/test_fast_sharing.py",
+    "train.compile": "needs the same; tests/test_training_options.py compiles quickly",
+    "compile": "the same",
     "cuda": "changes nothing on a CPU; tests/common/test_runtime.py",
     "train.mask_type": "mosaic is refused; tests/inpainter/test_settings.py",
 }

@@ -1,4 +1,5 @@
 import dataclasses
+from copy import deepcopy
 
 import pytest
 import torch
@@ -182,3 +183,30 @@ def test_he_initialisation_keeps_the_signals_scale_and_starts_the_image_small() 
     x = torch.randn(2, 16, 32, 32)
     assert 0.3 < stack(x).std() < 3
     assert last(x).std() < 0.3
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernel", "stride", "dilation"),
+    [((96, 128), 3, 1, 1), ((128, 96), 3, 1, 4), ((3, 16), 5, 1, 1), ((16, 32), 3, 2, 1)],
+)
+def test_convolutions_in_training_have_the_exact_values_and_gradients(
+    channels, kernel, stride, dilation
+) -> None:
+    torch.manual_seed(0)
+    block = ConvBlock(*channels, kernel, stride=stride, dilation=dilation, activation="none")
+    x = torch.randn(2, channels[0], 20, 24)
+    grad = torch.randn(block.conv(x).shape)
+    found, exact = (
+        values_and_gradients(block, x, grad, torch.float32),
+        values_and_gradients(block, x, grad, torch.float64),
+    )
+    for a, b in zip(found, exact, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=0, atol=2e-4 * b.std().item())
+
+
+def values_and_gradients(block, x, grad, dtype) -> list[torch.Tensor]:
+    """Output, and gradients of input, weights and bias; in float64 torch's own convolution's."""
+    block, x = deepcopy(block).to(dtype), x.to(dtype, copy=True).requires_grad_()
+    y = block(x)
+    y.backward(grad.to(dtype))
+    return [y.detach(), x.grad, block.conv.weight.grad, block.conv.bias.grad]
