@@ -30,7 +30,9 @@ def test_published_steps_have_the_losses_of_ours(tmp_path: Path) -> None:
         inputs = draw_inputs(config, others.generator, step, crops)
         updates = (step + 1) % config.train.n_critic == 0
         published = published_step(others, theirs, inputs, config, with_generator=updates)
-        assert {name: terms[name] for name in published} == pytest.approx(published, rel=1e-3, abs=2e-4)
+        assert {name: terms[name] for name in published} == pytest.approx(
+            published, rel=1e-3, abs=2e-4
+        )
 
 
 def test_command_measures_steps_and_reading(tmp_path: Path) -> None:
