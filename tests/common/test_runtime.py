@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from common import runtime
 from common.config import REPOSITORY
 from common.runtime import (
     Processes,
@@ -150,6 +151,19 @@ def test_half_a_torchrun_environment_is_refused_with_what_is_missing(alone):
     alone.setenv("WORLD_SIZE", "2")
     with pytest.raises(RuntimeSetupError, match="not RANK, LOCAL_RANK, MASTER_ADDR"):
         start_processes(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("device", "backend"), [("cpu", "gloo"), ("cuda:1", "nccl")])
+def test_processes_speak_by_nccl_on_nvidia_gpus_alone(alone, device: str, backend: str):
+    torchrun = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}
+    for name, value in {**torchrun, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        alone.setenv(name, value)
+    chosen = []
+    alone.setattr(runtime, "meet", lambda *_: (None, None))
+    alone.setattr(torch.cuda, "set_device", chosen.append)
+    alone.setattr(torch.distributed, "init_process_group", lambda name, **_: chosen.append(name))
+    start_processes(torch.device(device))
+    assert chosen == [*([torch.device(device)] if backend == "nccl" else []), backend]
 
 
 def test_several_processes_on_an_apple_gpu_are_refused(alone):
