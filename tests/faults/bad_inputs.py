@@ -137,8 +137,16 @@ IMAGES: dict[str, tuple[bytes, str]] = {
 """By what they are: their bytes, and what is said of them."""
 BOX = "image,top,left,height,width\n"
 BOXES: dict[str, tuple[bytes | str, int, str]] = {
-    "with a byte-order mark": ("\ufeff" + BOX + "a.png,1,2,2,3\n", DONE, ""),
-    "with CRLF": ((BOX + "a.png,1,2,2,3\n").replace("\n", "\r\n"), DONE, ""),
+    "with a byte-order mark": (
+        "\ufeff" + BOX + "a.png,1,2,2,3\n",
+        DONE,
+        "Numbers and plots are",
+    ),
+    "with CRLF": (
+        (BOX + "a.png,1,2,2,3\n").replace("\n", "\r\n"),
+        DONE,
+        "Numbers and plots are",
+    ),
     "with semicolons": (BOX.replace(",", ";") + "a.png;1;2;2;3\n", NOTHING, "semicolons"),
     "with tabs": (BOX.replace(",", "\t") + "a.png\t1\t2\t2\t3\n", NOTHING, "tabs"),
     "empty": (b"", NOTHING, "is empty"),

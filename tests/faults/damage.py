@@ -95,7 +95,7 @@ def reader_killed(root: Path, number: int) -> int:
         os.kill(readers[-1], signal.SIGKILL)
         done = running.done()
         assert_named(done)
-        assert "reading process" in done.said, done.said
+        assert "A process that reads images ended unexpectedly" in done.said, done.said
         assert_goes_on(folder)
     return 1
 

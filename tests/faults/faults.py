@@ -90,7 +90,8 @@ FAULTS = {fault.name: fault for fault in faults()}
 
 def row(fault: Fault, tried: int, lost: int) -> str:
     """A line of the table."""
-    return f"| {fault.name} | {fault.holds} | {tried} | {lost or 'nothing'} |"
+    outcome = str(lost or "nothing") if tried else "not tried yet"
+    return f"| {fault.name} | {fault.holds} | {tried} | {outcome} |"
 
 
 def rows_in_table() -> dict[str, str]:
@@ -124,7 +125,12 @@ def write_table(new: dict[str, str]) -> None:
 
 
 def _write_table(rows: dict[str, str]) -> None:
-    lines = [HEAD, *(rows[name] for name in FAULTS if name in rows), "", *bad_input_lines()]
+    lines = [
+        HEAD,
+        *(rows.get(name, row(fault, 0, 0)) for name, fault in FAULTS.items()),
+        "",
+        *bad_input_lines(),
+    ]
     before, _, rest = TABLE.read_text().partition(BEGIN)
     made = "\n".join(lines)
     TABLE.write_text(f"{before}{BEGIN}\n\n{made}\n\n{END}{rest.partition(END)[2]}")

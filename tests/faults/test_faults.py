@@ -7,7 +7,7 @@ import pytest
 from tests.faults import fuzz
 from tests.faults.bad_inputs import BAD_INPUTS
 from tests.faults.disks import may_mount
-from tests.faults.faults import FAULTS, bad_inputs
+from tests.faults.faults import FAULTS, TABLE, bad_input_lines, bad_inputs, row, rows_in_table
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SHORT = (
@@ -35,3 +35,14 @@ def test_bad_inputs_are_answered_as_listed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", fuzz.KINDS)
 def test_damaged_file_gives_a_result_or_a_named_error(tmp_path: Path, kind: str) -> None:
     assert fuzz.check(kind, tmp_path, examples=15) == 15
+
+
+def test_table_has_a_row_of_every_fault_and_of_every_bad_input() -> None:
+    rows = rows_in_table()
+    assert list(rows) == list(FAULTS)
+    for name, line in rows.items():
+        tried, outcome = line.removesuffix(" |").split(" | ")[2:]
+        assert int(tried) == 0 or int(tried) >= FAULTS[name].trials
+        lost = int(outcome) if outcome.isdigit() else 0
+        assert line == row(FAULTS[name], int(tried), lost)
+    assert "\n".join(bad_input_lines()) in TABLE.read_text()
