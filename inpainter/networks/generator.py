@@ -81,7 +81,7 @@ class _TrainedConv(torch.autograd.Function):
     """A convolution in fp32 on a CPU, each of whose three products goes the way that is fastest.
 
     Images pass channels last, and wide layers by minimal filtering; the weights' gradient is made
-    from channels that lie apart, which on processors with AVX2 alone is two to five times as fast.
+    from channels that lie apart, which on processors with AVX2 alone is up to five times as fast.
     """
 
     @staticmethod
