@@ -174,7 +174,7 @@ class TrainConfig:
     select_crops: Annotated[int, kind.AtLeast(0, 2**16)] = 64
     """Fixed training crops on which every checkpoint's completion error is measured; 0 = none."""
     channels_last: bool = False
-    """NHWC tensors, same arithmetic: for GPUs with tensor cores. On a CPU it is the critics' layout;
+    """NHWC tensors, same numbers: for GPUs with tensor cores. On a CPU it is the critics' layout,
     the generator has the faster one by itself."""
     precision: Literal["fp32", "tf32", "bf16", "fp16", "auto"] = "fp32"
     """fp32 rounds nothing; tf32 lets a GPU round products, as torch by itself does in convolutions;
