@@ -17,6 +17,7 @@ from inpainter import evaluation_report
 from inpainter.fast.scorer import FastScorer
 from tests.inpainter.evaluation_case import heatmap_folder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 PICARD = "--config {configs}/default.yaml --device cpu --set test.calibration=off"
 SET = "--dataset folder --data_root {empty} --device cpu --one_class_idx 0"
 ENDS = {
