@@ -173,7 +173,7 @@ def train_epochs(
     unselected = state.selection_sets is not None and state.selected < state.epoch
     if log is not None and unselected and state.is_due(settings.eval_step):
         # the run ended before this was done
-        stop.unless_asked(partial(select_best, state, folder, log))
+        stop.unless_asked(partial(select_and_save, state, folder, log))
     ended = False
     while state.epoch < settings.epochs and not ended:
         started, earlier = time.perf_counter(), state.batch
@@ -192,12 +192,12 @@ def train_epochs(
         if log is None:
             continue
         selects = state.is_due(settings.eval_step)
-        if selects or ended or state.is_due(settings.save_step):
-            save(state, folder)  # first: a selection may meet an image that it cannot read
-        if selects and state.selection_sets is None:
+        if selects and state.selection_sets is None:  # by the loss, which no later run would know
             select_best(state, folder, log, means["train/loss"])
-        elif selects:
-            stop.unless_asked(partial(select_best, state, folder, log))
+        if selects or ended or state.is_due(settings.save_step):
+            save(state, folder)
+        if selects and state.selection_sets is not None:  # may meet an image that cannot be read
+            stop.unless_asked(partial(select_and_save, state, folder, log))
     if stop.requested:
         further = f" and {state.batch} batches" if state.batch else ""
         LOG.warning("Saved epoch %d%s. Go on with --resume_path %s", state.epoch, further, folder)
@@ -323,16 +323,20 @@ def optimise(
 
 def select_best(state: TrainState, folder: Path, log: RunLog, train_loss: float = math.inf) -> None:
     """Looks whether this epoch is the best so far, and saves it as best_*.model if so."""
-    values = selection_values(state, folder, train_loss)
-    for name, value in values.items():
+    for name, value in selection_values(state, folder, train_loss).items():
         log.scalars(state.step, {f"eval/{name}": value})
         if value > state.best.get(name, -math.inf):
             state.best[name] = value
+            require_finite_encoder(state)
             require_still_sole_writer(folder)
             save_atomic(state.encoder.state_dict(), folder / f"best_{name}.model")
     state.selected = state.epoch
-    if values:
-        save(state, folder)
+
+
+def select_and_save(state: TrainState, folder: Path, log: RunLog) -> None:
+    """The same by images, and saves what was found."""
+    select_best(state, folder, log)
+    save(state, folder)
 
 
 def selection_values(state: TrainState, folder: Path, train_loss: float) -> dict[str, float]:
@@ -355,15 +359,20 @@ def selection_values(state: TrainState, folder: Path, train_loss: float) -> dict
     return {score: compare(bank_scores(encoder, train, tests, score)).one_class_mean}
 
 
+def require_finite_encoder(state: TrainState) -> None:
+    """Raises TrainingError where a weight of the encoder is not finite."""
+    weights = {"weights of the encoder": state.encoder.state_dict()}
+    require_finite_training(f"after epoch {state.epoch}", weights, LOWER_RATE)
+
+
 def save(state: TrainState, folder: Path) -> None:
     """Writes the published files and the state; TrainingError where a weight is not finite.
 
     Within an epoch it writes the state alone. The state before becomes state.previous.pt.
     """
     require_still_sole_writer(folder)
+    require_finite_encoder(state)
     model, optimiser = state.encoder.state_dict(), state.optimizer.state_dict()
-    reached = f"after epoch {state.epoch}"
-    require_finite_training(reached, {"weights of the encoder": model}, LOWER_RATE)
     progress = {"epoch": state.epoch, "best": state.best}
     if state.batch == 0:
         save_atomic(model, folder / "last.model")
