@@ -43,8 +43,9 @@ FLAGS_OF_OTHERS = {
     *("--require-hashes", "--no-deps", "--no-build-isolation"),
     *("--rm", "--init", "--gpus", "--build-arg"),
     *("--array", "--gres", "--nodes", "--ntasks-per-node", "--gpus-per-task"),
+    "--no_such_flag",
 }
-"""torchrun's, TensorBoard's, pip's, Docker's and SLURM's."""
+"""torchrun's, TensorBoard's, pip's, Docker's and SLURM's, and one that a bad input has."""
 
 
 class Command(NamedTuple):

@@ -60,5 +60,5 @@ def test_one_command_trains_evaluates_and_compares_and_repeats_nothing(
     assert json.loads((output / "results.json").read_text())["table"] == results["table"]
 
     other = run_script(*command, "--set", "contrastive.epochs=3")
-    assert other.returncode == 1
+    assert other.returncode == 2
     assert "settings.yaml has other settings than this command" in other.stderr

@@ -4,6 +4,7 @@ python -m tests.faults             # all of them; an hour or two on two cores
 python -m tests.faults kill pipe   # those whose names have one of these words
 """
 
+import argparse
 import logging
 import os
 import shutil
@@ -30,11 +31,17 @@ def tried(fault: Fault, root: Path) -> tuple[int, int]:
     return count, lost
 
 
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("words", nargs="*", metavar="WORD", help="faults with this in their name")
+    return parser.parse_args()
+
+
 def main() -> int:
     """Tries the faults that are asked for; 1 where something was lost."""
+    words, any_lost = parse_arguments().words, False
     torch.set_num_threads(1)
     logging.getLogger().addHandler(logging.NullHandler())
-    words, any_lost = sys.argv[1:], False
     memory = Path("/dev/shm")
     place = str(memory) if os.access(memory, os.W_OK) else None
     for name, fault in FAULTS.items():

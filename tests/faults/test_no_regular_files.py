@@ -30,8 +30,13 @@ Make = Callable[[Path], object]
 
 
 def bind_socket(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as bound:
-        bound.bind(os.path.relpath(path))  # a socket's name may have 107 bytes
+    here = Path.cwd()
+    os.chdir(path.parent)  # a socket's name may have 107 bytes
+    try:
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(path.name)
+    finally:
+        os.chdir(here)
 
 
 PLACED: dict[str, Make] = {
