@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from common.checkpoint import CheckpointError
+from common.checkpoint import CheckpointError, load_tensors
 from common.config import ConfigError
 from common.image_sets import load_set
 from dia import training
@@ -293,3 +293,13 @@ def test_checkpoint_can_be_chosen_without_test_images(config, tmp_path, select_b
         shift_trans_type="cutperm",
     )
     assert set(train(settings).best) == ({"CSI"} if select_by == "val" else set())
+
+
+def test_the_save_of_an_epoch_holds_its_selection_where_no_images_are_needed(
+    config, tmp_path
+) -> None:
+    """A kill between the two would otherwise lose it."""
+    settings = changed(config, "contrastive", run_dir=str(tmp_path / "run"), select_by="last")
+    result = train(settings)
+    saved = load_tensors(tmp_path / "run" / "state.pt")
+    assert saved["selected"] == saved["epoch"] == result.epoch
