@@ -1,4 +1,4 @@
-"""Each training gives the same losses and gradients in two processes as in one.
+"""Each training gives the same losses and gradients in two processes as in one, and on a GPU.
 
 The batch of one process is that of both together. Twenty steps in float64, because training
 amplifies rounding: sums over rows are made in another order.
@@ -23,7 +23,7 @@ from inpainter.data import crop_batches
 from inpainter.step import training_step
 from inpainter.training import initial_state, training_crops
 from tests.tiny_dia import tiny_contrastive, tiny_diffusion, write_normals
-from tests.tiny_runs import BOTH_STAGES, ended, forked_pair, tiny_config, write_images
+from tests.tiny_runs import BOTH_STAGES, NEEDS_GPU, ended, forked_pair, tiny_config, write_images
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -36,10 +36,12 @@ Step = tuple[Tensor, Tensor]
 def gradients(*modules: nn.Module) -> Tensor:
     """All gradients of the modules, one after the other."""
     found = [p.grad for module in modules for p in module.parameters()]
-    return torch.cat([grad.flatten() for grad in found if grad is not None])
+    return torch.cat([grad.flatten().cpu() for grad in found if grad is not None])
 
 
-def picard_steps(folder: Path, processes: Processes, parts: int = 1) -> Iterator[Step]:
+def picard_steps(
+    folder: Path, processes: Processes, device: torch.device = CPU, parts: int = 1
+) -> Iterator[Step]:
     """The published attention, whose hole is that of the first sample, in whichever process."""
     options = (
         *("netG.attention_mask=first", "train.mask_batch_same=false", "train.batch_size=4"),
@@ -47,25 +49,27 @@ def picard_steps(folder: Path, processes: Processes, parts: int = 1) -> Iterator
     )
     config = tiny_config(folder, *BOTH_STAGES, *options)
     crops = training_crops(config)
-    state = initial_state(config, CPU, processes, crops)
+    state = initial_state(config, device, processes, crops)
     share = {"rank": processes.rank, "world_size": processes.world_size}
     for step, real in enumerate(crop_batches(crops, 4, 0, N_STEPS, 0, **share)):
         terms = training_step(state, step, real.double()).terms
         yield torch.tensor(list(terms.values())), gradients(*state.networks)
 
 
-def diffusion_steps(folder: Path, processes: Processes) -> Iterator[Step]:
+def diffusion_steps(
+    folder: Path, processes: Processes, device: torch.device = CPU
+) -> Iterator[Step]:
     size = 4 // processes.world_size
     settings = tiny_diffusion(folder, image_size=8, ddpm_batch_size=size)
     data = write_normals(folder / str(processes.rank), count=8)
     config = DdpmConfig(device="cpu", data=data, diffusion=settings)
-    state = ddpm.initial_state(config, CPU, processes)
+    state = ddpm.initial_state(config, device, processes)
     batches = (batch.double() for batch in ddpm.endless_batches(state))
     for _ in range(N_STEPS):
         yield torch.tensor(ddpm.training_step(state, batches)), gradients(state.model)
 
 
-def encoder_steps(folder: Path, processes: Processes) -> Iterator[Step]:
+def encoder_steps(folder: Path, processes: Processes, device: torch.device = CPU) -> Iterator[Step]:
     """Batch norm over the rows of both, and a contrast with them, dissolved equally far."""
     settings = tiny_contrastive(
         folder,
@@ -78,7 +82,7 @@ def encoder_steps(folder: Path, processes: Processes) -> Iterator[Step]:
     )
     data = write_normals(folder / str(processes.rank), count=8)
     config = DiaConfig(device="cpu", data=data, contrastive=settings)
-    state = encoder_state(config, CPU, processes)
+    state = encoder_state(config, device, processes)
     for epoch in range(1, N_STEPS // 2 + 1):
         batches = epoch_batches(
             state.images,
@@ -93,7 +97,8 @@ def encoder_steps(folder: Path, processes: Processes) -> Iterator[Step]:
             yield torch.tensor(list(losses.values())), gradients(state.encoder)
 
 
-Training = Callable[[Path, Processes], Iterator[Step]]
+Training = Callable[..., Iterator[Step]]
+TRAININGS = (picard_steps, diffusion_steps, encoder_steps)
 
 
 def steps_taken(training: Training, folder: Path, processes: Processes) -> list[Step]:
@@ -119,7 +124,7 @@ def prepare(training: Training, folder: Path) -> None:
         ddpm.train(DdpmConfig(device="cpu", data=data, diffusion=settings))
 
 
-@pytest.mark.parametrize("training", [picard_steps, diffusion_steps, encoder_steps])
+@pytest.mark.parametrize("training", TRAININGS)
 def test_losses_and_gradients_of_two_processes_are_those_of_one(training, tmp_path: Path) -> None:
     prepare(training, tmp_path)
     children = forked_pair(partial(in_two, training, tmp_path))
@@ -134,6 +139,15 @@ def test_losses_and_gradients_of_a_batch_in_parts_are_those_of_the_whole(tmp_pat
     prepare(picard_steps, tmp_path)
     whole = steps_taken(picard_steps, tmp_path, Processes())
     assert_same_steps(steps_taken(partial(picard_steps, parts=2), tmp_path, Processes()), whole)
+
+
+@NEEDS_GPU
+@pytest.mark.parametrize("training", TRAININGS)
+def test_losses_and_gradients_on_a_gpu_are_those_on_the_cpu(training, tmp_path: Path) -> None:
+    prepare(training, tmp_path)
+    on_gpu = partial(training, device=torch.device("cuda"))
+    expected = steps_taken(training, tmp_path, Processes())
+    assert_same_steps(steps_taken(on_gpu, tmp_path, Processes()), expected)
 
 
 def assert_same_steps(found: list[Step], expected: list[Step]) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -69,6 +70,7 @@ PRELOADED = [
     *("torch.utils.tensorboard", "pydicom", "tifffile"),
 ]
 """Modules that the server of `forked` has imported."""
+NEEDS_GPU = pytest.mark.skipif(torch.cuda.device_count() == 0, reason="needs a CUDA GPU")
 STREAMS = ("stdout", "stderr")
 BOTH_STAGES = ("netG.stages=coarse_fine", "netG.dilations=[2, 4, 8, 16]")
 RGB = (

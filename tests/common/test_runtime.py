@@ -32,7 +32,7 @@ from common.runtime import (
 from common.training import joined_training
 from dia.settings import DiaConfig
 from diffusion_models.settings import DdpmConfig
-from tests.tiny_runs import PATIENCE, ended, forked_pair
+from tests.tiny_runs import NEEDS_GPU, PATIENCE, ended, forked_pair
 
 PROGRAMS = (
     *("inpainter/train.py", "predict_heatmap.py", "eval.py", "train_dia.py"),
@@ -68,8 +68,7 @@ def test_gpu_number_beyond_those_there_is_refused():
         resolve_device("cuda:99")
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(torch.cuda.device_count() == 0, reason="needs a CUDA GPU")
+@NEEDS_GPU
 def test_auto_takes_the_gpu_of_the_local_rank(alone):
     alone.setenv("LOCAL_RANK", "0")
     assert resolve_device("auto") == torch.device("cuda", 0)
