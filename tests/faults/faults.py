@@ -21,6 +21,7 @@ BEGIN, END = "<!-- made by make faults -->", "<!-- end of what is made -->"
 HEAD = "| fault | what must hold after it | tried | lost |\n|---|---|---|---|"
 ENDED = "status 0, 1 or 3 without a traceback, every visible file whole"
 RECOVERED = f"{ENDED}; with room again, the results of an undisturbed run"
+DAMAGED = "{} cut at every 10 %, one bit flipped at 50 places"
 SAME = "every visible checkpoint whole; started again, the results of an undisturbed run"
 
 
@@ -33,44 +34,31 @@ class Fault:
     trial: Callable[[Path, int], int]
     trials: int
     """In the long form."""
+
     needs_disk: bool = False
     """Whether it makes a disk in memory, as root may."""
 
 
 def faults() -> Iterator[Fault]:
     """The rows, in the order of the table."""
-    for name in PROGRAMS:
-        yield Fault(f"kill -9 of `{name}`", SAME, partial(kills.kill_at_random, name), 2)
-    for name in PROGRAMS:
-        trial = partial(disks.limited_file, name)
-        yield Fault(f"no larger file for `{name}`, each kind in turn", RECOVERED, trial, 5)
-    for name in PROGRAMS:
-        trial = partial(disks.full_disk, name)
-        yield Fault(f"full disk for `{name}`", RECOVERED, trial, 3, needs_disk=True)
-    for name in PROGRAMS:
-        trial = partial(disks.read_only, name)
-        yield Fault(f"read-only disk for `{name}`", RECOVERED, trial, 1, needs_disk=True)
-    for name in changes.BEGUN:
-        trial = partial(changes.input_changed, name)
-        what = "an input deleted, replaced, made a pipe, a folder or a device"
-        yield Fault(f"{what} under `{name}`", ENDED, trial, 5)
-    for name in changes.BEGUN:
-        trial = partial(changes.output_changed, name)
-        what = "an output deleted, replaced, made a pipe, a folder or a device"
-        yield Fault(f"{what} under `{name}`", ENDED, trial, 8)
-    for name in changes.BEGUN:
-        trial = partial(changes.clock_set_back, name)
-        yield Fault(f"clock set back by a day under `{name}`", SAME, trial, 1)
+    changed = "deleted, replaced, made a pipe, a folder or a device under"
+    answered = "a result or a named error, in less than 2 GiB"
+    for what, holds, trial, trials, subjects in (
+        ("kill -9 of `{}`", SAME, kills.kill_at_random, 2, PROGRAMS),
+        ("no larger file for `{}`, each kind in turn", RECOVERED, disks.limited_file, 5, PROGRAMS),
+        ("full disk for `{}`", RECOVERED, disks.full_disk, 3, PROGRAMS),
+        ("read-only disk for `{}`", RECOVERED, disks.read_only, 1, PROGRAMS),
+        (f"an input {changed} `{{}}`", ENDED, changes.input_changed, 5, changes.BEGUN),
+        (f"an output {changed} `{{}}`", ENDED, changes.output_changed, 8, changes.BEGUN),
+        ("clock set back by a day under `{}`", SAME, changes.clock_set_back, 1, changes.BEGUN),
+        (DAMAGED, "refused by name", damage.damaged, 1, damage.KINDS),
+        ("damaged {}", answered, fuzz.mutated, 1, fuzz.KINDS),
+    ):
+        for subject in subjects:
+            on_disk = trial in (disks.full_disk, disks.read_only)
+            yield Fault(what.format(subject), holds, partial(trial, subject), trials, on_disk)
     yield Fault("reading process of a training killed", ENDED, damage.reader_killed, 2)
     yield Fault("one of two training processes killed", ENDED, damage.rank_killed, 2)
-    for kind in damage.KINDS:
-        trial = partial(damage.damaged, kind)
-        holds = "refused by name"
-        yield Fault(f"{kind} cut at every 10 %, one bit flipped at 50 places", holds, trial, 1)
-    for kind in fuzz.KINDS:
-        trial = partial(fuzz.mutated, kind)
-        holds = "a result or a named error, in less than 2 GiB"
-        yield Fault(f"damaged {kind}", holds, trial, 1)
     yield Fault("bad input (below)", "its status, its message, no traceback", bad_inputs, 1)
 
 

@@ -200,6 +200,8 @@ class Running:
         for pipe in pipes:
             pipe.unlink(missing_ok=True)
             os.mkfifo(pipe)
+        # Held open until the program has ended: one killed before it opens them leaves no reader.
+        self._held = [os.open(pipe, os.O_RDWR) for pipe in pipes]
         self._readers = [threading.Thread(target=self._read, args=(pipe,)) for pipe in pipes]
         for reader in self._readers:
             reader.start()
@@ -215,13 +217,17 @@ class Running:
     def done(self) -> Done:
         """Waits for its end."""
         self.child.join(PATIENCE)
-        if self.child.is_alive():
+        hung = self.child.is_alive()
+        if hung:
             self.child.kill()
             self.child.join()
-            raise AssertionError(f"it hung: {self._said}")
+        for held in self._held:
+            os.close(held)
         for reader in self._readers:
             reader.join(PATIENCE)
-        return Done(self.child.exitcode, "".join(self._said.values()))
+        said = "".join(self._said.values())
+        assert not hung, f"it hung: {said}"
+        return Done(self.child.exitcode, said)
 
 
 def _limited(command: list[str], streams: list[Path], limit: int | None) -> None:

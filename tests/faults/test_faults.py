@@ -1,5 +1,6 @@
 """The short form of `make faults`: some of every kind of fault; and the table that it writes."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from tests.faults import fuzz
 from tests.faults.bad_inputs import BAD_INPUTS
 from tests.faults.disks import may_mount
 from tests.faults.faults import FAULTS, TABLE, bad_input_lines, bad_inputs, row, rows_in_table
+from tests.faults.programs import Done, Running
+from tests.tiny_runs import TRAIN
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SHORT = (
@@ -46,3 +49,9 @@ def test_table_has_a_row_of_every_fault_and_of_every_bad_input() -> None:
         lost = int(outcome) if outcome.isdigit() else 0
         assert line == row(FAULTS[name], int(tried), lost)
     assert "\n".join(bad_input_lines()) in TABLE.read_text()
+
+
+def test_program_that_is_killed_before_it_speaks_leaves_nobody_waiting(tmp_path: Path) -> None:
+    running = Running([TRAIN, "--help"], tmp_path)
+    running.kill()
+    assert running.done() == Done(-signal.SIGKILL, "")
