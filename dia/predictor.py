@@ -346,6 +346,7 @@ def class_logits_over_shifts(network: Encoder, x: Tensor, base: Base) -> Tensor:
 
 def finite_scores(names: Sequence[str], scores: Tensor, score: str) -> SetScores:
     """Scores (N,) of a set; ScoreError where any is not finite, with their number."""
+    scores = scores.cpu()
     wrong = (~scores.isfinite()).nonzero().flatten().tolist()
     if wrong:
         raise ScoreError(
@@ -353,4 +354,4 @@ def finite_scores(names: Sequence[str], scores: Tensor, score: str) -> SetScores
             f"{names[wrong[0]]}. The encoder's outputs are too large or not numbers: use another "
             "checkpoint, or train again with a lower --lr_init."
         )
-    return SetScores(names, scores.cpu().numpy())
+    return SetScores(names, scores.numpy())

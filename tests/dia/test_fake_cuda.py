@@ -1,7 +1,5 @@
 """Networks and scoring on a pretended GPU: a tensor made on the wrong device fails here."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -9,16 +7,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dia.augment import augment, random_augmentation
 from dia.encoders import build_encoder
 from dia.features import ViewSettings, draw_samples, image_features, published_draws
-from dia.localisation import Occlusion, occlusion_maps
 from dia.losses import contrastive_losses, heads_for, probe_loss
-from dia.predictor import TrainedEncoder
 from dia.scoring import (
     csi_score,
     fit_csi,
     marginal_logits,
     similarity_to_mean,
 )
-from dia.settings import ContrastiveConfig, DiaConfig
+from dia.settings import ContrastiveConfig
 from dia.shifts import SHIFT_NAMES, parse_shift
 from dia.views import Draws, NegativeViewConfig, make_views, shift_labels
 from diffusion_models.diffusion import GaussianDiffusion, gaussian_noise
@@ -90,17 +86,6 @@ def test_features_follow_their_input(fake_cuda) -> None:
     for features in image_features(encoder, images, "rotation", 4, draws):
         assert features.shape[:2] == (2, 8)
         assert features.device.type == "cuda"
-
-
-def test_maps_of_occlusion_lie_where_the_encoder_is(fake_cuda) -> None:
-    with CUDA:
-        network = build_encoder("resnet18", n_classes=2, n_shifts=4, width=8).eval()
-        features = torch.rand(9, 8, 128), torch.rand(9, 8, 4)
-    encoder = TrainedEncoder(network, DiaConfig(), VIEWS, CUDA, Path("last.model"))
-    references = {"CSI": fit_csi(*features, n_shifts=4)}
-    maps = occlusion_maps(encoder, references, torch.rand(3, 16, 16), "a", Occlusion(0.5, 0.5))
-    assert {tuple(heat.shape) for heat in maps.values()} == {(16, 16)}
-    assert {heat.device.type for heat in maps.values()} == {"cuda"}
 
 
 def test_scores_follow_their_input(fake_cuda) -> None:

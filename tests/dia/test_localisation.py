@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from common.checkpoint import load_tensors
 from common.config import REPOSITORY, ConfigError
 from common.images import write_image
-from dia.encoders import Heads, build_encoder
+from dia.encoders import Heads
 from dia.evaluation import evaluate
 from dia.features import ViewSettings
 from dia.localisation import Occlusion, Patch, occluded, occlusion_maps, spread_over
@@ -92,19 +91,6 @@ def test_maps_do_not_depend_on_the_batch() -> None:
         return occlusion_maps(encoder, references, image, "a", Occlusion(0.5, 0.5))["simclr"]
 
     torch.testing.assert_close(heat(2), heat(100), rtol=0, atol=1e-7)
-
-
-def test_maps_follow_the_encoder_to_a_gpu() -> None:
-    views = replace(VIEWS, base="rotation", n_shifts=4)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        with torch.device("cuda"):
-            network = build_encoder("resnet18", n_classes=2, n_shifts=4, width=8)
-        one = torch.ones(3, 8, 128, device="cuda")
-        references = {"CSI": fit_csi(one, one[:, :, :4], n_shifts=4)}
-        encoder = encoder_of(network, "cuda", views)
-        image = torch.rand(3, 16, 16)
-        maps = occlusion_maps(encoder, references, image, "a", Occlusion(0.5, 1))
-        assert maps["CSI"].device.type == "cuda"
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from inpainter.calibration import DESCRIPTION, Calibration
 from inpainter.completion import WindowScorer, dropout_of
 from inpainter.fast.scorer import FastScorer
 from inpainter.masks import crop_boxes, discount_weights, masks_from_deltas
@@ -15,7 +14,6 @@ from inpainter.networks import Networks
 from inpainter.networks.critic import Critic
 from inpainter.networks.generator import Generator
 from inpainter.networks.pretrained import ARCHITECTURES, PretrainedFeatures
-from inpainter.predictor import Predictor
 from inpainter.recorder import completion_grid
 from inpainter.settings import CriticConfig, GeneratorConfig, PicardConfig, TestConfig, TrainConfig
 from inpainter.snapshots import completion_error
@@ -147,40 +145,6 @@ def test_pretrained_features_stay_on_their_inputs_device(fake, channels) -> None
         network = PretrainedFeatures(architecture.build(), architecture)
     found = network.features(on_cuda(2, channels, 16, 16))
     assert (found.device.type, tuple(found.shape)) == ("cuda", (2, 40 * 8 * 8 + 112 * 4 * 4))
-
-
-@pytest.mark.parametrize("engine", ["plain", "fast"])
-def test_image_is_scored_on_the_gpu_and_its_heatmaps_lie_on_the_cpu(
-    fake, engine, monkeypatch
-) -> None:
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: x)  # fake tensors have none
-    nets, test = networks(), dataclasses.replace(CONFIG.test, engine=engine)
-    scorer = (WindowScorer if engine == "plain" else FastScorer)(
-        nets.generator, nets.local_critic, test.heatmap_metrics, (16, 16)
-    )
-    config = dataclasses.replace(CONFIG, test=test)
-    predictor = Predictor(config, scorer, CUDA, "fresh networks", {})
-    heatmaps = next(predictor.score_image(torch.rand(1, 48, 40), "image.png"))
-    assert heatmaps.n_scored == heatmaps.n_windows == 1
-    shapes = {metric: tuple(heat.shape) for metric, heat in heatmaps.heatmaps.items()}
-    assert shapes == dict.fromkeys(test.heatmap_metrics, (48, 40))
-    assert {heat.device.type for heat in heatmaps.heatmaps.values()} == {"cpu"}
-
-
-@pytest.mark.parametrize("engine", [WindowScorer, FastScorer])
-def test_surroundings_are_described_on_the_gpu_and_compared_on_the_cpu(fake, engine) -> None:
-    nets, test = networks(), CONFIG.test
-    scorer = engine(nets.generator, nets.local_critic, test.heatmap_metrics, (16, 16))
-    dropout = dropout_of(nets.generator, CONFIG.netG, test, 1, "image.png")
-    scores = scorer(on_cuda(30, 1, 32, 32), dropout.masks(range(30)), describing=True)
-    description = scores.pop(DESCRIPTION)
-    assert (len(description), description.device.type) == (30, "cuda")
-    F, B = description.shape[1], 50
-    known, bank = torch.rand(B, 24), dict.fromkeys(test.heatmap_metrics, torch.rand(B))
-    calibration = Calibration(torch.zeros(F), torch.rand(F, 24), known, bank)
-    distances = {metric: values.cpu() for metric, values in scores.items()}
-    surprise = calibration.surprise(distances, description.cpu())
-    assert {tuple(values.shape) for values in surprise.values()} == {(30,)}
 
 
 class Transfers(TorchDispatchMode):
