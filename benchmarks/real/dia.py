@@ -170,6 +170,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--seeds", type=int, default=1, metavar="N", help="trainings (default: 1)")
     add("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="NAME",
         help=f"what to train, of {', '.join(METHODS)} (default: all)")  # fmt: skip
+    add("--one_diffusion_model", action="store_true",
+        help="all seeds dissolve with the model of seed 0, as published")  # fmt: skip
     add("--small", action="store_true",
         help="a narrow encoder and few epochs, for one CPU core; not the published "
              "settings")  # fmt: skip
@@ -193,7 +195,10 @@ def main() -> int:
     jobs = [
         job
         for seed in range(arguments.seeds)
-        for job in jobs_of(settings, output, seed, arguments.methods)
+        for job in jobs_of(
+            *(settings, output, seed, arguments.methods),
+            model_seed=0 if arguments.one_diffusion_model else seed,
+        )
     ]
     seconds = report.run_jobs(jobs, output / "logs", partial(print, flush=True)) if jobs else {}
     scores = {
@@ -237,16 +242,19 @@ def results_of(output: Path, seed: int, method: str) -> Path:
     return output / f"seed{seed}" / method / "evaluation" / "scores_CSI.csv"
 
 
-def jobs_of(settings: Settings, output: Path, seed: int, methods: Sequence[str]) -> list[Job]:
-    """What is left to do of one seed."""
+def jobs_of(
+    settings: Settings, output: Path, seed: int, methods: Sequence[str], *, model_seed: int
+) -> list[Job]:
+    """What is left to do of one seed, which dissolves with the diffusion model of model_seed."""
     common = ["--config", str(output / "settings.yaml"), "--seed", str(seed)]
     left = [name for name in methods if not finished(output, seed, name)]
-    model = diffusion_model(settings, output, seed)
+    model = diffusion_model(settings, output, model_seed)
     jobs, ddpm = [], None
     if "DIA" in left and not model.is_file():
+        ddpm = f"seed{model_seed}_ddpm"
+    if ddpm is not None and model_seed == seed:
         place = "--resume" if checkpoints(model.parent) else "--output_dir"
         script = ["diffusion_models/train_eval_ddpm.py", "--mode", "train"]
-        ddpm = f"seed{seed}_ddpm"
         jobs.append(Job(ddpm, [[*script, *common, place, str(model.parent)]]))
     for name in left:
         mode, shift = METHODS[name]

@@ -188,6 +188,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--patchcore", type=Path, metavar="FILE",
         help="weights of a pretrained network (test.feature_space's) for a row of "
              "PatchCore")  # fmt: skip
+    add("--device", default="cpu", help="scores there; --set device=… trains (default: cpu)")
     add("--limit", type=int, metavar="N", help="score the first N images of each half only")
     add("--half", choices=("reported", "chosen"), default="reported", help="images to report on")
     return parser.parse_args()
@@ -206,9 +207,9 @@ def main() -> int:
     heatmaps: dict[str, list] = {}
     for seed in range(arguments.seeds):
         folder = trained(task, output, seed, arguments.more)
-        found = scored(load_predictor(folder, "best", device="cpu"), cases)
+        found = scored(load_predictor(folder, "best", device=arguments.device), cases)
         for variant in arguments.variant:
-            found |= varied(folder, variant, cases)
+            found |= varied(folder, variant, cases, arguments.device)
         for method, maps in found.items():
             heatmaps.setdefault(method, []).append(maps)
     heatmaps |= baselines(task, chosen, cases)
@@ -251,11 +252,13 @@ def scored(predictor: Predictor, cases: Sequence[report.Case]) -> dict[str, list
     return found
 
 
-def varied(folder: Path, variant: str, cases: Sequence[report.Case]) -> dict[str, list]:
+def varied(
+    folder: Path, variant: str, cases: Sequence[report.Case], device: str
+) -> dict[str, list]:
     """The same of MCD_image alone, or the metric that the variant names, as a distance."""
     changed = ["test.calibration=off", "test.heatmap_metrics=[MCD_image]", *variant.split(",")]
     config = load_config(PicardConfig, folder / "config.yaml", changed)
-    other = load_predictor(folder, "best", config, device="cpu")
+    other = load_predictor(folder, "best", config, device=device)
     (metric,) = config.test.heatmap_metrics
     return {variant: [other(case.image, name=case.name)[metric].numpy() for case in cases]}
 
