@@ -79,11 +79,18 @@ class RunLog:
 
     resume_step: the step a run goes on from. Lines of log.jsonl and TensorBoard points of later
     steps are dropped, since the run will make those steps again; at 0 all are.
+    check: asked before each line of log.jsonl; raises where the folder is not this run's any more.
     Build it in the main process alone.
     """
 
-    def __init__(self, run_folder: Path, events_folder: Path, resume_step: int) -> None:
-        self._path = run_folder / LOG_NAME
+    def __init__(
+        self,
+        run_folder: Path,
+        events_folder: Path,
+        resume_step: int,
+        check: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._path, self._check = run_folder / LOG_NAME, check
         drop_later_lines(self._path, resume_step)
         self._waiting = ""
         self._complained = False
@@ -103,6 +110,7 @@ class RunLog:
         """Records numbers by tag, as one line of log.jsonl and as TensorBoard curves.
 
         A line that cannot be written waits for the next one; the first time that is a warning.
+        Raises what `check` raises.
         """
         numbers = {tag: float(value) for tag, value in values.items()}
         line = {tag: n if math.isfinite(n) else None for tag, n in numbers.items()}  # JSON: no NaN
@@ -125,6 +133,7 @@ class RunLog:
         """Appends what waits to log.jsonl, or takes back what was written of it."""
         if not self._waiting:
             return
+        self._check()
         try:
             require_regular(self._path)
             self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -152,8 +153,11 @@ def sole_writer(folder: Path, processes: Processes, remedy: str) -> Iterator[Non
 
 
 def require_still_sole_writer(folder: Path) -> None:
-    """To be asked before each save, in the main process. Raises TrainingError where the folder is
-    not this process's any more: its machine stood still, and another training took it over."""
+    """To be asked in the main process before each save, and each line of the log.
+
+    Raises TrainingError where the folder is not this process's any more: its machine stood still,
+    and another training took it over.
+    """
     lock = folder / LOCK_NAME
     if is_own(lock):
         return
@@ -199,7 +203,8 @@ def open_run(
         return
     yaml = config_to_yaml(config)
     write_run_record(folder, config_yaml=yaml, command=command, resume_step=resume_step)
-    with contextlib.closing(RunLog(folder, events, resume_step)) as log:
+    check = partial(require_still_sole_writer, folder)
+    with contextlib.closing(RunLog(folder, events, resume_step, check)) as log:
         yield log
 
 

@@ -96,5 +96,5 @@ def test_training_whose_folder_was_taken_saves_nothing(tmp_path, monkeypatch, tr
     said = "process 7 on elsewhere, since yesterday" if fate == "taken over" else "is gone"
     with pytest.raises(TrainingError, match=rf"^Nothing more is saved: .*{LOCK_NAME} .*{said}"):
         start()
-    assert not [*folder.glob("*.pt"), *folder.glob("*.model")]
+    assert not [*folder.glob("*.pt"), *folder.glob("*.model"), *folder.glob("log.jsonl")]
     assert (folder / LOCK_NAME).exists() == (fate == "taken over")
