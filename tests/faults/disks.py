@@ -38,7 +38,10 @@ def assert_recovers(name: str, folder: Path, root: Path) -> None:
 
 @cache
 def sizes_of(name: str, root: Path) -> list[int]:
-    """Bytes of one file of each kind that the program writes: a step below, the write fails."""
+    """Bytes of one file of each kind that the program writes, the largest first.
+
+    A byte less, and that file cannot be written, while all smaller ones can.
+    """
     program = PROGRAMS[name]
     with place(root, f"sized {name.replace('/', ' ')}") as folder:
         program.prepare(folder)
@@ -46,7 +49,7 @@ def sizes_of(name: str, root: Path) -> list[int]:
         assert run(program, folder).status == 0
         written = (p for p in folder.rglob("*") if p.is_file() and p not in before)
         kinds = {(p.suffix, p.stem.rstrip("0123456789")): p.stat().st_size for p in written}
-        return sorted({size for size in kinds.values() if size})
+        return sorted({size for size in kinds.values() if size}, reverse=True)
 
 
 def limited_file(name: str, root: Path, number: int) -> int:

@@ -104,6 +104,36 @@ def prediction_results(folder: Path) -> dict[str, Any]:
     return {path.name: path.read_bytes() for name in names for path in sorted(out.glob(name))}
 
 
+# --- predict_heatmap.py --calibrate, eval.py --mode calibrate ---
+
+
+def normal_inputs(folder: Path) -> None:
+    prediction_inputs(folder)
+    write_images(folder / "train", n=4)
+    on = ("test.calibration=knn", "test.calibration_windows=40", "test.parallel_batchsize=2")
+    tiny_file(folder, *on)
+
+
+def calibration_flags(folder: Path) -> Flags:
+    return [*prediction_flags(folder), "--calibrate"]
+
+
+def calibration_results(folder: Path) -> dict[str, Any]:
+    saved = load_tensors(folder / "model" / "calibration_00000001.pt")
+    return prediction_results(folder) | {"calibration": saved["scales"]}
+
+
+def operating_point_flags(folder: Path) -> Flags:
+    flags = ["--mode", "calibrate", "--config", folder / "tiny.yaml", "--specificity", 0.5]
+    off = ["--set", "test.calibration=off"]
+    return [*flags, *off, "--checkpoint_dir", folder / "model", "--image_dir", folder / "train"]
+
+
+def operating_point_results(folder: Path) -> dict[str, Any]:
+    saved = json.loads((folder / "model" / "operating_point_00000001.json").read_text())
+    return {"metrics": saved["metrics"]}
+
+
 # --- diffusion_models/train_eval_ddpm.py ---
 
 
@@ -166,6 +196,9 @@ def evaluation_results(folder: Path) -> dict[str, Any]:
 PROGRAMS = {
     "inpainter/train.py": Program(TRAIN, picard_inputs, picard_flags, picard_results),
     "predict_heatmap.py": Program(PREDICT, prediction_inputs, prediction_flags, prediction_results),
+    "predict_heatmap.py --calibrate": Program(
+        PREDICT, normal_inputs, calibration_flags, calibration_results
+    ),
     "diffusion_models/train_eval_ddpm.py": Program(
         str(REPOSITORY / "diffusion_models" / "train_eval_ddpm.py"),
         *(diffusion_inputs, diffusion_flags, diffusion_results),
@@ -175,6 +208,10 @@ PROGRAMS = {
     ),
     "eval.py": Program(
         str(REPOSITORY / "eval.py"), heatmap_folder, evaluation_flags, evaluation_results
+    ),
+    "eval.py --mode calibrate": Program(
+        str(REPOSITORY / "eval.py"),
+        *(normal_inputs, operating_point_flags, operating_point_results),
     ),
 }
 
