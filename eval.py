@@ -14,7 +14,7 @@ import sys
 
 from common.cli import load_from_arguments, run_script
 from common.config import config_to_yaml
-from common.runtime import launched
+from common.processes import launched
 from dia import evaluation as dia
 from inpainter import evaluation_report, evaluation_settings, normal_scores
 from inpainter.predictor import settings_beside_checkpoint

@@ -28,7 +28,7 @@ from benchmarks.heatmap_subject import Subject, random_settings, random_subject,
 from benchmarks.published_heatmap import PublishedScorer
 from common.checkpoint import save_text_atomic
 from common.config import load_config
-from common.runtime import resolve_device, tf32_products
+from common.devices import resolve_device, tf32_products
 from inpainter.fast.scorer import FastScorer
 from inpainter.settings import PicardConfig, input_path
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from common.config import ConfigError
 from common.image_folders import list_images
 from common.images import ImageError, read_image, to_signed
-from common.runtime import generator_for
+from common.random_numbers import generator_for
 from inpainter.completion import dropout_of
 from inpainter.heatmap import windows_to_score
 from inpainter.networks.critic import Critic

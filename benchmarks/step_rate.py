@@ -29,8 +29,9 @@ import dia.training
 import diffusion_models.training
 from common.checkpoint import save_text_atomic
 from common.config import REPOSITORY, load_config
+from common.devices import resolve_device, tf32_products
 from common.image_batches import Batch
-from common.runtime import resolve_device, seed_everything, tf32_products
+from common.random_numbers import seed_everything
 from common.training import gradient_scaler
 from dia.settings import DiaConfig
 from diffusion_models.settings import DdpmConfig

@@ -118,7 +118,7 @@ DeviceText = Annotated[
         "auto|cpu|cuda|cuda:[0-9]{1,3}|mps", "must be auto, cpu, cuda, cuda:1 (a number) or mps"
     ),
 ]
-"""What `common.runtime.resolve_device` understands."""
+"""What `common.devices.resolve_device` understands."""
 # Upper ends are generous: nobody who has a machine for it is refused.
 Seed = Annotated[int, Range(0, 2**63 - 1)]
 Share = Annotated[float, Range(0, 1, "[)")]

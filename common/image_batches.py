@@ -20,16 +20,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from common.datasets import DatasetError, Remedies
+from common.devices import RuntimeSetupError
 from common.errors import UserError
 from common.image_sets import ImageSet, Sample
 from common.images import ImageError
-from common.runtime import (
-    Processes,
-    RuntimeSetupError,
-    deaf_children,
-    generator_for,
-    leave_signals_to_main,
-)
+from common.processes import Processes
+from common.random_numbers import generator_for
+from common.stopping import deaf_children, leave_signals_to_main
 
 LOG = logging.getLogger(__name__)
 Item = TypeVar("Item")

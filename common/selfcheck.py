@@ -24,17 +24,12 @@ from torch import Tensor, nn
 
 from common.checkpoint import load_tensors, save_atomic
 from common.cli import COMMON_FLAGS, run_script
+from common.devices import memory_of, resolve_device, supports_bf16, tf32_products
 from common.errors import ExitStatus, UserError
 from common.files import free_space, read_regular
 from common.images import read_image, write_image16
+from common.random_numbers import generator_for
 from common.run_log import describe_environment
-from common.runtime import (
-    generator_for,
-    memory_of,
-    resolve_device,
-    supports_bf16,
-    tf32_products,
-)
 from dia.encoders import build_encoder
 from dia.scoring import csi_score, fit_csi
 from diffusion_models.diffusion import GaussianDiffusion

@@ -17,17 +17,12 @@ from torch.profiler import ProfilerActivity, profile, schedule
 from common.checkpoint import CheckpointError, non_finite, require_mapping
 from common.claims import claim, holder_of, is_own
 from common.config import config_to_dict, config_to_yaml
+from common.devices import resolve_device, supports_half, tf32_products
 from common.errors import UserError
 from common.image_sets import data_changes
+from common.processes import Processes, joined_processes
+from common.random_numbers import seed_everything
 from common.run_log import RunLog, write_run_record
-from common.runtime import (
-    Processes,
-    joined_processes,
-    resolve_device,
-    seed_everything,
-    supports_half,
-    tf32_products,
-)
 
 LOG = logging.getLogger(__name__)
 LOCK_NAME = "writer.lock"

@@ -12,9 +12,10 @@ from torch.optim import Optimizer
 from common.checkpoint import content_hash
 from common.config import resolve_path
 from common.config_types import require
+from common.devices import require_memory
 from common.image_batches import BadImages, batches_per_epoch
 from common.image_sets import ImageSet, set_identity
-from common.runtime import Processes, require_memory
+from common.processes import Processes
 from common.training import gradient_scaler
 from dia.data import EvaluationSets, training_sets
 from dia.encoders import Encoder, build_encoder, encoder_weights, layout_for, load_weights

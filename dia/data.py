@@ -8,7 +8,7 @@ import torch
 from common.datasets import DatasetError
 from common.image_folders import SHOWN
 from common.image_sets import ImageSet, contaminate
-from common.runtime import generator_for
+from common.random_numbers import generator_for
 from dia.results import NORMAL
 from dia.settings import DiaConfig
 

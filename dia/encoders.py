@@ -19,7 +19,7 @@ from common.checkpoint import (
     require_finite_weights,
     require_state_dict,
 )
-from common.runtime import upcast_to_fp32
+from common.devices import upcast_to_fp32
 from dia.settings import EncoderName
 
 ENCODER_NAMES: tuple[str, ...] = get_args(EncoderName)

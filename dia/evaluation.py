@@ -21,12 +21,13 @@ from common.checkpoint import (
 )
 from common.cli import add_common_arguments, add_flags, given_settings, load_from_arguments
 from common.config import ConfigError, config_to_yaml, resolve_path
+from common.devices import tf32_products
 from common.errors import Outcome
 from common.html_report import REPORT, write_page
 from common.image_batches import BadImages
 from common.image_sets import ImageSet, set_identity
+from common.random_numbers import seed_everything
 from common.run_log import write_run_record
-from common.runtime import seed_everything, tf32_products
 from dia.data import evaluation_sets, load_split, normal_train_set
 from dia.localisation import HEATMAPS, write_heatmaps
 from dia.predictor import (

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.runtime import seed_from
+from common.random_numbers import seed_from
 from dia.augment import (
     DRAWS,
     Augmentation,

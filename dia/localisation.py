@@ -24,11 +24,11 @@ from tqdm import tqdm
 
 from common.checkpoint import content_hash, save_atomic, save_text_atomic
 from common.config import config_to_yaml
+from common.devices import eval_mode
 from common.files import USUAL_LIMIT, escaped, file_stems, unescaped
 from common.image_sets import ImageSet
 from common.images import ImageError
 from common.run_log import write_run_record
-from common.runtime import eval_mode
 from dia.features import ViewSettings, draw_samples, image_features
 from dia.predictor import SetFeatures, TrainedEncoder
 from dia.scoring import CsiReference, csi_score, fit_csi

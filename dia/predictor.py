@@ -21,9 +21,9 @@ from torch import Tensor
 
 from common.checkpoint import CheckpointError
 from common.config import ConfigError, load_config
+from common.devices import eval_mode, resolve_device, tf32_products
 from common.image_batches import BadImages, Batch, ordered_batches, reading
 from common.image_sets import ImageSet
-from common.runtime import eval_mode, resolve_device, tf32_products
 from dia.augment import augment
 from dia.encoders import Encoder, build_encoder, encoder_weights, layout_for, load_weights
 from dia.features import ViewSettings, draw_samples, image_features

@@ -33,16 +33,10 @@ from common.checkpoint import (
 )
 from common.config import REPOSITORY, config_to_dict, resolve_path
 from common.image_batches import Batch, epoch_batches, reading
+from common.processes import Processes, average_gradients, average_values, broadcast_weights
+from common.random_numbers import generator_for
 from common.run_log import RunLog
-from common.runtime import (
-    Processes,
-    StopRequest,
-    any_asked_to_stop,
-    average_gradients,
-    average_values,
-    broadcast_weights,
-    generator_for,
-)
+from common.stopping import StopRequest, any_asked_to_stop
 from common.training import (
     OWN_SETTINGS,
     autocast_to,

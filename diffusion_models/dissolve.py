@@ -29,8 +29,8 @@ from common.checkpoint import (
 from common.config import ConfigError
 from common.config_types import require
 from common.datasets import Fit
+from common.devices import resolve_device
 from common.image_sets import ImageSet, Sample
-from common.runtime import resolve_device
 from diffusion_models.diffusion import GaussianDiffusion
 from diffusion_models.settings import DissolveRange, Weights
 from diffusion_models.unet import Unet, WeightStandardizedConv2d

@@ -14,7 +14,7 @@ from common.config import resolve_path
 from common.config_types import require
 from common.image_batches import BadImages, ordered_batches, reading
 from common.images import write_image
-from common.runtime import generator_for
+from common.random_numbers import generator_for
 from diffusion_models.diffusion import GaussianDiffusion, gaussian_noise
 from diffusion_models.dissolve import Dissolver, ImagesAtSide, load_dissolver
 from diffusion_models.settings import DdpmConfig, DiffusionConfig

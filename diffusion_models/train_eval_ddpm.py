@@ -19,7 +19,7 @@ from common.cli import (
     run_script,
 )
 from common.config import config_to_yaml
-from common.runtime import tf32_products
+from common.devices import tf32_products
 from diffusion_models.pictures import draw_dissolved, draw_samples
 from diffusion_models.settings import DdpmConfig
 from diffusion_models.training import train

@@ -28,6 +28,7 @@ from common.checkpoint import (
 )
 from common.config import REPOSITORY, config_to_dict, resolve_path
 from common.datasets import DatasetError
+from common.devices import require_memory
 from common.image_batches import (
     BadImages,
     batches_per_epoch,
@@ -36,17 +37,10 @@ from common.image_batches import (
     reading,
 )
 from common.image_sets import ImageSet, set_identity
+from common.processes import Processes, average_gradients, average_values, broadcast_weights
+from common.random_numbers import generator_for
 from common.run_log import RunLog
-from common.runtime import (
-    Processes,
-    StopRequest,
-    any_asked_to_stop,
-    average_gradients,
-    average_values,
-    broadcast_weights,
-    generator_for,
-    require_memory,
-)
+from common.stopping import StopRequest, any_asked_to_stop
 from common.training import (
     autocast_to,
     check_resumed,

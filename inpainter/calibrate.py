@@ -23,11 +23,12 @@ from common.checkpoint import (
 )
 from common.claims import wait_for_claim
 from common.config import config_to_yaml
+from common.devices import tf32_products
 from common.errors import UserError
 from common.image_folders import list_images
 from common.image_sets import data_changes, data_identity
 from common.images import ImageError, to_signed
-from common.runtime import generator_for, tf32_products
+from common.random_numbers import generator_for
 from common.volumes import split_slice
 from inpainter.calibration import (
     DESCRIPTION,

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from common.runtime import upcast_to_fp32
+from common.devices import upcast_to_fp32
 from inpainter.calibration import DESCRIPTION, describe
 from inpainter.networks.dropout import Drop, ImageDropout, WindowMasks, active_dropout_layers
 from inpainter.networks.generator import Generator

@@ -22,10 +22,11 @@ from scipy.ndimage import map_coordinates
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from common.devices import RuntimeSetupError
 from common.grey_range import Window
 from common.image_batches import read_batches
 from common.images import ImageError, largest_stored, read_image
-from common.runtime import RuntimeSetupError, generator_for
+from common.random_numbers import generator_for
 from common.volumes import split_slice
 from inpainter.windows import resized, scaled_hw
 

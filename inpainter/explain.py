@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from common.checkpoint import CheckpointError
+from common.devices import tf32_products
 from common.errors import ExitStatus, UserError
 from common.figures import StripRow, explanation_strip
 from common.files import escaped
 from common.images import to_signed
-from common.runtime import tf32_products
 from inpainter.completion import l2_distance, metric_values
 from inpainter.findings import operating_point_for
 from inpainter.heatmap import Heatmaps, windows_to_score

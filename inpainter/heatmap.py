@@ -8,8 +8,8 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from common.devices import tf32_products
 from common.images import ImageError, to_signed
-from common.runtime import tf32_products
 from inpainter.calibration import DESCRIPTION, Calibration
 from inpainter.completion import WindowScorer
 from inpainter.fast.scorer import FastScorer

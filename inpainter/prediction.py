@@ -20,8 +20,8 @@ from common.config import REPOSITORY, ConfigError, config_to_yaml
 from common.files import escaped
 from common.image_folders import list_images, with_slices
 from common.images import ImageError
+from common.processes import Processes
 from common.run_log import write_run_record
-from common.runtime import Processes
 from common.volumes import split_slice
 from inpainter.export import EXPORT_KINDS, Exporter, ExportKind, require_heatmaps_kept
 from inpainter.findings import Verdicts, operating_point_for

@@ -25,9 +25,9 @@ from common.checkpoint import (
 )
 from common.config import load_config, resolve_path
 from common.config_types import ConfigError
+from common.devices import resolve_device
 from common.files import escaped
 from common.images import read_image
-from common.runtime import resolve_device
 from inpainter.calibration import Calibrations, load_calibrations
 from inpainter.completion import WindowScorer, dropout_of, spaces_of
 from inpainter.fast.scorer import FastScorer

@@ -11,9 +11,9 @@ from torch import Tensor
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
+from common.devices import eval_mode
 from common.images import to_unit
 from common.run_log import RunLog
-from common.runtime import eval_mode
 from common.training import TrainingError, require_finite, require_still_sole_writer
 from inpainter.networks.generator import Generator
 from inpainter.snapshots import (

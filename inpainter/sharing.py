@@ -40,7 +40,7 @@ from common.claims import (
 )
 from common.config import ConfigError
 from common.files import escaped, read_regular, unescaped
-from common.runtime import Processes, launched
+from common.processes import Processes, launched
 from inpainter.heatmap import Compute, Scored, batched
 from inpainter.heatmap_folder import HeatmapFolder, remove_partial_files
 

@@ -32,8 +32,9 @@ from common.checkpoint import (
     weights_hash,
 )
 from common.config import config_to_dict, resolve_path
+from common.devices import eval_mode
+from common.random_numbers import random_state, restore_random_state
 from common.run_log import LOG_NAME, read_log
-from common.runtime import eval_mode, random_state, restore_random_state
 from common.training import (
     check_resumed,
     flat,

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Adam
 
-from common.runtime import Processes, average_gradients, average_values, generator_for
+from common.processes import Processes, average_gradients, average_values
+from common.random_numbers import generator_for
 from common.training import autocast_to, require_finite, scale_of
 from inpainter.fast.holes import HoleCompleter
 from inpainter.masks import crop_boxes, discount_weights, random_boxes, shrunken_masks

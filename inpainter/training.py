@@ -10,21 +10,13 @@ import torch
 
 from common.checkpoint import checkpoint_path, steps_in
 from common.config import resolve_path
+from common.devices import memory_of, resolve_device, supports_bf16, tf32_products
 from common.image_batches import reading
 from common.image_folders import list_images
 from common.image_sets import data_identity
-from common.runtime import (
-    Processes,
-    StopRequest,
-    any_asked_to_stop,
-    broadcast_weights,
-    joined_processes,
-    memory_of,
-    resolve_device,
-    seed_everything,
-    supports_bf16,
-    tf32_products,
-)
+from common.processes import Processes, broadcast_weights, joined_processes
+from common.random_numbers import seed_everything
+from common.stopping import StopRequest, any_asked_to_stop
 from common.training import (
     HALF,
     gradient_scaler,

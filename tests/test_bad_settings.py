@@ -16,7 +16,7 @@ from common.cli import add_common_arguments, add_flags, flag_keys, load_from_arg
 from common.config import ConfigError, build, config_to_yaml, load_config, read_yaml
 from common.config_types import kinds_of, leaf_types, may_be_none
 from common.datasets import DATASET_NAMES
-from common.runtime import RuntimeSetupError
+from common.devices import RuntimeSetupError
 from dia.settings import ContrastiveConfig, DiaConfig
 from dia.shifts import SHIFT_NAMES
 from diffusion_models.settings import DdpmConfig

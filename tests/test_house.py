@@ -116,7 +116,7 @@ def test_packages_read_files_that_may_be_another_s_by_one_function_each() -> Non
         ("common/checkpoint.py", "torch.load("),
         # of the system, and of this project
         ("common/claims.py", ".read_text("),
-        ("common/runtime.py", ".read_text("),
+        ("common/devices.py", ".read_text("),
         ("common/html_report.py", ".read_text("),
     }
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from common.image_batches import epoch_batches
-from common.runtime import Processes, joined_processes, seed_everything
+from common.processes import Processes, joined_processes
+from common.random_numbers import seed_everything
 from dia import training as contrastive
 from dia.building import initial_state as encoder_state
 from dia.settings import DiaConfig

@@ -1,9 +1,10 @@
-"""Ctrl-C and SIGTERM while eval.py works and samples are drawn: one line, no litter, no readers."""
+"""Ctrl-C and SIGTERM in imports, in evaluations, while samples are drawn: one line, no litter."""
 
 import multiprocessing
 import os
 import runpy
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from tests.tiny_runs import PATIENCE, ended, forked, texture
 
 EVALUATE = "eval.py"
 DDPM = "diffusion_models/train_eval_ddpm.py"
+PROGRAMS = ("inpainter/train.py", "predict_heatmap.py", EVALUATE, "train_dia.py", DDPM)
 
 
 def of_images(folder: Path) -> list[str]:
@@ -104,3 +106,19 @@ def test_signal_ends_a_program_in_one_line(
     assert "Traceback" not in said
     assert f"{Path(script).name}: Interrupted" in said
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_ctrl_c_during_the_imports_ends_a_program_without_traceback(program: str) -> None:
+    for pause in (0.5, 2, 8):  # long before it has imported torch, or soon after on a fast machine
+        with subprocess.Popen(
+            [sys.executable, REPOSITORY / program, "--dry_run"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        ) as process:  # fmt: skip
+            time.sleep(pause)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=PATIENCE)
+        if "Fatal Python error: init" not in errors:  # of Python's own start, on a busy machine
+            break
+    assert "Traceback" not in errors
+    assert process.returncode in (-signal.SIGINT, 128 + signal.SIGINT, 0, 2)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.runtime import upcast_to_fp32
+from common.devices import upcast_to_fp32
 from inpainter.fast.geometry import Region, Span, whole
 from inpainter.networks.attention import NORM_EPSILON, SOFTMAX_SCALE
 

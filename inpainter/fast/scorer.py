@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from common.runtime import upcast_to_fp32
+from common.devices import upcast_to_fp32
 from inpainter.completion import FeatureNetwork, WindowScorer, score_windows
 from inpainter.fast.geometry import whole
 from inpainter.fast.layers import Arithmetic, Patch, drop_plan

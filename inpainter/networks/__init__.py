@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from common.runtime import memory_of, require_memory
+from common.devices import memory_of, require_memory
 from common.training import HALF
 from inpainter.networks.critic import Critic
 from inpainter.networks.generator import Generator, he_init

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from common.runtime import generator_for
+from common.random_numbers import generator_for
 from inpainter.settings import GeneratorConfig
 
 Drop = Callable[[str, Tensor], Tensor]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.runtime import upcast_to_fp32
+from common.devices import upcast_to_fp32
 from inpainter.fast.winograd import (
     Tiling,
     Workspace,

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from common.checkpoint import CheckpointError, load_tensors, non_finite, require_state_dict
-from common.runtime import upcast_to_fp32
+from common.devices import upcast_to_fp32
 
 LEAST_SIDE = 64
 """Smaller holes are enlarged until their shorter side has so many pixels: 8 x 8 and 4 x 4 places

@@ -20,7 +20,7 @@ from common.checkpoint import (
     save_text_atomic,
     steps_in,
 )
-from common.runtime import random_state, restore_random_state
+from common.random_numbers import random_state, restore_random_state
 from tests.tiny_runs import ended, forked, wait_until
 
 

@@ -9,10 +9,12 @@ import torch
 from PIL import Image
 
 from common.datasets import ALIASES, DATASETS, DatasetError, dataset_row
+from common.devices import RuntimeSetupError
 from common.image_batches import batches_per_epoch, epoch_batches
 from common.image_files import ImageError
 from common.image_sets import ImageSet, contaminate, load_set
-from common.runtime import Processes, RuntimeSetupError, seed_from
+from common.processes import Processes
+from common.random_numbers import seed_from
 from dia.data import evaluation_sets, hold_out, load_split, normal_train_set
 from dia.settings import ContrastiveConfig, DiaConfig, EvaluationConfig
 from diffusion_models.settings import DataConfig, DdpmConfig, DiffusionConfig

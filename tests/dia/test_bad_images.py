@@ -14,7 +14,7 @@ from common.datasets import DatasetError
 from common.image_batches import BadImages, ReaderError, epoch_batches, ordered_batches, reading
 from common.image_sets import load_set
 from common.images import ImageError, write_image
-from common.runtime import Processes
+from common.processes import Processes
 from diffusion_models.settings import DataConfig
 from tests.tiny_runs import corrupt, read_table, run_script, texture
 

@@ -16,7 +16,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from common import peers
 from common.cli import run_script
 from common.errors import UserError
-from common.runtime import joined_processes
+from common.processes import joined_processes
 from tests.tiny_runs import ended, forked, forked_pair, free_port
 
 KILLED = "has ended without a word: it was killed"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.runtime import Processes
+from common.processes import Processes
 from dia.encoders import ENCODER_NAMES, Encoder, build_encoder
 from dia.losses import (
     contrastive_losses,

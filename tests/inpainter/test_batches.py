@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.devices import RuntimeSetupError
 from common.images import ImageError, write_image
-from common.runtime import RuntimeSetupError, StopRequest
+from common.stopping import StopRequest
 from inpainter.data import CropRule, NormalCrops, crop_batches
 from tests.tiny_runs import ended, forked, wait_until
 

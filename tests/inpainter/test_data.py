@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from common.images import ImageError, read_image, to_signed, write_image, write_image16
-from common.runtime import generator_for
+from common.random_numbers import generator_for
 from inpainter.data import CropRule, NormalCrops, fixed_crops, split_held_out
 
 SHAPE = (16, 16, 1)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from common.runtime import generator_for
+from common.random_numbers import generator_for
 from inpainter.masks import (
     crop_boxes,
     discount_weights,

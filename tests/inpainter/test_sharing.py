@@ -16,7 +16,7 @@ from common.checkpoint import CheckpointError
 from common.claims import claim, holder_of
 from common.config import ConfigError, load_config
 from common.errors import ExitStatus, UserError
-from common.runtime import Processes
+from common.processes import Processes
 from inpainter import calibrate as calibrating
 from inpainter import folder_run
 from inpainter.calibrate import calibrate, calibrate_once

@@ -7,8 +7,8 @@ import torch
 
 from common.checkpoint import load_tensors, steps_in
 from common.config import ConfigError, load_config
+from common.devices import supports_bf16
 from common.images import ImageError, write_image
-from common.runtime import supports_bf16
 from common.training import TrainingError
 from inpainter.settings import PicardConfig
 from inpainter.snapshots import prune_snapshots, resolve_step, run_folder

@@ -22,8 +22,9 @@ from common.checkpoint import (
     load_tensors,
     save_atomic,
 )
+from common.devices import RuntimeSetupError
 from common.errors import UserError
-from common.runtime import Processes, RuntimeSetupError
+from common.processes import Processes
 from common.training import TrainingError
 from inpainter.networks import build_networks
 from inpainter.networks.loading import critic_weights, generator_weights
@@ -334,7 +335,7 @@ def test_size_that_no_memory_holds_is_refused_before_it_is_allocated(
     tmp_path, monkeypatch, setting, what
 ):
     write_images(tmp_path / "train")
-    monkeypatch.setattr("common.runtime.memory_of", lambda _: 2**26)
+    monkeypatch.setattr("common.devices.memory_of", lambda _: 2**26)
     with pytest.raises(RuntimeSetupError, match=rf"({what}).*at least .* GiB.* Lower "):
         train(tiny_config(tmp_path, setting))
 
