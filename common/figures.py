@@ -1,11 +1,10 @@
-"""Figures, saved as PNG or SVG and never shown: the only module that uses matplotlib.
+"""Figures, saved as PNG or SVG and never shown.
 
 Without pyplot, so without global state. Brighter heat is more anomalous. Images are (H, W),
 (1, H, W) or (3, H, W) in [0, 1], heatmaps and masks (H, W) of the same size; arrays or CPU tensors.
 """
 
 import itertools
-import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_hex, to_rgb
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from scipy.ndimage import binary_erosion
 
@@ -81,95 +80,6 @@ def heatmap_panel(
     bar.outline.set_visible(False)
     figure.suptitle(shortened(title), fontsize=11)
     save(figure, path)
-
-
-class StripRow(NamedTuple):
-    """What is drawn of one window that is explained."""
-
-    name: str
-    window: np.ndarray
-    """(C, H, W) in [0, 1]."""
-    hole: tuple[int, int, int, int]
-    """Top, left, height, width within the window."""
-    completions: np.ndarray
-    """(M, C, h, w) in [0, 1]."""
-    distances: np.ndarray
-    """(M,): of each completion from what is in the hole."""
-    distance_name: str
-    normal: np.ndarray
-    """(n,) ascending: what normal windows score."""
-    value: float
-    """What this window scores."""
-    standing: str
-    """Where that stands among the normal ones, in words."""
-
-
-def explanation_strip(rows: Sequence[StripRow], path: Path, title: str = "") -> None:
-    """Saves a strip per row: window, hole, truth, completions, closest, difference, numbers.
-
-    Images share the grey values of their window, from its darkest to its brightest.
-    """
-    lines = max(2, *(-(-len(row.completions) // 5) for row in rows))
-    widths = (1.3, 1.3, 1, max(1.0, 3.2 / lines * 1.6), 1, 1.15, 1.3, 1.7)
-    figure = Figure(figsize=(1.95 * sum(widths), 2.7 * len(rows) + 0.5), layout="constrained")
-    figure.suptitle(shortened(title), fontsize=11)
-    parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
-    for part, row in zip(parts, rows, strict=True):
-        cells = part.subfigures(1, len(widths), width_ratios=widths)
-        draw_strip(cells, row, lines)
-    save(figure, path)
-
-
-def draw_strip(cells: Sequence[SubFigure], row: StripRow, lines: int) -> None:
-    """Draws one window into the cells of its row."""
-    limits = spread((float(row.window.min()), float(row.window.max())))
-    top, left, height, width = row.hole
-    inside = (slice(None), slice(top, top + height), slice(left, left + width))
-    closest = int(row.distances.argmin())
-
-    def show(axes: Axes, image: np.ndarray, name: str) -> None:
-        axes.imshow(
-            as_picture((image - limits[0]) / (limits[1] - limits[0])), cmap="gray", vmin=0, vmax=1
-        )
-        hide_frame(axes)
-        axes.set_title(name, fontsize=8)
-
-    without = row.window.copy()
-    without[inside] = (limits[0] + limits[1]) / 2
-    window, hole, truth, nearest, off, bars, counts = (
-        cells[i].subplots() for i in (0, 1, 2, 4, 5, 6, 7)
-    )
-    show(window, row.window, f"window, {row.name}")
-    border = {"fill": False, "color": BOX_COLOUR, "lw": 1.2}
-    window.add_patch(Rectangle((left - 0.5, top - 0.5), width, height, **border))
-    show(hole, without, "hole")
-    show(truth, row.window[inside], "what is in it")
-    grid = cells[3].subplots(lines, -(-len(row.completions) // lines), squeeze=False)
-    for axes in grid.flat:
-        hide_frame(axes)
-    for number, (axes, each) in enumerate(zip(grid.flat, row.completions, strict=False)):
-        show(axes, each, f"{number + 1}")
-        axes.title.set_fontsize(7)
-    cells[3].suptitle(f"{len(row.completions)} completions", fontsize=8)
-    show(nearest, row.completions[closest], f"closest, number {closest + 1}")
-    difference = np.abs(row.completions[closest] - row.window[inside]).mean(axis=0)
-    drawn = off.imshow(difference, cmap=HEAT, vmin=0, vmax=spread((0, difference.max()))[1])
-    hide_frame(off)
-    off.set_title("|difference|", fontsize=8)
-    cells[5].colorbar(drawn, ax=off, shrink=0.6).ax.tick_params(labelsize=6)
-    numbers = np.arange(1, len(row.distances) + 1)
-    colours = [COLOURS[1] if i == closest else COLOURS[0] for i in range(len(numbers))]
-    bars.barh(numbers, row.distances, color=colours)
-    bars.invert_yaxis()
-    bars.set_yticks(numbers)
-    bars.set_title(row.distance_name, fontsize=8)
-    counts.hist(row.normal, bins=40, color=COLOURS[0], alpha=0.6)
-    counts.axvline(row.value, color=COLOURS[1], linewidth=1.5)
-    counts.set_yticks([])
-    counts.set_title("\n".join(textwrap.wrap(row.standing, 38)), fontsize=8)
-    for axes in (bars, counts):
-        axes.tick_params(labelsize=7)
-        axes.spines[["top", "right"]].set_visible(False)
 
 
 def contact_sheet(

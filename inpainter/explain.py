@@ -6,17 +6,31 @@ in the prediction, so that the numbers are those behind the heatmap. M completio
 
 import argparse
 import logging
+import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from common.checkpoint import CheckpointError
 from common.devices import tf32_products
 from common.errors import ExitStatus, UserError
-from common.figures import StripRow, explanation_strip
+from common.figures import (
+    BOX_COLOUR,
+    COLOURS,
+    HEAT,
+    as_picture,
+    hide_frame,
+    save,
+    shortened,
+    spread,
+)
 from common.files import escaped
 from common.images import to_signed
 from inpainter.completion import l2_distance, metric_values
@@ -134,7 +148,7 @@ def explain(
     for scale in config.test.scales:
         found = explained(predictor, pixels, name, place, scale, metric, whole[scale])
         normal = normal_windows(predictor, scale, metric, whole[scale])
-        rows.append(strip_row(found, normal))
+        rows.append((found, normal))
         lines.append(sentence(found, normal))
     stem = f"explain_{image.stem if '#' not in image.name else image.name}_{x}_{y}_{metric}.png"
     path = output / stem
@@ -265,18 +279,75 @@ def sentence(found: Explanation, normal: Normal) -> str:
     )
 
 
-def strip_row(found: Explanation, normal: Normal) -> StripRow:
-    """What is drawn of an explanation."""
-    completions = ((found.completions + 1) / 2).clamp(0, 1)
+def explanation_strip(
+    rows: Sequence[tuple[Explanation, Normal]], path: Path, title: str = ""
+) -> None:
+    """Saves a strip per row: window, hole, truth, completions, closest, difference, numbers.
+
+    Images share the grey values of their window, from its darkest to its brightest.
+    """
+    lines = max(2, *(-(-len(found.completions) // 5) for found, _ in rows))
+    widths = (1.3, 1.3, 1, max(1.0, 3.2 / lines * 1.6), 1, 1.15, 1.3, 1.7)
+    figure = Figure(figsize=(1.95 * sum(widths), 2.7 * len(rows) + 0.5), layout="constrained")
+    figure.suptitle(shortened(title), fontsize=11)
+    parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
+    for part, (found, normal) in zip(parts, rows, strict=True):
+        cells = part.subfigures(1, len(widths), width_ratios=widths)
+        draw_images(cells[:6], found, lines)
+        draw_numbers(cells[6].subplots(), cells[7].subplots(), found, normal)
+    save(figure, path)
+
+
+def draw_images(cells: Sequence[SubFigure], found: Explanation, lines: int) -> None:
+    """Draws window, hole, truth, completions in so many lines, the closest, and how far it is."""
+    whole, inner = found.window.numpy(), found.truth.numpy()
+    completions = ((found.completions + 1) / 2).clamp(0, 1).numpy()
+    closest = completions[found.closest]
+    limits = spread((float(whole.min()), float(whole.max())))
+    top, left, height, width = found.hole_box
+    without = whole.copy()
+    without[:, top : top + height, left : left + width] = (limits[0] + limits[1]) / 2
+
+    def show(axes: Axes, image: np.ndarray, name: str) -> None:
+        scaled = (image - limits[0]) / (limits[1] - limits[0])
+        axes.imshow(as_picture(scaled), cmap="gray", vmin=0, vmax=1)
+        hide_frame(axes)
+        axes.set_title(name, fontsize=8)
+
+    window, hole, truth, nearest, off = (cells[i].subplots() for i in (0, 1, 2, 4, 5))
+    show(window, whole, f"window, scale {found.scale:g}")
+    border = {"fill": False, "color": BOX_COLOUR, "lw": 1.2}
+    window.add_patch(Rectangle((left - 0.5, top - 0.5), width, height, **border))
+    show(hole, without, "hole")
+    show(truth, inner, "what is in it")
+    grid = cells[3].subplots(lines, -(-len(completions) // lines), squeeze=False)
+    for axes in grid.flat:
+        hide_frame(axes)
+    for number, (axes, each) in enumerate(zip(grid.flat, completions, strict=False)):
+        show(axes, each, f"{number + 1}")
+        axes.title.set_fontsize(7)
+    cells[3].suptitle(f"{len(completions)} completions", fontsize=8)
+    show(nearest, closest, f"closest, number {found.closest + 1}")
+    difference = np.abs(closest - inner).mean(axis=0)
+    drawn = off.imshow(difference, cmap=HEAT, vmin=0, vmax=spread((0, difference.max()))[1])
+    hide_frame(off)
+    off.set_title("|difference|", fontsize=8)
+    cells[5].colorbar(drawn, ax=off, shrink=0.6).ax.tick_params(labelsize=6)
+
+
+def draw_numbers(bars: Axes, counts: Axes, found: Explanation, normal: Normal) -> None:
+    """Draws the completions' distances, and where the window stands among the normal ones."""
+    numbers = np.arange(1, len(found.distances) + 1)
+    colours = [COLOURS[1] if i == found.closest else COLOURS[0] for i in range(len(numbers))]
+    bars.barh(numbers, found.distances.numpy(), color=colours)
+    bars.invert_yaxis()
+    bars.set_yticks(numbers)
+    bars.set_title(f"{found.metric.partition('_')[2] or 'distance'} distance", fontsize=8)
     value, words = standing(found, normal)
-    return StripRow(
-        name=f"scale {found.scale:g}",
-        window=found.window.numpy(),
-        hole=found.hole_box,
-        completions=completions.numpy(),
-        distances=found.distances.numpy(),
-        distance_name=f"{found.metric.partition('_')[2] or 'distance'} distance",
-        normal=normal.scores,
-        value=value,
-        standing=words,
-    )
+    counts.hist(normal.scores, bins=40, color=COLOURS[0], alpha=0.6)
+    counts.axvline(value, color=COLOURS[1], linewidth=1.5)
+    counts.set_yticks([])
+    counts.set_title("\n".join(textwrap.wrap(words, 38)), fontsize=8)
+    for axes in (bars, counts):
+        axes.tick_params(labelsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
