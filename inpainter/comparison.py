@@ -12,7 +12,8 @@ from common.image_folders import shown_names
 from common.image_names import volume_of
 from common.metrics import AurocDifference, Interval, MetricError, bootstrap_intervals, delong
 from common.pooled_metrics import curve_areas, curves
-from inpainter.evaluation import Evaluation, ImageRow, MetricResult, Sources, evaluate_metric
+from inpainter.evaluation import Evaluation, Sources, evaluate_metric
+from inpainter.evaluation_results import ImageRow, MetricResult
 from inpainter.heatmap_tables import EvaluationError, HeatmapEntry, list_heatmaps
 
 LOG = logging.getLogger(__name__)

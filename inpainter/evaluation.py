@@ -6,7 +6,7 @@ Larger heatmap values are more anomalous, as predict_heatmap.py writes them.
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
@@ -35,7 +35,6 @@ from common.froc import MEAN
 from common.image_names import ImageNames
 from common.images import read_image
 from common.metrics import (
-    Interval,
     MetricError,
     PixelCase,
     binary_intervals,
@@ -45,7 +44,6 @@ from common.metrics import (
 )
 from common.pooled_metrics import (
     LesionScores,
-    PooledMetrics,
     count_pixels,
     curve_areas,
     curves,
@@ -54,6 +52,7 @@ from common.pooled_metrics import (
     thresholds_kept,
 )
 from inpainter.detection import Detection, Resampling, detect, first_images
+from inpainter.evaluation_results import GroupResult, ImageRow, MetricResult
 from inpainter.evaluation_settings import EvaluationSettings
 from inpainter.heatmap_tables import (
     HEATMAP_LIST,
@@ -73,64 +72,6 @@ LOG = logging.getLogger(__name__)
 UNUSABLE = (UserError, OSError, MemoryError)  # what one bad image raises
 MOST_GROUPS = 30
 """Values of a column by which results are split; a column of more is taken for a slip."""
-
-
-class ImageRow(NamedTuple):
-    """One image's numbers; a row of per_image.csv."""
-
-    image: str
-    metric: str
-    has_lesion: bool
-    auroc: float | None
-    """Over its pixels, as is AP; None unless lesion and other pixels both count."""
-    ap: float | None
-    max_score: float
-    lesion_pixels: int
-    pixels: int
-    constant: bool
-    """All pixels score the same, so that AUROC is 0.5 whatever the image shows."""
-
-
-@dataclass(frozen=True)
-class GroupResult:
-    """The results on the images that have one value of a column of the metadata."""
-
-    column: str
-    value: str
-    images: int
-    images_with_lesion: int
-    pooled: dict[str, Interval] | None
-    """auroc, ap, pro over their pixels, at the thresholds kept; None without lesion."""
-    image_level: dict[str, Interval] | None
-    """auroc, ap of max_score; None unless both kinds of image are there."""
-    sensitivity: dict[str, Interval] | None
-    """FROC, as Detection.sensitivity, with their own false positives; None without lesion or
-    without images to count these on."""
-
-
-@dataclass(frozen=True)
-class MetricResult:
-    """All numbers on one kind of heatmap; intervals are 95 % bootstrap ones over images, or over
-    the volumes or patients that Evaluation.clusters tells."""
-
-    metric: str
-    rows: list[ImageRow]
-    entries: list[HeatmapEntry]
-    """Where the rows' heatmaps are."""
-    excluded: dict[str, str]
-    """Image that could not be evaluated -> reason."""
-    per_image: dict[str, Interval]
-    """auroc, ap: mean over the images whose rows have them."""
-    pooled: dict[str, Interval]
-    """auroc, ap, pro over the pixels of all images together; pro is AUPRO at 30 %."""
-    image_level: dict[str, Interval] | None
-    """auroc, ap of max_score, lesion against normal images; None without normal ones."""
-    pixels: PooledMetrics
-    """Curves and histogram behind pooled; best Dice and F1 with their thresholds."""
-    detection: Detection
-    """FROC: lesions found at false positives per image or volume."""
-    groups: list[GroupResult]
-    """By column and value of the metadata, where asked for."""
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,8 @@ from common.metrics import Interval
 from common.pooled_metrics import curves
 from inpainter.comparison import Comparison, compare
 from inpainter.detection import Detection
-from inpainter.evaluation import (
-    Evaluation,
-    MetricResult,
-    evaluate_heatmaps,
-)
+from inpainter.evaluation import Evaluation, evaluate_heatmaps
+from inpainter.evaluation_results import MetricResult
 from inpainter.evaluation_settings import evaluation_settings
 from inpainter.evaluation_tables import (
     LEVELS,

@@ -11,7 +11,8 @@ from common.image_folders import shown
 from common.metrics import Interval, format_interval
 from inpainter.comparison import NAMES, Comparison
 from inpainter.detection import LesionGroup
-from inpainter.evaluation import Evaluation, ImageRow, MetricResult, first_names
+from inpainter.evaluation import Evaluation, first_names
+from inpainter.evaluation_results import ImageRow, MetricResult
 
 LEVELS = {
     "per_image": "mean over images with a lesion",

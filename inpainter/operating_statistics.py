@@ -11,7 +11,7 @@ from typing import Any
 
 from common.files import unescaped
 from common.metrics import Interval, format_interval, share_interval
-from inpainter.evaluation import MetricResult
+from inpainter.evaluation_results import MetricResult
 from inpainter.evaluation_tables import aligned
 from inpainter.heatmap_tables import VERDICTS, EvaluationError, read_table
 

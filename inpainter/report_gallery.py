@@ -25,7 +25,8 @@ from common.html_report import (
     wrongness,
 )
 from common.images import read_image
-from inpainter.evaluation import UNUSABLE, Evaluation, ImageRow, MetricResult
+from inpainter.evaluation import UNUSABLE, Evaluation
+from inpainter.evaluation_results import ImageRow, MetricResult
 from inpainter.explain import Explanation, explained
 from inpainter.heatmap_tables import VERDICTS, ImageTable, read_heatmap
 from inpainter.predictor import Predictor, load_predictor

@@ -29,8 +29,9 @@ from common.html_report import (
 from common.image_folders import shown
 from common.metrics import Interval, format_interval
 from inpainter.comparison import Comparison
-from inpainter.evaluation import Evaluation, MetricResult
+from inpainter.evaluation import Evaluation
 from inpainter.evaluation_report import made_by, pixel_lines, prevalence
+from inpainter.evaluation_results import MetricResult
 from inpainter.evaluation_tables import (
     LEVELS,
     comparison_rows,

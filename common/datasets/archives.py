@@ -34,7 +34,7 @@ from common.datasets.lesion_archives import (
     read_idrid_grading,
     read_mias,
 )
-from common.datasets.preparing import Part, Picture
+from common.datasets.pictures import Part, Picture
 from common.image_folders import find_images
 
 LOG = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from common.datasets import DatasetError
 from common.datasets.lesion_archives import LayoutError, csv_rows, files_like
-from common.datasets.preparing import ArchiveBox, Part, Picture
+from common.datasets.pictures import ArchiveBox, Part, Picture
 from common.image_files import READ_ERRORS
 from common.image_folders import shown_names
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from common.datasets import DatasetError
-from common.datasets.preparing import ArchiveBox, Circle, Part, Picture
+from common.datasets.pictures import ArchiveBox, Circle, Part, Picture
 from common.files import open_regular, read_regular
 from common.image_files import PILLOW_FORMATS, READ_ERRORS
 from common.image_folders import find_images, shown_names
