@@ -90,7 +90,7 @@ def clocked(clock: StageClock, subject: Subject, scorer: Callable, window: Tenso
             ]
     else:
         stages = [
-            ("coarse", subject.generator.coarse_generator, "forward"),
+            ("coarse", published_heatmap, "coarse"),
             ("fine", published_heatmap, "fine"),
             ("attention", published_heatmap, "attention"),
             ("critic", subject.critic, "features"),

@@ -11,7 +11,7 @@ from torch import Tensor
 from inpainter.completion import WindowScorer, l2_distance, metric_values
 from inpainter.networks.attention import NORM_EPSILON, SOFTMAX_SCALE
 from inpainter.networks.dropout import ChannelDropout, ChannelMasks
-from inpainter.networks.generator import FineGenerator, with_mask_planes
+from inpainter.networks.generator import CoarseGenerator, FineGenerator, Stage, with_mask_planes
 from inpainter.windows import centre_crop, centre_mask
 
 
@@ -41,21 +41,41 @@ class PublishedScorer(WindowScorer):
         hw = (windows.shape[2], windows.shape[3])
         mask = centre_mask(hw, self.mask_hw, windows.device).expand(len(images), -1, -1, -1)
         known = images * (1 - mask)
-        result = self.generator.coarse_generator(known, mask, drop).clamp(-1, 1)
+        result = coarse(self.generator.coarse_generator, known, mask, drop).clamp(-1, 1)
         if self.generator.fine_generator is not None:
             filled = known + result * mask
             result = fine(self.generator.fine_generator, filled, mask, drop).clamp(-1, 1)
         return result * mask + images * (1 - mask)
 
 
-def fine(stage: FineGenerator, filled: Tensor, mask: Tensor, drop: ChannelDropout) -> Tensor:
+def coarse(
+    stage: CoarseGenerator, known: Tensor, mask: Tensor, drop: ChannelDropout | None
+) -> Tensor:
+    """The coarse stage; unclamped."""
+    return run(stage, with_mask_planes(known, mask), "", 1, 17, drop)
+
+
+def fine(stage: FineGenerator, filled: Tensor, mask: Tensor, drop: ChannelDropout | None) -> Tensor:
     """The fine stage with the attention of one sample after the other; unclamped."""
     x = with_mask_planes(filled, mask)
-    branch = stage.run(x, "", 1, 10, drop)
-    features = stage.run(x, "pm", 1, 6, drop)
+    branch = run(stage, x, "", 1, 10, drop)
+    features = run(stage, x, "pm", 1, 6, drop)
     attended = torch.cat([attention(sample[None], mask[:1]) for sample in features])
-    attended = stage.run(attended, "pm", 9, 10, drop)
-    return stage.run(torch.cat([branch, attended], dim=1), "all", 11, 17, drop)
+    attended = run(stage, attended, "pm", 9, 10, drop)
+    return run(stage, torch.cat([branch, attended], dim=1), "all", 11, 17, drop)
+
+
+def run(
+    stage: Stage, x: Tensor, prefix: str, first: int, last: int, drop: ChannelDropout | None
+) -> Tensor:
+    """The layers `<prefix>conv<first>` … `<prefix>conv<last>`, each by torch's own convolution."""
+    for layer, block in stage.layers(prefix, first, last):
+        if layer in stage.UPSAMPLE_BEFORE:
+            x = F.interpolate(x, scale_factor=2, mode="nearest")
+        x = block.activated(block.conv(x))
+        if drop is not None and layer not in stage.NEVER_DROP:
+            x = drop(f"{stage.name}.{layer}", x)
+    return x
 
 
 def attention(features: Tensor, mask: Tensor) -> Tensor:

@@ -5,10 +5,11 @@ samples made of convolutions; Adam goes through the weights one by one.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Adam
 
-from benchmarks.published_heatmap import fine
+from benchmarks.published_heatmap import coarse, fine
 from inpainter.masks import crop_boxes
 from inpainter.networks import Networks
 from inpainter.networks.critic import Critic
@@ -45,8 +46,8 @@ def published_step(
     (terms["wgan_d"] + config.wgan_gp_lambda * terms["wgan_gp"]).backward()
     if with_generator:
         terms |= reconstruction_terms(inputs, completion, known, config.coarse_l1_alpha)
-        local = networks.local_critic(crop_boxes(fake, inputs.boxes)).mean()
-        whole = networks.global_critic(fake).mean()
+        local = scores(networks.local_critic, crop_boxes(fake, inputs.boxes)).mean()
+        whole = scores(networks.global_critic, fake).mean()
         terms["wgan_g"] = -local - config.global_wgan_loss_alpha * whole
         g = config.l1_loss_alpha * terms["l1"] + config.ae_loss_alpha * terms["ae"]
         optimisers.gen.zero_grad()
@@ -59,9 +60,9 @@ def published_step(
 def complete(networks: Networks, known: Tensor, mask: Tensor) -> Completion:
     """Both stages, with gradients."""
     generator = networks.generator
-    coarse = generator.coarse_generator(known, mask, None).clamp(-1, 1)
-    filled = known * (1 - mask) + coarse * mask
-    return Completion(coarse, fine(generator.fine_generator, filled, mask, None).clamp(-1, 1))
+    first = coarse(generator.coarse_generator, known, mask, None).clamp(-1, 1)
+    filled = known * (1 - mask) + first * mask
+    return Completion(first, fine(generator.fine_generator, filled, mask, None).clamp(-1, 1))
 
 
 def critic_terms(
@@ -79,12 +80,19 @@ def critic_terms(
 
 def critic_term(critic: Critic, real: Tensor, fake: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
     """One critic's Wasserstein term and its gradient penalty."""
-    real_scores, fake_scores = critic(torch.cat([real, fake])).chunk(2)
+    real_scores, fake_scores = scores(critic, torch.cat([real, fake])).chunk(2)
     alpha = alpha.view(-1, 1, 1, 1)
     between = (alpha * real + (1 - alpha) * fake).requires_grad_()
-    scores = critic(between)
+    judged = scores(critic, between)
     (gradient,) = torch.autograd.grad(
-        scores, between, torch.ones_like(scores), create_graph=True, retain_graph=True
+        judged, between, torch.ones_like(judged), create_graph=True, retain_graph=True
     )
     penalty = (gradient.flatten(1).norm(2, dim=1) - 1).square().mean()
     return (fake_scores - real_scores).mean(), penalty
+
+
+def scores(critic: Critic, x: Tensor) -> Tensor:
+    """What a critic makes of x (N, C, h, w), layer by layer: (N, 1)."""
+    for block in critic.dis_conv_module.children():
+        x = F.leaky_relu(block.conv(x), 0.2, inplace=True)
+    return critic.linear(x.flatten(1))

@@ -15,6 +15,7 @@ from torch import Tensor
 from common.devices import upcast_to_fp32
 from inpainter.fast.geometry import ConvGeometry, ConvInput, Region
 from inpainter.fast.winograd import Tiling, Workspace, tiling_for, transformed_kernel, winograd
+from inpainter.networks.convolution import phase_kernels
 from inpainter.networks.dropout import ChannelMasks
 from inpainter.networks.generator import ConvBlock
 
@@ -200,22 +201,6 @@ class FastLayer:
             torch.maximum(features, scratch.mul_(LOG2_E).exp2_().sub_(1), out=target)
         if gate is not None:
             torch.mul(features, gate.sigmoid_(), out=out)
-
-
-def phase_kernels(weight: Tensor) -> Tensor:
-    """conv3x3 after nearest ×2 as four 2x2 convolutions: (O, I, 3, 3) -> (4, O, I, 2, 2).
-
-    Phase (a, b) of the window at low-resolution pixels (j, j + 1) is the output at 2j + 1 + a: its
-    three taps fall on two pixels only.
-    """
-
-    def halves(w: Tensor, dim: int) -> list[Tensor]:
-        first, second, third = w.unbind(dim)
-        pairs = [(first + second, third), (first, second + third)]
-        return [torch.stack(pair, dim) for pair in pairs]
-
-    phases = [phase for rows in halves(weight.double(), 2) for phase in halves(rows, 3)]
-    return torch.stack(phases).to(weight.dtype)
 
 
 class DropPlan(NamedTuple):

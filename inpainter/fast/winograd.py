@@ -216,7 +216,60 @@ def winograd(
     size: r; pads: zeros above and to the left; below and to the right follow from out_hw. The
     result (N, O, *out_hw) lies in the workspace: the next convolution overwrites it.
     """
-    sizes = (len(x), kernel.shape[1], kernel.shape[2], size, dilation)
+    plan = _spread(x, (kernel.shape[1], kernel.shape[2]), size, pads, dilation, tiling, workspace)
+    torch.bmm(plan.spread, kernel, out=plan.products)
+    # At the point 1 of both axes, whose powers are all 1, a number reaches every output.
+    plan.products[tiling.cols + size] += bias
+    for step in plan.after:
+        step()
+    return plan.image[:, : out_hw[0], : out_hw[1]].permute(0, 3, 1, 2)
+
+
+def weight_gradient(
+    x: Tensor,
+    grad: Tensor,
+    size: int,
+    pads: tuple[int, int],
+    dilation: int,
+    tiling: Tiling,
+    workspace: Workspace,
+) -> Tensor:
+    """The gradient of `winograd`'s weight (O, I, r, r), from x and that of its result (N, O, …)."""
+    in_channels, out_channels = x.shape[1], grad.shape[1]
+    plan = _spread(x, (in_channels, out_channels), size, pads, dilation, tiling, workspace)
+    rows, cols = tiling.rows, tiling.cols
+    whole_tiles = workspace.take("winograd gradient", plan.image.shape, x)
+    _place(whole_tiles, grad.permute(0, 2, 3, 1), (0, 0))
+    tiles = plan.by_place(whole_tiles).reshape(rows * cols, -1)
+    values = (_both_powers(rows, cols, size).to(x.dtype) @ tiles).view(*plan.spread.shape[:2], -1)
+    products = torch.bmm(plan.spread.transpose(1, 2), values)  # (P, I, O)
+    matrix = _both_axes(rows, cols, size).to(x.dtype).t()
+    flat = matrix @ products.view(len(products), -1)
+    return flat.view(size, size, in_channels, out_channels).permute(3, 2, 0, 1)
+
+
+@functools.lru_cache(maxsize=64)
+def _both_powers(rows: int, cols: int, kernel: int) -> Tensor:
+    """(P, m²) float64: what `interpolation` multiplies, transposed."""
+    both = []
+    for m in (rows, cols):
+        points = POINTS[: m + kernel - 2]
+        powers = [[float(point**j) for j in range(m)] for point in points]
+        both.append(torch.tensor([*powers, [float(j == m - 1) for j in range(m)]]).double())
+    return torch.kron(*both)
+
+
+def _spread(
+    x: Tensor,
+    channels: tuple[int, int],
+    size: int,
+    pads: tuple[int, int],
+    dilation: int,
+    tiling: Tiling,
+    workspace: Workspace,
+) -> "_Plan":
+    """The plan of a convolution from I to O channels, with the values of x in its `spread`."""
+    sizes = (len(x), *channels, size, dilation)
     plan = workspace.planned(
         ("winograd", *sizes, tiling, x.dtype, x.device),
         lambda: _Plan(sizes, tiling, x, workspace),
@@ -224,12 +277,7 @@ def winograd(
     _place(plan.padded, x.permute(0, 2, 3, 1), pads)
     for step in plan.before:
         step()
-    torch.bmm(plan.spread, kernel, out=plan.products)
-    # At the point 1 of both axes, whose powers are all 1, a number reaches every output.
-    plan.products[tiling.cols + size] += bias
-    for step in plan.after:
-        step()
-    return plan.image[:, : out_hw[0], : out_hw[1]].permute(0, 3, 1, 2)
+    return plan
 
 
 class _Plan:
@@ -268,11 +316,16 @@ class _Plan:
         by_row = take("b", m0, *products.shape[1:])
         self.after: Steps = interpolation(products, by_row, scratch(by_row))
         self.image = take("image", n, down * m0 * d, across * m1 * d, out_channels)
-        # Row of the image: phase + d * (m0 * tile + place in the tile); columns likewise.
-        image = self.image.view(n, down, m0, d, across, m1, d, out_channels)
-        image = image.permute(5, 2, 0, 1, 3, 4, 6, 7)
+        self.tiles = (down, m0, d, across, m1, d)
+        image = self.by_place(self.image).transpose(0, 1)
         products = by_row.view(m0, n1, n, down, d, across, d, out_channels).transpose(0, 1)
         self.after += interpolation(products, image, scratch(image))
+
+    def by_place(self, image: Tensor) -> Tensor:
+        """An image of whole tiles (N, h', w', C) by the place in a tile: (m, m, N, tiles …, C)."""
+        # Row of the image: phase + d * (m0 * tile + place in the tile); columns likewise.
+        apart = image.view(len(image), *self.tiles, -1)
+        return apart.permute(2, 5, 0, 1, 3, 4, 6, 7)
 
 
 def _places(x: Tensor, dim: int, count: int, step: int, tiles: int) -> Tensor:

@@ -1,9 +1,11 @@
 """The WGAN critics: one sees the box, one the whole crop. N samples, d base width, h x w pixels."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # torchvision's, which the published numbers used (P15)
+SLOPE = 0.2  # of leaky ReLU below 0
 
 
 class CriticBlock(nn.Module):
@@ -12,7 +14,12 @@ class CriticBlock(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, 5, stride=2, padding=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(self.conv(x), 0.2)
+        y = self.conv(x)
+        if not torch.is_grad_enabled():
+            return F.leaky_relu(y, SLOPE)
+        # Slopes as constants: leaky_relu's second derivative, zeros, would be carried through all
+        # layers below whenever the gradient penalty is differentiated.
+        return y * torch.where(y.detach() > 0, y.new_ones(()), SLOPE)
 
 
 class CriticTrunk(nn.Module):

@@ -13,20 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.devices import upcast_to_fp32
-from inpainter.fast.winograd import (
-    Tiling,
-    Workspace,
-    tiling_for,
-    transformed_kernel,
-    winograd,
-)
 from inpainter.networks.attention import contextual_attention
+from inpainter.networks.convolution import suits, trained_convolution
 from inpainter.networks.dropout import Drop
 from inpainter.settings import GeneratorConfig
 
-WORKSPACE = Workspace()
-FILTERED_FROM = 96
-"""Channels of the narrower side of a convolution from which training filters it."""
 Activation = Literal["elu", "fast_elu", "relu", "none"]
 ConvType = Literal["plain", "gated"]
 Clamp = Literal["hard", "leaky"]
@@ -77,78 +68,10 @@ def clamp_output(x: Tensor, clamp: Clamp) -> Tensor:
     return _LeakyClamp.apply(x) if clamp == "leaky" else x.clamp(-1, 1)
 
 
-class _TrainedConv(torch.autograd.Function):
-    """A convolution in fp32 on a CPU, each of whose three products goes the way that is fastest.
-
-    Images pass channels last, and wide layers by minimal filtering; the weights' gradient is made
-    from channels that lie apart, which on processors with AVX2 alone is up to five times as fast.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor, conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> Tensor:
-        x = x.contiguous(memory_format=torch.channels_last)
-        ctx.save_for_backward(x, weight)
-        ctx.conv = conv
-        tiling = _tiling(conv, x)
-        if tiling is not None:
-            return _filtered(x, weight, bias, conv.dilation[0], tiling)
-        return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (x, weight), conv = ctx.saved_tensors, ctx.conv
-        geometry = (conv.stride, conv.padding, conv.dilation, False, (0, 0), 1)
-        of_input = None
-        if ctx.needs_input_grad[0]:
-            grad = grad.contiguous(memory_format=torch.channels_last)
-            tiling = _tiling(conv, grad)
-            if tiling is not None:
-                flipped = weight.transpose(0, 1).flip(2, 3)
-                of_input = _filtered(grad, flipped, grad.new_zeros(()), conv.dilation[0], tiling)
-            else:
-                of_input = torch.ops.aten.convolution_backward(
-                    grad, x, weight, None, *geometry, (True, False, False)
-                )[0]
-        _, of_weight, of_bias = torch.ops.aten.convolution_backward(
-            grad.contiguous(),
-            x.contiguous(),
-            weight.contiguous(),
-            list(conv.bias.shape),
-            *geometry,
-            (False, True, True),
-        )
-        return of_input, None, of_weight, of_bias
-
-
-def _tiling(conv: nn.Conv2d, x: Tensor) -> Tiling | None:
-    """How a convolution of x, or of its gradient, is filtered; None where the direct way is faster.
-
-    Narrow layers are not worth it: their numbers are moved about more than they are multiplied.
-    """
-    widths = (conv.in_channels, conv.out_channels)
-    if conv.stride[0] > 1 or min(widths) < FILTERED_FROM:
-        return None
-    return tiling_for(tuple(x.shape[2:]), conv.dilation[0], conv.kernel_size[0], *widths)
-
-
-def _filtered(x: Tensor, weight: Tensor, bias: Tensor, dilation: int, tiling: Tiling) -> Tensor:
-    """The convolution that keeps the size, sample by sample: (N, I, H, W) -> (N, O, H, W)."""
-    size, hw = weight.shape[2], tuple(x.shape[2:])
-    kernel, pad = transformed_kernel(weight, tiling), dilation * (size // 2)
-    shape = (len(x), weight.shape[0], *hw)
-    out = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
-    for sample, result in zip(x.split(1), out.split(1), strict=True):
-        result.copy_(
-            winograd(sample, kernel, bias, size, (pad, pad), hw, dilation, tiling, WORKSPACE)
-        )
-    return out
-
-
-def activate(x: Tensor, activation: Activation) -> Tensor:
+def activate(x: Tensor, activation: Activation, *, in_place: bool = False) -> Tensor:
     match activation:
         case "elu":
-            return F.elu(x)
+            return F.elu(x, inplace=in_place)
         case "fast_elu":
             return fast_elu(x)
         case "relu":
@@ -188,22 +111,24 @@ class ConvBlock(nn.Module):
             dilation=dilation,
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, in, H, W) -> (N, out, H / stride, W / stride)."""
-        y = self.convolve(x)
+    def forward(self, x: Tensor, *, enlarge: bool = False) -> Tensor:
+        """(N, in, H, W) -> (N, out, H / stride, W / stride); enlarge: nearest ×2 before it."""
+        return self.activated(self.convolve(x, enlarge=enlarge))
+
+    def activated(self, y: Tensor) -> Tensor:
+        """What the layer makes of its convolution's result: (N, out or, gated, 2 out, h, w)."""
         if not self.gated:
-            return activate(y, self.activation)
+            return activate(y, self.activation, in_place=True)
         features, gate = y.chunk(2, dim=1)
         return activate(features, self.activation) * torch.sigmoid(gate)
 
-    def convolve(self, x: Tensor) -> Tensor:
-        """The convolution alone; in training on a CPU the faster way, within rounding."""
-        weight = self.conv.weight
-        trained = torch.is_grad_enabled() and weight.requires_grad and weight.device.type == "cpu"
-        plain = torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
-        if not trained or plain or {x.dtype, weight.dtype} != {torch.float32}:
-            return self.conv(x)
-        return _TrainedConv.apply(x, self.conv, weight, self.conv.bias)
+    def convolve(self, x: Tensor, *, enlarge: bool) -> Tensor:
+        """The convolution alone."""
+        if suits(x, self.conv.weight):
+            return trained_convolution(x, self.conv, enlarge=enlarge)
+        if enlarge:
+            x = F.interpolate(x, scale_factor=2, mode="nearest")
+        return self.conv(x)
 
 
 def he_init(network: nn.Module) -> None:
@@ -277,9 +202,7 @@ class Stage(nn.Module):
     def run(self, x: Tensor, prefix: str, first: int, last: int, drop: Drop | None) -> Tensor:
         """Applies the layers `<prefix>conv<first>` … `<prefix>conv<last>` in order."""
         for layer, block in self.layers(prefix, first, last):
-            if layer in self.UPSAMPLE_BEFORE:
-                x = F.interpolate(x, scale_factor=2, mode="nearest")
-            x = block(x)
+            x = block(x, enlarge=layer in self.UPSAMPLE_BEFORE)
             if drop is not None and layer not in self.NEVER_DROP:
                 x = drop(f"{self.name}.{layer}", x)
         return x
