@@ -6,6 +6,7 @@ heatmaps = predictor("scan.dcm")  # {"MCD_image": (H, W) tensor, ...}
 
 import argparse
 import dataclasses
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,7 +26,7 @@ from common.checkpoint import (
 )
 from common.config import load_config, resolve_path
 from common.config_types import ConfigError
-from common.devices import resolve_device
+from common.devices import resolve_device, supports_bf16
 from common.files import escaped
 from common.images import read_image
 from inpainter.calibration import Calibrations, load_calibrations
@@ -39,6 +40,8 @@ from inpainter.networks.pretrained import PretrainedFeatures, load_pretrained
 from inpainter.settings import Metric, PicardConfig, TestConfig
 from inpainter.snapshots import OpenFiles, operating_point_path, use_step
 from inpainter.windows import check_stride
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -232,4 +235,10 @@ def build_scorer(
     parts = (generator, features, test.heatmap_metrics, test.mask_shape)
     if test.engine == "plain":
         return WindowScorer(*parts)
+    if test.precision == "bf16" and not supports_bf16(device):
+        LOG.warning(
+            "test.precision: bf16: %s has no such products and emulates them, which is slower and "
+            "less exact than fp32. Use test.precision: fp32 here.",
+            "this processor" if device.type == "cpu" else device,
+        )
     return FastScorer(*parts, precision=test.precision, compiled=test.compile)

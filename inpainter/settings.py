@@ -254,7 +254,8 @@ class TestConfig:
     engine: Literal["fast", "plain"] = "fast"
     """plain runs the whole network for every completion; fast gives the same numbers sooner."""
     precision: Literal["fp32", "bf16", "tf32"] = "fp32"
-    """bf16 rounds weights and activations (fast engine); tf32 lets a GPU round products."""
+    """bf16 rounds weights and activations (fast engine), and is slower where the processor has no
+    products of it, which is said; tf32 lets a GPU round products."""
     share_dropout_masks: bool = False
     """Drop the same channels in all windows of an image: for GPUs, where it is faster."""
     compile: bool = False

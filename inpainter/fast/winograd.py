@@ -140,11 +140,28 @@ def _factors(values: list[list[int]], like: Tensor) -> Tensor:
 
 LEAST_CHANNELS = 32
 
-# Nanoseconds on one core with AVX-512, measured; only their ratios matter.
-DIRECT_MAC, PRODUCT_MAC = 0.0175, 0.0225
-POINT_IN, POINT_OUT = 0.6, 0.5
+
+class Costs(NamedTuple):
+    """Nanoseconds on one core, measured; only their ratios matter."""
+
+    direct_mac: float
+    """A multiplication of a direct convolution, and of the product of a point's matrices."""
+    product_mac: float
+    point_in: float
+    """Making one number of a point, and taking one up."""
+    point_out: float
+
+
+# By the processor's instructions, not by a clock: all processes of a job must choose alike, for the
+# choice changes the rounding.
+COSTS = {"AVX512": Costs(0.0175, 0.0225, 0.6, 0.5)}
+WITHOUT_AVX512 = Costs(0.026, 0.033, 1.9, 1.5)
 CALLS = 1.0e5
 WORTH = 0.95
+STRIP_NUMBERS = 400_000
+"""Numbers at the points, in and out, of the tiles that are worked on together: 1.6 MB."""
+LEAST_TILES = 64
+"""Products of fewer rows are slow."""
 
 
 class Tiling(NamedTuple):
@@ -155,15 +172,45 @@ class Tiling(NamedTuple):
     down: int
     across: int
 
+    def strip_height(self, n: int, dilation: int, kernel: int, channels: int) -> int:
+        """Rows of output to make at a time, so that what lies between stays in the cache.
 
-@functools.lru_cache(maxsize=4096)
+        n: samples; channels: of the input and of the output, together.
+        """
+        tiles = n * self.across * dilation**2  # of one row of them
+        numbers = (self.rows + kernel - 1) * (self.cols + kernel - 1) * channels
+        most = max(LEAST_TILES, STRIP_NUMBERS // numbers)
+        strips = math.ceil(self.down / max(1, most // tiles))
+        return math.ceil(self.down / strips) * self.rows * dilation
+
+    def of_rows(self, height: int, dilation: int) -> "Tiling":
+        """The same tiles for fewer rows of output."""
+        return self._replace(down=tiles_for(height, self.rows, dilation))
+
+
 def tiling_for(
     out_hw: tuple[int, int], dilation: int, kernel: int, in_channels: int, out_channels: int
 ) -> Tiling | None:
-    """The cheapest tiling of a convolution, None where the direct way is as good."""
+    """The tiling of a convolution that is cheapest on this kind of processor.
+
+    None where the direct way is as good.
+    """
+    costs = COSTS.get(torch.backends.cpu.get_cpu_capability(), WITHOUT_AVX512)
+    return _cheapest(costs, out_hw, dilation, kernel, in_channels, out_channels)
+
+
+@functools.lru_cache(maxsize=4096)
+def _cheapest(
+    costs: Costs,
+    out_hw: tuple[int, int],
+    dilation: int,
+    kernel: int,
+    in_channels: int,
+    out_channels: int,
+) -> Tiling | None:
     if min(in_channels, out_channels) < LEAST_CHANNELS:
         return None
-    direct = math.prod(out_hw) * kernel**2 * in_channels * out_channels * DIRECT_MAC
+    direct = math.prod(out_hw) * kernel**2 * in_channels * out_channels * costs.direct_mac
     best, best_cost = None, WORTH * direct
     choices = outputs_for(kernel)
     for rows in choices:
@@ -173,9 +220,9 @@ def tiling_for(
             )
             points = (rows + kernel - 1) * (cols + kernel - 1) * down * across * dilation**2
             cost = CALLS + points * (
-                in_channels * out_channels * PRODUCT_MAC
-                + in_channels * POINT_IN
-                + out_channels * POINT_OUT
+                in_channels * out_channels * costs.product_mac
+                + in_channels * costs.point_in
+                + out_channels * costs.point_out
             )
             if cost < best_cost:
                 best, best_cost = Tiling(rows, cols, down, across), cost

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from inpainter.completion import WindowScorer
+from inpainter.fast import winograd
 from inpainter.fast.scorer import FastScorer
-from inpainter.fast.winograd import winograd
 from inpainter.networks.dropout import ChannelMasks, ImageDropout
 from tests.inpainter.fast_tools import METRICS, Case, worst_error
 
@@ -147,16 +147,27 @@ def test_bf16_scores_are_near_and_rank_the_same() -> None:
 
 @pytest.mark.parametrize("wanted", [False, True], ids=["direct", "minimal filtering"])
 def test_wide_layers_are_filtered_with_fewer_products_if_wanted(monkeypatch, wanted) -> None:
-    tilings = []
+    tilings, filtered = [], winograd.winograd
 
     def counted(*arguments):
         tilings.append(arguments[7])
-        return winograd(*arguments)
+        return filtered(*arguments)
 
     monkeypatch.setattr("inpainter.fast.layers.winograd", counted)
     case = Case((64, 64), (32, 32), N=1, ngf=32)
     assert worst_error(*case.scores(minimal_filtering=wanted)) < LIMIT
     assert bool(tilings) == wanted
+
+
+@pytest.mark.parametrize("instructions", ["AVX512", "AVX2"])
+def test_scores_are_the_plain_ones_by_any_processors_tilings_strip_by_strip(
+    monkeypatch, instructions
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: instructions)
+    monkeypatch.setattr(winograd, "LEAST_TILES", 1)
+    monkeypatch.setattr(winograd, "STRIP_NUMBERS", 1)
+    case = Case((64, 64), (32, 32), N=1, ngf=32)
+    assert worst_error(*case.scores()) < LIMIT
 
 
 def test_windows_scored_side_by_side_keep_their_order() -> None:

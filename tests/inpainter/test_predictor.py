@@ -1,5 +1,6 @@
 """The Python API: the heatmaps of the command line, image by image."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,16 @@ def test_what_cannot_be_loaded_is_refused_with_the_remedy(predictor, tmp_path) -
     save_atomic(weights, path)
     with pytest.raises(CheckpointError, match=r"step 1: .*not finite"):
         load_predictor(tmp_path / "model", 1, predictor.config)
+
+
+@pytest.mark.parametrize("multiplied", [False, True])
+def test_bf16_is_called_slow_where_the_processor_emulates_it(
+    predictor, tmp_path, monkeypatch, caplog, multiplied: bool
+) -> None:
+    monkeypatch.setattr("inpainter.predictor.supports_bf16", lambda device: multiplied)
+    test = replace(predictor.config.test, precision="bf16")
+    load_predictor(tmp_path / "model", config=replace(predictor.config, test=test))
+    assert ("Use test.precision: fp32 here." in caplog.text) is not multiplied
 
 
 def test_colour_networks_expect_colour_arrays(tmp_path) -> None:
