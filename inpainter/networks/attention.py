@@ -35,7 +35,8 @@ def contextual_attention(
     for name, features in (("foreground", foreground), ("background", background)):
         if features.shape[2] % 2 or features.shape[3] % 2:
             raise ValueError(f"{name} needs even height and width, got {tuple(features.shape)}")
-    with torch.autocast(background.device.type, enabled=False):
+    device = "cpu" if background.is_meta else background.device.type  # autocast knows no meta
+    with torch.autocast(device, enabled=False):
         weights = _weights(upcast_to_fp32(foreground), upcast_to_fp32(background), mask)
         output = _paste(weights, upcast_to_fp32(background)).to(background.dtype)
     return Attention(output, weights.flatten(3).flatten(1, 2))
