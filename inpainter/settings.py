@@ -179,8 +179,8 @@ class TrainConfig:
     precision: Literal["fp32", "tf32", "bf16", "fp16", "auto"] = "fp32"
     """fp32 rounds nothing; tf32 lets a GPU round products, as torch by itself does in convolutions;
     bf16, fp16: the generator's passes in 16 bits (critics, losses, gradient penalty and weights
-    stay fp32; in fp16 the generator's gradients are scaled); auto: bf16 where the hardware
-    multiplies it, else fp32."""
+    stay fp32; in fp16 the generator's gradients are scaled); auto: tf32 on a GPU, bf16 on a
+    processor that multiplies it, else fp32."""
     accumulate: kind.Steps = 1
     """Parts in which a batch is worked through one by one: less memory, same gradients."""
     compile: bool = False

@@ -88,7 +88,7 @@ def train(
     if resume not in (None, "latest"):
         resolve_step(folder, resume, ROLES, option=RESUME_OPTION)  # before the folder is made
     with (
-        tf32_products(config.train.precision == "tf32"),
+        tf32_products(precision_of(config, device) == "tf32"),
         joined_processes(device, config.peer_timeout) as processes,
         sole_writer(folder, processes, "change expname"),
     ):
@@ -191,11 +191,19 @@ def train_steps(
 
 def with_precision(config: PicardConfig, device: torch.device) -> PicardConfig:
     """The settings with train.precision: auto replaced by what suits the device."""
-    if config.train.precision != "auto":
-        return config
-    precision = "bf16" if supports_bf16(device) else "fp32"
-    LOG.info("train.precision: auto is %s on this machine.", precision)
+    precision = precision_of(config, device)
+    if config.train.precision == "auto":
+        LOG.info("train.precision: auto is %s on this machine.", precision)
     return replace(config, train=replace(config.train, precision=precision))
+
+
+def precision_of(config: PicardConfig, device: torch.device) -> str:
+    """train.precision; auto is tf32 on a GPU, which bf16 is slower than there (docs/speed.md)."""
+    if config.train.precision != "auto":
+        return config.train.precision
+    if device.type == "cuda":
+        return "tf32"
+    return "bf16" if supports_bf16(device) else "fp32"
 
 
 def starting_point(

@@ -12,7 +12,7 @@ from common.images import ImageError, write_image
 from common.training import TrainingError
 from inpainter.settings import PicardConfig
 from inpainter.snapshots import prune_snapshots, resolve_step, run_folder
-from inpainter.training import cache_of_each, train
+from inpainter.training import cache_of_each, precision_of, train
 from tests.tiny_runs import (
     RGB,
     corrupt,
@@ -153,6 +153,7 @@ def test_automatic_precision_is_resolved_and_recorded(train_folder) -> None:
     expected = "bf16" if supports_bf16(torch.device("cpu")) else "fp32"
     assert saved.precision == expected
     assert saved.max_rotation == 20
+    assert precision_of(config, torch.device("cuda")) == "tf32"
 
 
 def test_caches_of_all_readers_take_half_of_the_memory_at_most(monkeypatch, caplog) -> None:
