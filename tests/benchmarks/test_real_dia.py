@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.real.dia import CONFIG, Settings, jobs_of
+from common.config import load_config
 from tests.tiny_runs import run_script
 
 TINY = (
@@ -62,3 +64,18 @@ def test_one_command_trains_evaluates_and_compares_and_repeats_nothing(
     other = run_script(*command, "--set", "contrastive.epochs=3")
     assert other.returncode == 2
     assert "settings.yaml has other settings than this command" in other.stderr
+
+
+def test_one_diffusion_model_is_trained_before_all_seeds_that_dissolve_with_it(tmp_path) -> None:
+    settings = load_config(Settings, CONFIG)
+    jobs = [
+        job
+        for seed in range(2)
+        for job in jobs_of(settings, tmp_path, seed, ["CSI", "DIA"], model_seed=0)
+    ]
+    names = ["seed0_ddpm", "seed0_CSI", "seed0_DIA", "seed1_CSI", "seed1_DIA"]
+    assert [job.name for job in jobs] == names
+    assert [job.after for job in jobs] == [None, None, "seed0_ddpm", None, "seed0_ddpm"]
+    models = [str(tmp_path / "seed0" / "ddpm" / "model-11.pt")] * 2
+    trainings = [job.commands[0] for job in jobs if job.name.endswith("_DIA")]
+    assert [command[-1] for command in trainings] == models
