@@ -47,7 +47,7 @@ def main() -> int:
     arguments = parse_arguments()
     mode = arguments.mode
     process = launched()
-    if not process.is_main:
+    if not process.is_main and (mode != "ood_pre" or arguments.dry_run):
         print(f"Process {process.rank} has nothing to do: eval.py works in process 0 alone.")
         return 0
     if mode == "calibrate":

@@ -5,6 +5,7 @@ import datetime
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed
@@ -130,6 +131,22 @@ def _is_of_communication(error: BaseException) -> bool:
     text = str(error).lower()
     known = isinstance(error, torch.distributed.DistError) or "gloo" in text or "nccl" in text
     return isinstance(error, RuntimeError) and known
+
+
+def said_by_main(value: bool, processes: Processes) -> bool:
+    """The main process's value, in all."""
+    if processes.world_size == 1:
+        return value
+    told = [value]
+    torch.distributed.broadcast_object_list(told, src=0)
+    return told[0]
+
+
+def gathered_in_main(value: Any, processes: Processes) -> list[Any] | None:
+    """Every process's value by rank, in the main one; None in the others. Tensors on the CPU."""
+    found = [None] * processes.world_size if processes.is_main else None
+    torch.distributed.gather_object(value, found, dst=0)
+    return found
 
 
 def broadcast_weights(module: nn.Module, processes: Processes) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,11 +22,13 @@ from common.checkpoint import (
 )
 from common.cli import add_common_arguments, add_flags, given_settings, load_from_arguments
 from common.config import ConfigError, config_to_yaml, resolve_path
+from common.datasets import DatasetError
 from common.devices import tf32_products
 from common.errors import Outcome
 from common.html_report import REPORT, write_page
 from common.image_batches import BadImages
 from common.image_sets import ImageSet, set_identity
+from common.processes import Processes, gathered_in_main, joined_processes, said_by_main
 from common.random_numbers import seed_everything
 from common.run_log import write_run_record
 from dia.data import evaluation_sets, load_split, normal_train_set
@@ -175,10 +178,14 @@ def evaluate_scores(
     sets = evaluation_sets(config)
     bank = set(scores) <= set(BANK_SCORES)  # all of one mode, see checked_scores
     train = normal_train_set(config) if bank else None
-    write_run_record(folder, config_yaml=config_to_yaml(config), command=command)
     if train is not None:
-        train_features = cached_features(encoder, train, bad)
-        features = {name: cached_features(encoder, images, bad) for name, images in sets.items()}
+        with joined_processes(encoder.device, config.peer_timeout) as processes:
+            take = partial(cached_features, encoder, bad=bad, processes=processes)
+            train_features = take(train)
+            features = {name: take(images) for name, images in sets.items()}
+        if not processes.is_main:
+            return Outcome(f"Process {processes.rank} has done its share of the images.")
+    write_run_record(folder, config_yaml=config_to_yaml(config), command=command)
     results: dict[str, Results] = {}
     by_score: dict[str, dict[str, SetScores]] = {}
     lines = []
@@ -254,13 +261,15 @@ def left_out(bad: BadImages) -> dict[str, Any]:
     return {"images_left_out": sorted(bad.found)}
 
 
-def cached_features(encoder: TrainedEncoder, images: ImageSet, bad: BadImages) -> SetFeatures:
-    """As `extract_features`, but read from a file beside the checkpoint where one has them.
+def cached_features(
+    encoder: TrainedEncoder, images: ImageSet, *, bad: BadImages, processes: Processes
+) -> SetFeatures | None:
+    """As `shared_features`, but read from a file beside the checkpoint where one has them.
 
     The file's name is a hash of the checkpoint, the views, and the images' names and contents.
     """
     if not encoder.config.evaluation.cache_features:
-        return extract_features(encoder, images, bad)
+        return shared_features(encoder, images, bad, processes)
     views = encoder.views
     if views.seeding != "published":
         views = replace(views, batch_size=0)  # which does not matter then
@@ -268,17 +277,63 @@ def cached_features(encoder: TrainedEncoder, images: ImageSet, bad: BadImages) -
     facts = [CACHE_FORMAT, content_hash(encoder.path), repr(views), images.size, identity]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
     path = encoder.path.parent / "features" / f"features_{key}.pt"
-    if path.is_file():
+    features = None
+    if processes.is_main and path.is_file():
         try:
             features = read_features(path, images, encoder)
         except CheckpointError as error:
             LOG.warning("%s The features are taken anew.", error)
         else:
             bad.note(features.left_out, images.remedies)
-            return features
-    features = extract_features(encoder, images, bad)
-    save_atomic(features._asdict(), path)
+    if said_by_main(features is not None, processes):
+        return features
+    features = shared_features(encoder, images, bad, processes)
+    if features is not None:
+        save_atomic(features._asdict(), path)
     return features
+
+
+def shared_features(
+    encoder: TrainedEncoder, images: ImageSet, bad: BadImages, processes: Processes
+) -> SetFeatures | None:
+    """As `extract_features`, in which each process takes its share of the images.
+
+    Complete in the main process, None in the others. With published seeding the main one does all,
+    for an image's views follow from its batch.
+    """
+    if processes.world_size == 1:
+        return extract_features(encoder, images, bad)
+    rows = processes.rows if encoder.views.seeding == "per_image" else slice(processes.rank, None)
+    own = images.subset(range(len(images))[rows])
+    if encoder.views.seeding != "per_image" and not processes.is_main:
+        own = images.subset([])
+    features, fault = None, ""
+    try:
+        if len(own):
+            features = extract_features(encoder, own, bad)
+    except DatasetError as error:
+        if not all(name in bad.found for name in own.names):
+            raise
+        fault = str(error)  # it is one only where no process can read an image
+    gathered = gathered_in_main((features, fault, bad.found), processes)
+    if gathered is None:
+        return None
+    for _, _, found in gathered:
+        bad.note(found, images.remedies)
+    parts = [part for part, _, _ in gathered if part is not None]
+    if not parts:
+        raise DatasetError(next(text for _, text, _ in gathered if text))
+    return joined_features(parts, images, bad)
+
+
+def joined_features(parts: Sequence[SetFeatures], images: ImageSet, bad: BadImages) -> SetFeatures:
+    """Features of parts of a set as those of the whole, in its order."""
+    names = [name for part in parts for name in part.names]
+    place = {name: number for number, name in enumerate(images.names)}
+    order = sorted(range(len(names)), key=lambda i: place[names[i]])
+    simclr, shift = (torch.cat([getattr(part, n) for part in parts]) for n in ("simclr", "shift"))
+    left_out = {name: bad.found[name] for name in images.names if name in bad.found}
+    return SetFeatures([names[i] for i in order], simclr[order], shift[order], left_out)
 
 
 def read_features(path: Path, images: ImageSet, encoder: TrainedEncoder) -> SetFeatures:

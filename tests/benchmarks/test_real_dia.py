@@ -1,14 +1,14 @@
 """The benchmark of DIA on real images, from an archive to the table."""
 
 import json
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.real.dia import CONFIG, Settings, jobs_of
-from common.config import load_config
+from common.config import REPOSITORY, load_config
 from tests.tiny_runs import run_script
 
 TINY = (
@@ -67,11 +67,12 @@ def test_one_command_trains_evaluates_and_compares_and_repeats_nothing(
 
 
 def test_one_diffusion_model_is_trained_before_all_seeds_that_dissolve_with_it(tmp_path) -> None:
-    settings = load_config(Settings, CONFIG)
+    program = runpy.run_path(str(REPOSITORY / "benchmarks" / "real" / "dia.py"))
+    settings = load_config(program["Settings"], program["CONFIG"])
     jobs = [
         job
         for seed in range(2)
-        for job in jobs_of(settings, tmp_path, seed, ["CSI", "DIA"], model_seed=0)
+        for job in program["jobs_of"](settings, tmp_path, seed, ["CSI", "DIA"], model_seed=0)
     ]
     names = ["seed0_ddpm", "seed0_CSI", "seed0_DIA", "seed1_CSI", "seed1_DIA"]
     assert [job.name for job in jobs] == names

@@ -1,5 +1,6 @@
 """DIA's trainings in several processes, as torchrun starts them."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -11,11 +12,19 @@ import pytest
 
 from common.checkpoint import load_tensors
 from dia import training as contrastive
-from dia.settings import DiaConfig
+from dia.evaluation import evaluate
+from dia.settings import DiaConfig, EvaluationConfig
 from diffusion_models import training as ddpm
 from diffusion_models.settings import DdpmConfig
-from tests.tiny_dia import tiny_contrastive, tiny_diffusion, write_normals
-from tests.tiny_runs import ended, forked_pair, wait_for_text
+from tests.tiny_dia import SIDE, tiny_contrastive, tiny_diffusion, write_normals
+from tests.tiny_runs import (
+    corrupt,
+    ended,
+    forked_pair,
+    read_table,
+    wait_for_text,
+    write_images,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -61,3 +70,41 @@ def test_signal_to_one_process_stops_all_together(
     assert [ended(child) for child in children] == [0, 0]
     last = json.loads(log.read_text().splitlines()[-1])[counter]
     assert load_tensors(tmp_path / "run" / saved)[counter] == last < ENDLESS
+
+
+@pytest.mark.parametrize("seeding", ["per_image", "published"])
+def test_two_processes_score_images_as_one_does(seeding: str, tmp_path: Path) -> None:
+    data = write_normals(tmp_path / "data", count=5)
+    write_images(tmp_path / "data" / "test" / "normal", size=(SIDE, SIDE))
+    write_images(tmp_path / "data" / "test" / "ill", n=4, size=(SIDE, SIDE))
+    corrupt(tmp_path / "data" / "test" / "ill" / "1.png")  # of the second process
+    trained = DiaConfig(device="cpu", data=data, contrastive=tiny_contrastive(tmp_path / "run"))
+    contrastive.train(trained)
+    found = {}
+    for name in ("alone", "together", "from the cache"):
+        checked = dataclasses.replace(
+            trained,
+            contrastive=dataclasses.replace(
+                trained.contrastive, load_path=str(tmp_path / "run" / "last.model"), run_dir=None
+            ),
+            evaluation=EvaluationConfig(
+                results_dir=str(tmp_path / name),
+                seeding=seeding,
+                ood_samples=2,
+                cache_features=name != "alone",
+                bootstrap_samples=10,
+            ),
+        )
+        run = partial(evaluate, checked, "ood_pre", ["eval.py"])
+        if name == "alone":
+            assert run().n_failed == 1
+        else:
+            assert [ended(child) for child in forked_pair(run)] == [0, 0]
+        rows = read_table(tmp_path / name / "scores_CSI.csv")
+        found[name] = {row["file"]: float(row["CSI"]) for row in rows}
+        results = json.loads((tmp_path / name / "results.json").read_text())
+        assert results["images_left_out"] == ["test/ill/1.png"]
+    assert len(found["alone"]) == 6
+    assert list(found["together"]) == list(found["alone"])
+    assert found["together"] == pytest.approx(found["alone"], rel=1e-4)
+    assert found["from the cache"] == found["together"]
