@@ -34,7 +34,7 @@ NOT_HERE = {
     "test.compile": "needs a C++ compiler and half a minute; tests/inpainter/test_fast_sharing.py",
     "train.compile": "needs the same; tests/test_training_options.py compiles quickly",
     "compile": "the same",
-    "cuda": "changes nothing on a CPU; tests/common/test_runtime.py",
+    "cuda": "changes nothing on a CPU; tests/common/test_devices.py",
     "train.mask_type": "mosaic is refused; tests/inpainter/test_settings.py",
 }
 SMALL_DDPM = {
@@ -60,7 +60,10 @@ SMALL_DIA = {
     "evaluation.ood_samples": 1,
     "evaluation.select_ood_samples": 1,
     "evaluation.bootstrap_samples": 10,
+    "evaluation.heatmap_patch": 0.5,
+    "evaluation.heatmap_step": 1.0,
 }
+COSTLY = ("contrastive.model", "evaluation.heatmaps", "evaluation.report")
 
 
 def choices_of(cls: type) -> dict[str, tuple[Any, ...]]:
@@ -176,7 +179,7 @@ def test_every_choice_of_dia_trains_and_evaluates(images: Path, tmp_path: Path) 
         imagenet = "imagenet" in row["contrastive.model"]
         return (row["contrastive.width"] == 64) == imagenet and fits(row)
 
-    rows = covering_rows(choices, valid, once=("contrastive.model",))
+    rows = covering_rows(choices, valid, once=COSTLY)
     for number, row in enumerate(rows):
         run = tmp_path / f"run{number}"
         chosen = [*small, *texts(row), f"contrastive.run_dir={run}"]

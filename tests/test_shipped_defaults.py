@@ -48,6 +48,7 @@ PICARD_CUTS = {
     "test.mask_shape": "[16, 16]",
     "test.patch_stride": "16",
     "test.heatmap_M_inpaint": "2",
+    "test.calibration_windows": "80",
     "netG.ngf": "4",
     "netD.ndf": "2",
 }
@@ -104,6 +105,7 @@ PATHS += ("checkpoints_dir", "logs_dir", "heatmaps_dir")
 SIZES = {
     *("train.image_shape", "train.mask_shape", "train.max_delta_shape", "train.batch_size"),
     *("train.select_crops", "test.patch_shape", "test.mask_shape", "test.heatmap_M_inpaint"),
+    "test.calibration_windows",
     *("netG.ngf", "netD.ndf", "diffusion.dim", "diffusion.ddpm_batch_size"),
     *("diffusion.num_samples", "data.resize_to", "contrastive.batch_size"),
     *("diffusion.image_size", "contrastive.diff_resolution"),
