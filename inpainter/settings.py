@@ -174,8 +174,8 @@ class TrainConfig:
     select_crops: Annotated[int, kind.AtLeast(0, 2**16)] = 64
     """Fixed training crops on which every checkpoint's completion error is measured; 0 = none."""
     channels_last: bool = False
-    """NHWC tensors, same numbers: for GPUs with tensor cores. On a CPU it is the critics' layout,
-    the generator has the faster one by itself."""
+    """NHWC tensors, same numbers: for GPUs with tensor cores. A CPU takes no notice: there it is
+    slower for the critics, and the generator chooses by itself."""
     precision: Literal["fp32", "tf32", "bf16", "fp16", "auto"] = "fp32"
     """fp32 rounds nothing; tf32 lets a GPU round products, as torch by itself does in convolutions;
     bf16, fp16: the generator's passes in 16 bits (critics, losses, gradient penalty and weights
@@ -321,7 +321,7 @@ class GeneratorConfig:
     output_clamp: Literal["hard", "leaky"] = "hard"
     """hard: no gradient where the output leaves [-1, 1]; leaky: the one that leads back."""
     elu: Literal["exact", "fast"] = "exact"
-    """exact: torch's kernel; fast: exp instead of expm1, within 1e-7 and about twice as fast."""
+    """exact: torch's kernel; fast: exp instead of expm1, within 1e-7; faster or slower by the processor."""
     attention_mask: Literal["first", "per_sample"] = "first"
     """Hole that the attention avoids: the first sample's for all (P4), or each its own."""
 

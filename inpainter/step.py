@@ -22,7 +22,7 @@ from common.random_numbers import generator_for
 from common.training import autocast_to, require_finite, scale_of
 from inpainter.fast.holes import HoleCompleter
 from inpainter.masks import crop_boxes, discount_weights, random_boxes, shrunken_masks
-from inpainter.networks import Networks
+from inpainter.networks import Networks, layout_of
 from inpainter.networks.critic import Critic, to_channels
 from inpainter.networks.dropout import (
     ChannelDropout,
@@ -167,11 +167,10 @@ def part_losses(
     number: of the part, from 0. crops: (n, C, H, W) in [-1, 1].
     """
     config, train, processes = state.config, state.config.train, state.processes
-    layout = torch.channels_last if train.channels_last else torch.contiguous_format
     # shares are contiguous, so a part's rows are those of one of more, smaller processes
     rank = processes.rank * train.accumulate + number
     share = Processes(rank, processes.world_size * train.accumulate)
-    crops = crops.contiguous(memory_format=layout)
+    crops = crops.contiguous(memory_format=layout_of(train, state.device))
     inputs = draw_inputs(config, state.networks.generator, step, crops, share)
     losses = step_losses(
         state.networks,

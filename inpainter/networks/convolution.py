@@ -152,7 +152,10 @@ def _of_weight(
 
 def _apart(name: str, images: Tensor) -> Tensor:
     """The images with channels that lie apart, in memory that the next call overwrites."""
-    return WORKSPACE.take(name, images.shape, images).copy_(images)
+    apart = WORKSPACE.take(name, images.shape, images)
+    for place, image in zip(apart, images, strict=True):  # torch transposes matrices twice as fast
+        place.flatten(1).copy_(image.permute(1, 2, 0).flatten(0, 1).t())
+    return apart
 
 
 def _torchs(
