@@ -321,7 +321,7 @@ class GeneratorConfig:
     output_clamp: Literal["hard", "leaky"] = "hard"
     """hard: no gradient where the output leaves [-1, 1]; leaky: the one that leads back."""
     elu: Literal["exact", "fast"] = "exact"
-    """exact: torch's kernel; fast: exp instead of expm1, within 1e-7; faster or slower by the processor."""
+    """exact: torch's kernel; fast: exp instead of expm1, within 1e-7 of it."""
     attention_mask: Literal["first", "per_sample"] = "first"
     """Hole that the attention avoids: the first sample's for all (P4), or each its own."""
 

@@ -5,7 +5,7 @@ import torch
 
 from common.training import TrainingError, require_finite
 from inpainter.masks import discount_weights, masks_from_deltas
-from inpainter.networks import build_networks
+from inpainter.networks import build_networks, layout_of
 from inpainter.recorder import CollapseWatch
 from inpainter.settings import PicardConfig, TrainConfig
 from inpainter.step import (
@@ -40,6 +40,13 @@ def inputs(n: int = 3) -> StepInputs:
 def networks(config: PicardConfig = CONFIG):
     torch.manual_seed(0)
     return build_networks(config, torch.device("cpu"))
+
+
+def test_channels_last_is_for_gpus() -> None:
+    train = TrainConfig(channels_last=True)
+    assert layout_of(train, torch.device("cuda")) == torch.channels_last
+    assert layout_of(train, torch.device("cpu")) == torch.contiguous_format
+    assert layout_of(TrainConfig(), torch.device("cuda")) == torch.contiguous_format
 
 
 def test_l1_weighs_each_pixel() -> None:
