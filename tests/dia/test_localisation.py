@@ -118,6 +118,7 @@ def test_command_writes_heatmaps_that_are_evaluated_and_a_page(run: Path) -> Non
     flags = f"--dataset folder --data_root {run / 'data'} --one_class_idx 0 --device cpu"
     flags += f" --ood_samples 1 --bootstrap_samples 5 --load_path {run / 'run' / 'last.model'}"
     flags += f" --diffusion_model_path {run / 'ddpm' / 'model-1.pt'} --report_images 3"
+    flags += " --heatmap_patch 0.5"
     given = ["--mode", "ood_pre", *flags.split(), "--ood_score", "CSI", "simclr"]
     done = run_script(EVALUATE, *given, "--heatmaps", "--report", cwd=run)
     assert done.returncode == 0, done.stderr
