@@ -60,17 +60,6 @@ class ConvInput(NamedTuple):
     before: int
     after: int
 
-    def rows_of(self, out: Span, stride: int, reach: int) -> "ConvInput":
-        """The same of a part of the outputs; its span counts from the start of this one's.
-
-        reach: pixels from the first tap to the last.
-        """
-        lo = out.lo * stride - self.before
-        hi = (out.hi - 1) * stride + reach + 1 - self.before
-        size = self.span.hi - self.span.lo
-        span = Span(min(max(lo, 0), size), max(min(hi, size), 0))
-        return ConvInput(span, max(-lo, 0), max(hi - size, 0))
-
     def upsampled(self) -> Span:
         """The outputs that the 2x2 phases of an upsampling layer give of what is read."""
         return Span(2 * (self.span.lo - self.before) + 1, 2 * (self.span.hi + self.after) - 1)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.devices import upcast_to_fp32
-from inpainter.fast.geometry import ConvGeometry, ConvInput, Region, Span
+from inpainter.fast.geometry import ConvGeometry, ConvInput, Region
 from inpainter.fast.winograd import Tiling, Workspace, tiling_for, transformed_kernel, winograd
 from inpainter.networks.convolution import phase_kernels
 from inpainter.networks.dropout import ChannelMasks
@@ -122,92 +122,62 @@ class FastLayer:
         rows = self.geometry.taps(wanted.rows, x.hw[0])
         cols = self.geometry.taps(wanted.cols, x.hw[1])
         region = Region(rows.upsampled(), cols.upsampled()) if self.geometry.up else wanted
-        part = x.part(Region(rows.span, cols.span))
-        if out is None:
-            shape = (len(part), *region.hw, len(kernel.bias) // (self.gates * self.phases))
-            out = part.new_empty(shape).permute(0, 3, 1, 2)
-        self.run(part, rows, cols, kernel, out)
-        return Patch(out, region, self.geometry.out_hw(x.hw))
+        y = self.convolve(x.part(Region(rows.span, cols.span)), rows, cols, region, kernel)
+        return Patch(self.finish(y, out), region, self.geometry.out_hw(x.hw))
 
-    def run(self, x: Tensor, rows: ConvInput, cols: ConvInput, kernel: Kernel, out: Tensor) -> None:
-        """Fills out (N, C, h, w), in strips of rows where the convolution is filtered.
+    def convolve(
+        self, x: Tensor, rows: ConvInput, cols: ConvInput, region: Region, kernel: Kernel
+    ) -> Tensor:
+        """Pre-activations (N, P*G*C, h, w) of an output region, to use before the next convolution.
 
         x: what rows and cols say of the input.
         """
-        side = 2 if self.geometry.up else 1
-        height, width = (length // side for length in out.shape[2:])
-        tiling = self.tiling(x, (height, width), kernel)
-        size, dilation = kernel.weight.shape[2], self.geometry.dilation
-        step = height
-        if tiling is not None:
-            step = tiling.strip_height(len(x), dilation, size, sum(kernel.weight.shape[:2]))
-        for first in range(0, height, step):
-            strip = Span(first, min(first + step, height))
-            above = rows.rows_of(strip, self.geometry.stride, dilation * (size - 1))
-            hw = (strip.hi - first, width)
-            part = x[:, :, slice(*above.span)]
-            tiles = None if tiling is None else tiling.of_rows(hw[0], dilation)
-            y = self.convolve(part, above, cols, hw, kernel, tiles)
-            self.finish(y, out[:, :, side * first : side * strip.hi])
-
-    def tiling(self, x: Tensor, out_hw: tuple[int, int], kernel: Kernel) -> Tiling | None:
-        """How the convolution of x is filtered; None = not at all."""
-        filtered = self.arithmetic.minimal_filtering and self.geometry.stride == 1
-        if not filtered or x.dtype != torch.float32 or x.device.type != "cpu":
-            return None
-        out_channels, in_channels, size, _ = kernel.weight.shape
-        return tiling_for(out_hw, self.geometry.dilation, size, in_channels, out_channels)
-
-    def convolve(
-        self,
-        x: Tensor,
-        rows: ConvInput,
-        cols: ConvInput,
-        out_hw: tuple[int, int],
-        kernel: Kernel,
-        tiling: Tiling | None,
-    ) -> Tensor:
-        """Pre-activations (N, P*G*C, *out_hw), to use before the next convolution.
-
-        x: what rows and cols say of the input; tiling: None = the direct way.
-        """
         size, stride, dilation = kernel.weight.shape[2], *self.geometry[1:3]
-        pads = (rows.before, cols.before)
+        conv_hw = tuple(side // 2 for side in region.hw) if self.geometry.up else region.hw
+        tiling = None
+        filtered = self.arithmetic.minimal_filtering and stride == 1
+        if filtered and x.dtype == torch.float32 and x.device.type == "cpu":
+            out_channels, in_channels = kernel.weight.shape[:2]
+            tiling = tiling_for(conv_hw, dilation, size, in_channels, out_channels)
         if tiling is not None:
-            geometry = (size, pads, out_hw, dilation, tiling)
-            form = kernel.form(tiling)
+            form, pads = kernel.form(tiling), (rows.before, cols.before)
+            geometry = (size, pads, conv_hw, dilation, tiling)
             return winograd(x, form, kernel.bias, *geometry, self.arithmetic.workspace)
+        pads = (rows.before, cols.before)
         if not all(0 <= side.before - side.after < stride for side in (rows, cols)):
             # conv2d pads opposite sides alike
             x, pads = F.pad(x, (cols.before, cols.after, rows.before, rows.after)), (0, 0)
         return F.conv2d(x, kernel.weight, kernel.bias, stride, pads, dilation)
 
-    def finish(self, y: Tensor, out: Tensor) -> None:
+    def finish(self, y: Tensor, out: Tensor | None) -> Tensor:
         """Activates a convolution's result, gates it, and puts its phases in their places.
 
         y: (N, P*G*C, h, w) channels_last, overwritten; out: (N, C, h, w) or (N, C, 2h, 2w) where
-        P = 4, channels_last, the place of the result.
+        P = 4, the place of the result, None = a new tensor. Returns the result, channels_last.
         """
         n, c, h, w = y.shape
         side = 2 if self.phases == 4 else 1
         channels = c // (self.gates * self.phases)
         places = y.permute(0, 2, 3, 1).unflatten(3, (side, side, self.gates, channels))
         features = places[..., 0, :]  # (N, h, w, side, side, C)
+        if out is None:
+            out = y.new_empty(n, h * side, w * side, channels).permute(0, 3, 1, 2)
         target = out.permute(0, 2, 3, 1).unflatten(2, (w, side)).unflatten(1, (h, side))
         target = target.permute(0, 1, 3, 2, 4, 5)  # like features
         if self.activation == "none":
             target.copy_(features)
-            return
+            return out
         inputs = [features, target] + ([places[..., 1, :]] if self.gates == 2 else [])
         rows = h * n
         if y.device.type == "cpu":
             rows = max(1, CHUNK * torch.get_num_threads() // (w * c))
         if rows >= n * h:
             self.activate(*inputs)
-            return
+            return out
         for sample in range(n):
             for part in zip(*(x[sample].split(rows) for x in inputs), strict=True):
                 self.activate(*part)
+        return out
 
     def activate(self, features: Tensor, out: Tensor, gate: Tensor | None = None) -> None:
         """Activates features into out, times the gate's sigmoid if there is one; overwrites both.

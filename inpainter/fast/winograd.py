@@ -158,10 +158,6 @@ COSTS = {"AVX512": Costs(0.0175, 0.0225, 0.6, 0.5)}
 WITHOUT_AVX512 = Costs(0.026, 0.033, 1.9, 1.5)
 CALLS = 1.0e5
 WORTH = 0.95
-STRIP_NUMBERS = 400_000
-"""Numbers at the points, in and out, of the tiles that are worked on together: 1.6 MB."""
-LEAST_TILES = 64
-"""Products of fewer rows are slow."""
 
 
 class Tiling(NamedTuple):
@@ -171,21 +167,6 @@ class Tiling(NamedTuple):
     cols: int
     down: int
     across: int
-
-    def strip_height(self, n: int, dilation: int, kernel: int, channels: int) -> int:
-        """Rows of output to make at a time, so that what lies between stays in the cache.
-
-        n: samples; channels: of the input and of the output, together.
-        """
-        tiles = n * self.across * dilation**2  # of one row of them
-        numbers = (self.rows + kernel - 1) * (self.cols + kernel - 1) * channels
-        most = max(LEAST_TILES, STRIP_NUMBERS // numbers)
-        strips = math.ceil(self.down / max(1, most // tiles))
-        return math.ceil(self.down / strips) * self.rows * dilation
-
-    def of_rows(self, height: int, dilation: int) -> "Tiling":
-        """The same tiles for fewer rows of output."""
-        return self._replace(down=tiles_for(height, self.rows, dilation))
 
 
 def tiling_for(

@@ -47,17 +47,6 @@ def test_intervals_are_those_that_a_convolution_shows(
     assert run(outside)[affected.lo : affected.hi].count_nonzero() == 0
 
 
-@pytest.mark.parametrize("geometry", [g for g in GEOMETRIES if not g.up], ids=str)
-def test_a_strip_reads_what_its_outputs_read_of_the_whole(geometry: ConvGeometry) -> None:
-    size, reach = 24, geometry.dilation * (geometry.kernel - 1)
-    taps = geometry.taps(Span(2, 11), size)
-    for out in (Span(0, 1), Span(1, 6), Span(6, 9)):
-        strip = taps.rows_of(out, geometry.stride, reach)
-        span = Span(taps.span.lo + strip.span.lo, taps.span.lo + strip.span.hi)
-        expected = geometry.taps(Span(2 + out.lo, 2 + out.hi), size)
-        assert strip._replace(span=span) == expected
-
-
 @pytest.mark.parametrize("dilation", [1, 3])
 @pytest.mark.parametrize(("size", "tile"), [(3, (4, 4)), (3, (2, 4)), (2, (3, 5)), (2, (5, 3))])
 def test_minimal_filtering_is_the_convolution(size, tile, dilation) -> None:

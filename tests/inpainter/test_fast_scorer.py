@@ -160,12 +160,8 @@ def test_wide_layers_are_filtered_with_fewer_products_if_wanted(monkeypatch, wan
 
 
 @pytest.mark.parametrize("instructions", ["AVX512", "AVX2"])
-def test_scores_are_the_plain_ones_by_any_processors_tilings_strip_by_strip(
-    monkeypatch, instructions
-) -> None:
+def test_scores_are_the_plain_ones_by_any_processors_tilings(monkeypatch, instructions) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: instructions)
-    monkeypatch.setattr(winograd, "LEAST_TILES", 1)
-    monkeypatch.setattr(winograd, "STRIP_NUMBERS", 1)
     case = Case((64, 64), (32, 32), N=1, ngf=32)
     assert worst_error(*case.scores()) < LIMIT
 
