@@ -28,7 +28,13 @@ from common.errors import Outcome
 from common.html_report import REPORT, write_page
 from common.image_batches import BadImages
 from common.image_sets import ImageSet, set_identity
-from common.processes import Processes, gathered_in_main, joined_processes, said_by_main
+from common.processes import (
+    Processes,
+    gathered_in_main,
+    joined_processes,
+    launched,
+    said_by_main,
+)
 from common.random_numbers import seed_everything
 from common.run_log import write_run_record
 from dia.data import evaluation_sets, load_split, normal_train_set
@@ -178,6 +184,8 @@ def evaluate_scores(
     sets = evaluation_sets(config)
     bank = set(scores) <= set(BANK_SCORES)  # all of one mode, see checked_scores
     train = normal_train_set(config) if bank else None
+    if launched().is_main:
+        write_run_record(folder, config_yaml=config_to_yaml(config), command=command)
     if train is not None:
         with joined_processes(encoder.device, config.peer_timeout) as processes:
             take = partial(cached_features, encoder, bad=bad, processes=processes)
@@ -185,7 +193,6 @@ def evaluate_scores(
             features = {name: take(images) for name, images in sets.items()}
         if not processes.is_main:
             return Outcome(f"Process {processes.rank} has done its share of the images.")
-    write_run_record(folder, config_yaml=config_to_yaml(config), command=command)
     results: dict[str, Results] = {}
     by_score: dict[str, dict[str, SetScores]] = {}
     lines = []
