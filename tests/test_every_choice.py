@@ -63,6 +63,8 @@ SMALL_DIA = {
     "evaluation.heatmap_patch": 0.5,
     "evaluation.heatmap_step": 1.0,
 }
+N_PARTS = 4
+"""In which DIA's choices run, for processes that share the tests out."""
 COSTLY = ("contrastive.model", "evaluation.heatmaps", "evaluation.report")
 
 
@@ -165,11 +167,19 @@ def test_every_choice_of_the_diffusion_program_trains_and_draws(
             assert path.is_file(), row
 
 
-def test_every_choice_of_dia_trains_and_evaluates(images: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "ddpm"
+@pytest.fixture(scope="module")
+def model(images: Path, tmp_path_factory) -> Path:
+    """A diffusion model to dissolve with."""
+    folder = tmp_path_factory.mktemp("ddpm")
     given = [*data(images), *texts(SMALL_DDPM), f"diffusion.output_dir={folder}"]
     ddpm.train(load_config(DdpmConfig, None, given))
-    model = folder / "model-1.pt"
+    return folder / "model-1.pt"
+
+
+@pytest.mark.parametrize("part", range(N_PARTS))
+def test_every_choice_of_dia_trains_and_evaluates(
+    images: Path, model: Path, part: int, tmp_path: Path
+) -> None:
     small = [*data(images), *texts(SMALL_DIA), f"contrastive.diffusion_model_path={model}"]
     choices = choices_of(DiaConfig) | {"contrastive.shift_trans_type": SHIFT_NAMES}
     choices |= {"contrastive.width": (8, 64)}  # of the small-image encoders, and of the others
@@ -179,8 +189,9 @@ def test_every_choice_of_dia_trains_and_evaluates(images: Path, tmp_path: Path) 
         imagenet = "imagenet" in row["contrastive.model"]
         return (row["contrastive.width"] == 64) == imagenet and fits(row)
 
-    rows = covering_rows(choices, valid, once=COSTLY)
-    for number, row in enumerate(rows):
+    rows = list(enumerate(covering_rows(choices, valid, once=COSTLY)))
+    assert len(rows) > N_PARTS
+    for number, row in rows[part::N_PARTS]:
         run = tmp_path / f"run{number}"
         chosen = [*small, *texts(row), f"contrastive.run_dir={run}"]
         assert train_dia(load_config(DiaConfig, None, chosen)).epoch == 1, row
