@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.checkpoint import load_tensors
 from common.config import REPOSITORY
 from inpainter.predictor import load_predictor
 from tests.tiny_dia import write_normals
@@ -31,6 +32,10 @@ pytestmark = [NEEDS_GPU, pytest.mark.usefixtures("one_thread")]
 ALL_METRICS = "test.heatmap_metrics=[MCD_image, MCD_feature, MeanCD_image, MedCD_image, no_dropout]"
 TRAIN_DIA, EVALUATE = str(REPOSITORY / "train_dia.py"), str(REPOSITORY / "eval.py")
 DDPM = str(REPOSITORY / "diffusion_models" / "train_eval_ddpm.py")
+SMALL_DDPM = (
+    "--dim 8 --dim_mults 1 2 --image_size 16 --train_num_steps 2 --ddpm_batch_size 2 "
+    "--num_samples 1 --sampling_timesteps 1 --strip_steps 0 50 --output_dir ddpm"
+)
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
 
@@ -103,9 +108,7 @@ def test_dia_dissolves_trains_goes_on_scores_and_maps(tmp_path, precision) -> No
         write_images(tmp_path / "data" / "test" / split, size=(16, 16))
     common = ("--dataset", "folder", "--data_root", tmp_path / "data", "--one_class_idx", "0")
     common = (*common, "--device", "cuda", "--set", f"precision={precision}")
-    small = "--dim 8 --dim_mults 1 2 --image_size 16 --train_num_steps 2 --ddpm_batch_size 2"
-    small += " --num_samples 1 --sampling_timesteps 1 --strip_steps 0 50 --output_dir ddpm"
-    run(DDPM, "--mode", "train", *common, *small.split(), cwd=tmp_path)
+    run(DDPM, "--mode", "train", *common, *SMALL_DDPM.split(), cwd=tmp_path)
     model = next((tmp_path / "ddpm").glob("model-*.pt"))
     flags = "--model resnet18 --set contrastive.width=8 --mode simclr_DIA --batch_size 2"
     flags += " --shift_trans_type diffusion_rotation --diff_resolution 16 --resize_to 16"
@@ -124,8 +127,15 @@ def test_dia_dissolves_trains_goes_on_scores_and_maps(tmp_path, precision) -> No
     assert scores["cuda"] == pytest.approx(scores["cpu"], rel=1e-3)
 
 
-@pytest.mark.parametrize("training", ["picard", "diffusion", "encoder"])
-def test_compiled_networks_train(training, tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("training", "saved"),
+    [
+        ("picard", "checkpoints/**/gen_00000004.pt"),
+        ("diffusion", "ddpm/model-1.pt"),
+        ("encoder", "dia/last.model"),
+    ],
+)
+def test_compiled_networks_train(training: str, saved: str, tmp_path: Path) -> None:
     write_normals(tmp_path / "data")
     common = ("--dataset", "folder", "--data_root", tmp_path / "data", "--one_class_idx", "0")
     common = (*common, "--device", "cuda", "--set", "compile=true")
@@ -134,11 +144,11 @@ def test_compiled_networks_train(training, tmp_path) -> None:
         file = tiny_file(tmp_path, *BOTH_STAGES, "device=cuda", "train.compile=true")
         run(TRAIN, "--config", file, cwd=tmp_path)
     elif training == "diffusion":
-        small = "--dim 8 --dim_mults 1 2 --image_size 16 --train_num_steps 2 --ddpm_batch_size 2"
-        small += " --num_samples 1 --sampling_timesteps 1 --strip_steps 0 50 --output_dir ddpm"
-        run(DDPM, "--mode", "train", *common, *small.split(), cwd=tmp_path)
+        run(DDPM, "--mode", "train", *common, *SMALL_DDPM.split(), cwd=tmp_path)
     else:
         small = "--model resnet18 --set contrastive.width=8 --mode simclr_CSI --batch_size 2"
         small += " --shift_trans_type rotation --resize_to 16 --epochs 1 --run_dir dia"
         small += " --set contrastive.select_by=last"
         run(TRAIN_DIA, *common, *small.split(), cwd=tmp_path)
+    (path,) = tmp_path.glob(saved)
+    load_tensors(path)  # raises for a file that is not whole
