@@ -13,6 +13,8 @@ from typing import BinaryIO, NamedTuple
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_hex, to_rgb
 from matplotlib.figure import Figure
@@ -312,8 +314,10 @@ def save(figure: Figure, target: Target) -> None:
     """Writes a PNG, which appears whole or not at all, or an SVG without date and random names."""
     with warnings.catch_warnings(), mpl.rc_context({"svg.hashsalt": "", "svg.fonttype": "path"}):
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # names in any script
+        # The canvases draw once; figure.savefig would draw twice, the same.
         if isinstance(target, Path):
-            write_atomic(target, lambda file: figure.savefig(file, format="png", dpi=DPI))
+            figure.set_dpi(DPI)
+            write_atomic(target, FigureCanvasAgg(figure).print_png)
         else:
             figure.set_size_inches(SVG_SIZE)
-            figure.savefig(target, format="svg", metadata={"Date": None})
+            FigureCanvasSVG(figure).print_svg(target, metadata={"Date": None})

@@ -67,9 +67,9 @@ PATIENCE = 600
 PRELOADED = [
     *("inpainter.training", "inpainter.prediction", "inpainter.evaluation_report"),
     *("dia.training", "dia.evaluation", "diffusion_models.training", "diffusion_models.pictures"),
-    *("torch.utils.tensorboard", "pydicom", "tifffile"),
+    *("torch.utils.tensorboard", "pydicom", "tifffile", "tests.tiny_runs"),
 ]
-"""Modules that the server of `forked` has imported."""
+"""Modules that the server of `forked` has imported: else each child would, this one, too."""
 NEEDS_GPU = pytest.mark.skipif(torch.cuda.device_count() == 0, reason="needs a CUDA GPU")
 STREAMS = ("stdout", "stderr")
 BOTH_STAGES = ("netG.stages=coarse_fine", "netG.dilations=[2, 4, 8, 16]")

@@ -1,6 +1,7 @@
 """Small random networks and dropout for comparing the fast engine with the plain one."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -72,9 +73,11 @@ class Case:
     def scores(self, masks: WindowMasks | None = None, **options) -> tuple[dict, dict]:
         """Scores of the plain and of the fast engine, fed the same masks."""
         networks = self.networks()
-        masks = masks or self.masks(networks[0])
         parts = (*networks, METRICS, self.hole)
-        plain = WindowScorer(*parts)(self.windows(), masks)
+        if masks is None:
+            masks, plain = self.masks(networks[0]), plain_scores(self)
+        else:
+            plain = WindowScorer(*parts)(self.windows(), masks)
         return plain, FastScorer(*parts, **options)(self.windows(), masks)
 
     def exact_scores(self, **options) -> tuple[dict, dict]:
@@ -82,9 +85,17 @@ class Case:
         generator, critic = self.networks()
         masks = self.masks(generator)
         parts = (generator.double(), critic.double(), METRICS, self.hole)
-        windows = self.windows().double()
-        plain = WindowScorer(*parts)(windows, masks)
-        return plain, FastScorer(*parts, precision="fp64", **options)(windows, masks)
+        fast = FastScorer(*parts, precision="fp64", **options)(self.windows().double(), masks)
+        return plain_scores(self, torch.float64), fast
+
+
+@cache
+def plain_scores(case: Case, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Scores of the plain engine, made once for all that is compared with them."""
+    generator, critic = case.networks()
+    masks = case.masks(generator)
+    parts = (generator.to(dtype), critic.to(dtype), METRICS, case.hole)
+    return WindowScorer(*parts)(case.windows().to(dtype), masks)
 
 
 def worst_error(plain: dict[str, Tensor], fast: dict[str, Tensor]) -> float:

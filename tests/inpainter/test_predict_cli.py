@@ -1,7 +1,5 @@
 """The command `python predict_heatmap.py`, as a user types it."""
 
-import signal
-
 import pytest
 import torch
 
@@ -9,13 +7,13 @@ from common.errors import ExitStatus
 from common.images import write_image, write_image16
 from tests.tiny_runs import (
     BOTH_STAGES,
-    PATIENCE,
     PREDICT,
     corrupt,
+    ended,
+    forked_script,
     heatmaps_in,
     read_table,
     run_script,
-    start_script,
     texture,
     tiny_config,
     tiny_file,
@@ -67,12 +65,12 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on(tmp_path) -> None:
     path = tiny_file(tmp_path, *BOTH_STAGES, "test.patch_stride=4")
     write_checkpoint(tmp_path / "model", tiny_config(tmp_path, *BOTH_STAGES))
     command = ("--config", path, "--checkpoint_dir", tmp_path / "model")
-    process = start_script(PREDICT, *command)
+    child = forked_script(tmp_path, PREDICT, *command)
     tables = "heatmaps/*/*/*/scores.csv"
-    wait_until(lambda: process.poll() or any(map(read_table, tmp_path.glob(tables))))
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 143, errors
+    wait_until(lambda: not child.is_alive() or any(map(read_table, tmp_path.glob(tables))))
+    child.terminate()
+    status, errors = ended(child), (tmp_path / "stderr").read_text()
+    assert status == 143, errors
     assert "Traceback" not in errors
     (folder,) = tmp_path.glob("heatmaps/tiny/dropout/*")
     done = {row["image"] for row in read_table(folder / "scores.csv")}
