@@ -12,7 +12,7 @@ from pathlib import Path
 
 from common.claims import wait_for_claim
 from common.config import REPOSITORY
-from tests.faults import changes, damage, disks, fuzz, kills
+from tests.faults import changes, damage, disks, fuzz, kills, openings
 from tests.faults.bad_inputs import BAD_INPUTS, answer, prepared
 from tests.faults.programs import PROGRAMS
 
@@ -43,6 +43,7 @@ def faults() -> Iterator[Fault]:
     """The rows, in the order of the table."""
     changed = "deleted, replaced, made a pipe, a folder or a device under"
     answered = "a result or a named error, in less than 2 GiB"
+    opened = "just before `{}` opens a file there"
     for what, holds, trial, trials, subjects in (
         ("kill -9 of `{}`", SAME, kills.kill_at_random, 2, PROGRAMS),
         ("no larger file for `{}`, each kind in turn", RECOVERED, disks.limited_file, 5, PROGRAMS),
@@ -51,11 +52,21 @@ def faults() -> Iterator[Fault]:
         (f"an input {changed} `{{}}`", ENDED, changes.input_changed, 5, changes.BEGUN),
         (f"an output {changed} `{{}}`", ENDED, changes.output_changed, 8, changes.BEGUN),
         ("clock set back by a day under `{}`", SAME, changes.clock_set_back, 1, changes.BEGUN),
+        (
+            "an input deleted, replaced, cut, made a pipe, a folder or a device at the moment when "
+            "`{}` opens it",
+            *(ENDED, openings.input_changed, 12, openings.READ),
+        ),
+        (
+            f"results deleted, or a file in their folder's place, {opened}",
+            *(ENDED, openings.folder_changed, 4, openings.WRITTEN),
+        ),
+        (f"disk read-only {opened}", RECOVERED, openings.read_only_at, 2, openings.WRITTEN),
         (DAMAGED, "refused by name", damage.damaged, 1, damage.KINDS),
         ("damaged {}", answered, fuzz.mutated, 1, fuzz.KINDS),
     ):
         for subject in subjects:
-            on_disk = trial in (disks.full_disk, disks.read_only)
+            on_disk = trial in (disks.full_disk, disks.read_only, openings.read_only_at)
             yield Fault(what.format(subject), holds, partial(trial, subject), trials, on_disk)
     yield Fault("reading process of a training killed", ENDED, damage.reader_killed, 2)
     yield Fault("one of two training processes killed", ENDED, damage.rank_killed, 2)

@@ -6,11 +6,15 @@ done = run(program, folder)             # the same command goes on with what a f
 assert same(program.results(folder), program.results(other_folder))
 """
 
+import atexit
+import itertools
 import json
 import os
 import resource
 import shutil
+import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,17 +26,20 @@ from typing import Any
 
 from common.checkpoint import load_tensors
 from common.config import REPOSITORY, config_to_yaml
-from dia.settings import DiaConfig
-from diffusion_models.settings import DdpmConfig
+from common.images import write_image
+from dia.settings import DiaConfig, EvaluationConfig
+from dia.training import train
+from diffusion_models.settings import DataConfig, DdpmConfig
 from inpainter.snapshots import run_folder
 from tests.inpainter.evaluation_case import heatmap_folder
-from tests.tiny_dia import tiny_contrastive, tiny_diffusion, write_normals
+from tests.tiny_dia import SIDE, tiny_contrastive, tiny_diffusion, write_normals
 from tests.tiny_runs import (
     PATIENCE,
     PREDICT,
     TRAIN,
     _as_program,
     forked,
+    texture,
     tiny_config,
     tiny_file,
     write_checkpoint,
@@ -40,6 +47,7 @@ from tests.tiny_runs import (
 )
 
 Flags = list[object]
+EVALUATE = str(REPOSITORY / "eval.py")
 SUFFIXES_OF_TENSORS = (".pt", ".model", ".optim", ".config")
 STEPS = 8
 
@@ -180,8 +188,15 @@ def encoder_results(folder: Path) -> dict[str, Any]:
 # --- eval.py ---
 
 
+def evaluation_inputs(folder: Path) -> None:
+    heatmap_folder(folder)
+    (folder / "metadata.csv").write_text("image,age\na.png,40-49\nsub/b.png,50-59\nc.png,50-59\n")
+
+
 def evaluation_flags(folder: Path) -> Flags:
     flags = ["--mode", "heatmap", "--heatmap_dir", folder / "heatmaps", "--report"]
+    flags += ["--metadata", folder / "metadata.csv", "--group", "age"]
+    flags += ["--image_dir", folder / "images"]
     return [*flags, "--annotations", folder / "boxes.csv", "--bootstrap", 20]
 
 
@@ -191,6 +206,43 @@ def evaluation_results(folder: Path) -> dict[str, Any]:
     return {name: found[name] for name in found if name in ("metrics", "scores")} | {
         path.name: path.read_text() for path in sorted(results.parent.glob("*.csv"))
     }
+
+
+# --- eval.py --mode ood_pre ---
+
+
+@cache
+def trained_encoder() -> Path:
+    """A folder of images and a run on them, made once."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    data = write_normals(folder / "data")
+    for kind in ("normal", "spot"):
+        for number in range(2):
+            image = texture(SIDE, SIDE, 3, seed=20 + number + len(kind))
+            write_image(folder / "data" / "test" / kind / f"{number}.png", image)
+    train(DiaConfig(device="cpu", data=data, contrastive=tiny_contrastive(folder / "run")))
+    return folder
+
+
+def scored_inputs(folder: Path) -> None:
+    shutil.copytree(trained_encoder(), folder, dirs_exist_ok=True)
+    (folder / "run" / "config.yaml").unlink()  # it names the other folder
+    settings = tiny_contrastive(folder / "run", load_path=str(folder / "run" / "last.model"))
+    data = DataConfig("folder", str(folder / "data"), one_class_idx=0, resize_to=SIDE)
+    few = EvaluationConfig(ood_samples=1, results_dir=str(folder / "results"), report=True)
+    config = DiaConfig(device="cpu", data=data, contrastive=settings, evaluation=few)
+    (folder / "tiny.yaml").write_text(config_to_yaml(config))
+
+
+def scored_flags(folder: Path) -> Flags:
+    return ["--mode", "ood_pre", "--config", folder / "tiny.yaml"]
+
+
+def scored_results(folder: Path) -> dict[str, Any]:
+    results = folder / "results"
+    scores = json.loads((results / "results.json").read_text())["scores"]
+    return {"scores": scores, "table": (results / "scores_CSI.csv").read_text()}
 
 
 PROGRAMS = {
@@ -206,13 +258,11 @@ PROGRAMS = {
     "train_dia.py": Program(
         str(REPOSITORY / "train_dia.py"), encoder_inputs, encoder_flags, encoder_results
     ),
-    "eval.py": Program(
-        str(REPOSITORY / "eval.py"), heatmap_folder, evaluation_flags, evaluation_results
-    ),
+    "eval.py": Program(EVALUATE, evaluation_inputs, evaluation_flags, evaluation_results),
     "eval.py --mode calibrate": Program(
-        str(REPOSITORY / "eval.py"),
-        *(normal_inputs, operating_point_flags, operating_point_results),
+        EVALUATE, normal_inputs, operating_point_flags, operating_point_results
     ),
+    "eval.py --mode ood_pre": Program(EVALUATE, scored_inputs, scored_flags, scored_results),
 }
 
 
@@ -226,11 +276,24 @@ class Done:
     """What it printed, errors included."""
 
 
+@dataclass(frozen=True)
+class Opening:
+    """The moment before a file, or one in a folder, is opened for the so many-th time."""
+
+    path: str
+    count: int
+
+
 class Running:
     """A program at work in a child process; what it prints is kept, not on any disk."""
 
     def __init__(
-        self, command: list[str], streams: Path, limit: int | None = None, **environment: str
+        self,
+        command: list[str],
+        streams: Path,
+        limit: int | None = None,
+        stop_at: Opening | None = None,
+        **environment: str,
     ) -> None:
         pipes = [streams / f"{name}.pipe" for name in ("out", "errors")]
         self._said: dict[Path, str] = {}
@@ -242,7 +305,8 @@ class Running:
         self._readers = [threading.Thread(target=self._read, args=(pipe,)) for pipe in pipes]
         for reader in self._readers:
             reader.start()
-        self.child: BaseProcess = forked(partial(_limited, command, pipes, limit), **environment)
+        program = partial(_limited, command, pipes, limit, stop_at)
+        self.child: BaseProcess = forked(program, **environment)
 
     def _read(self, pipe: Path) -> None:
         self._said[pipe] = pipe.read_text(errors="backslashreplace")
@@ -267,26 +331,47 @@ class Running:
         return Done(self.child.exitcode, said)
 
 
-def _limited(command: list[str], streams: list[Path], limit: int | None) -> None:
+def _limited(
+    command: list[str], streams: list[Path], limit: int | None, stop_at: Opening | None
+) -> None:
     """Becomes the program, whose files may have so many bytes each."""
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     for number, pipe in enumerate(streams, start=1):
         os.dup2(os.open(pipe, os.O_WRONLY), number)
     sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1) for n in (1, 2))  # as of pipes
+    if stop_at is not None:
+        _stand_still_at(stop_at)
     _as_program(command, REPOSITORY, [])
 
 
+def _stand_still_at(opening: Opening) -> None:
+    """This process stops itself, once, until another one lets it go on."""
+    count = itertools.count(1)
+
+    def stop(event: str, arguments: tuple[object, ...]) -> None:
+        opened = event == "open" and f"{arguments[0]}/".startswith(f"{opening.path}/")
+        if opened and next(count) == opening.count:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    sys.addaudithook(stop)
+
+
 def started(
-    program: Program, folder: Path, limit: int | None = None, *, streams: Path | None = None
+    program: Program,
+    folder: Path,
+    limit: int | None = None,
+    *,
+    streams: Path | None = None,
+    stop_at: Opening | None = None,
 ) -> Running:
     """Starts the program, or goes on with its work, in a folder.
 
     limit: bytes that a file may have, as a disk that is full from there on. streams: where the
-    pipes lie through which it speaks.
+    pipes lie through which it speaks. stop_at: when it stands still until it gets SIGCONT.
     """
     command = [program.script, *map(str, program.flags(folder))]
-    return Running(command, streams or folder, limit)
+    return Running(command, streams or folder, limit, stop_at)
 
 
 def run(program: Program, folder: Path, limit: int | None = None) -> Done:

@@ -17,8 +17,12 @@ SHORT = (
     "kill -9 of `train_dia.py`",
     "full disk for `train_dia.py`",
     "encoder's state cut at every 10 %, one bit flipped at 50 places",
+    "results deleted, or a file in their folder's place, just before `eval.py --mode ood_pre` "
+    "opens a file there",
+    "an input deleted, replaced, cut, made a pipe, a folder or a device at the moment when "
+    "`eval.py --mode ood_pre` opens it",
 )
-"""Of the fastest program."""
+"""Of the fastest programs."""
 
 
 @pytest.mark.parametrize("name", SHORT)
