@@ -168,18 +168,6 @@ def write_checkpoint(folder: Path, config: PicardConfig, step: int = 1, prefix: 
     return folder
 
 
-def start_script(script: str, *arguments: object, cwd: Path = REPOSITORY) -> subprocess.Popen:
-    """Starts a command line of the project, as a user would."""
-    return subprocess.Popen(
-        [sys.executable, script, *map(str, arguments)],
-        cwd=cwd,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def run_script(
     script: str, *arguments: object, cwd: Path = REPOSITORY, **environment: str
 ) -> subprocess.CompletedProcess[str]:

@@ -15,7 +15,6 @@ from inpainter.snapshots import run_folder
 from inpainter.training import train
 from tests.tiny_runs import (
     BOTH_STAGES,
-    PATIENCE,
     RGB,
     TRAIN,
     as_flags,
@@ -25,7 +24,6 @@ from tests.tiny_runs import (
     forked_script,
     run_script,
     settings,
-    start_script,
     texture,
     tiny_config,
     tiny_file,
@@ -129,11 +127,11 @@ def test_sigterm_saves_and_the_resumed_run_equals_the_uninterrupted_one(tmp_path
     write_images(tmp_path / "train")
     endless = tiny_config(tmp_path, *ENDLESS)
     log = run_folder(endless) / "log.jsonl"
-    process = start_script(TRAIN, "--config", tiny_file(tmp_path, *ENDLESS))
-    wait_until(lambda: process.poll() or (log.is_file() and log.stat().st_size > 200))
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 143, errors
+    child = forked_script(tmp_path, TRAIN, "--config", tiny_file(tmp_path, *ENDLESS))
+    wait_until(lambda: not child.is_alive() or (log.is_file() and log.stat().st_size > 200))
+    child.terminate()
+    status, errors = ended(child), (tmp_path / "stderr").read_text()
+    assert status == 143, errors
     step = saved_step(errors, run_folder(endless))
 
     last = f"train.n_steps={step + 2}"
