@@ -221,7 +221,7 @@ def describe_windows(
         windows = to_signed(cut_windows(padded, grid, batch).to(predictor.device))
         masks = None if dropout is None else dropout.masks(batch)
         with tf32_products(test.precision == "tf32"):
-            scores = predictor.scorer(windows, masks, describing=True)
+            scores = predictor.scorer(windows, masks, more=(DESCRIPTION,))
         found.append({key: values.float().cpu() for key, values in scores.items()})
     return found
 

@@ -36,7 +36,7 @@ from inpainter.settings import Metric, PicardConfig
 from inpainter.windows import centre_crop
 
 DESCRIPTION = "description"
-"""Key of the descriptions among a batch's scores."""
+"""Key of the descriptions among a batch's values."""
 N_NEIGHBOURS = 20
 N_DIMENSIONS = 24
 LEAST_DEVIATION = 0.05
@@ -54,11 +54,12 @@ KEYS = (
     *(
         "white_value",
         "window",
+        "flatten",
         "test.droprate",
         "test.heatmap_M_inpaint",
         "test.share_dropout_masks",
     ),
-    *("test.patch_shape", "test.mask_shape"),
+    *("test.patch_shape", "test.mask_shape", "test.tissue_threshold"),
 )
 """Settings that a window's distance depends on, beside weights."""
 MAKE = "Run predict_heatmap.py with --calibrate, which measures normal images and writes it"
@@ -161,6 +162,8 @@ Calibrations = dict[float, Calibration]
 def settings_of_windows(config: PicardConfig) -> dict[str, str]:
     """The settings that a window's distance depends on, by dotted key."""
     settings = flat(config_to_dict(config))
+    if config.flatten is None:  # else it decides what is flattened
+        settings.pop("test.tissue_threshold")
     return {k: repr(v) for k, v in settings.items() if k in KEYS or k.startswith(SECTIONS)}
 
 

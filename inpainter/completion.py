@@ -4,11 +4,12 @@ The plain way: every completion is a pass of the whole generator. N windows, M c
 channels, H x W window, h x w hole.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from common.devices import upcast_to_fp32
@@ -17,6 +18,11 @@ from inpainter.networks.dropout import Drop, ImageDropout, WindowMasks, active_d
 from inpainter.networks.generator import Generator
 from inpainter.settings import GeneratorConfig, Metric, TestConfig
 from inpainter.windows import centre_crop, centre_mask
+
+DETAIL = "detail"
+"""Key of the details among a batch's values."""
+CELLS = 8
+"""Cells along a hole's side in which it is told where the completion is off."""
 
 
 def dropout_of(
@@ -75,14 +81,14 @@ class WindowScorer:
 
     @torch.inference_mode()
     def __call__(
-        self, windows: Tensor, masks: WindowMasks | None, *, describing: bool = False
+        self, windows: Tensor, masks: WindowMasks | None, *, more: Collection[str] = ()
     ) -> dict[str, Tensor]:
         """Scores of a batch: every metric's (N,) values, larger = more anomalous.
 
         windows: (N, C, H, W) in [-1, 1]; masks: channels that completions keep, None without
-        dropout. describing: add DESCRIPTION, what inpainter.calibration.describe says of them.
+        dropout. more: what else to return, DESCRIPTION or DETAIL; see score_windows.
         """
-        return score_windows(self, windows, masks, describing=describing)
+        return score_windows(self, windows, masks, more=more)
 
     def completions(self, windows: Tensor, masks: WindowMasks | None) -> Iterator[Tensor]:
         """The holes' completions, (N, C, h, w) each, one after the other; one if nothing drops."""
@@ -106,12 +112,13 @@ class WindowScorer:
 
 
 def score_windows(
-    scorer: Scorer, windows: Tensor, masks: WindowMasks | None, *, describing: bool = False
+    scorer: Scorer, windows: Tensor, masks: WindowMasks | None, *, more: Collection[str] = ()
 ) -> dict[str, Tensor]:
     """Every metric's (N,) values of a batch, from the completions that the scorer makes.
 
     windows: (N, C, H, W) in [-1, 1]; masks: channels that completions keep, None without
-    dropout. describing: also DESCRIPTION, (N, F).
+    dropout. more: also DESCRIPTION, (N, F), what inpainter.calibration.describe says of them, or
+    DETAIL, (N, CELLS, CELLS), where in the holes the completions are off.
     """
     truth = scorer.represent(centre_crop(windows, scorer.mask_hw))
     distances: dict[str, list[Tensor]] = {space: [] for space in truth}
@@ -121,18 +128,31 @@ def score_windows(
             estimate = scorer.represent(completion)
             for space, values in distances.items():
                 values.append(l2_distance(truth[space], estimate[space]))
-            if describing:
+            if more:
                 moments.add(completion)
     if "no_dropout" in scorer.spaces:
         (estimate,) = scorer.completions(windows, None)
         distances["no_dropout"] = [l2_distance(centre_crop(windows, scorer.mask_hw), estimate)]
-        if describing and moments.count == 0:
+        if more and moments.count == 0:
             moments.add(estimate)
     stacked = {space: torch.stack(values, dim=1) for space, values in distances.items()}  # (N, M)
     result: dict[str, Tensor] = dict(metric_values(scorer.metrics, stacked))
-    if describing:
+    if DESCRIPTION in more:
         result[DESCRIPTION] = describe(windows, moments.mean, moments.spread())
+    if DETAIL in more:
+        result[DETAIL] = detail_of(centre_crop(windows, scorer.mask_hw), moments.mean)
     return result
+
+
+def detail_of(truth: Tensor, completion: Tensor) -> Tensor:
+    """The squared difference in CELLS x CELLS cells of each hole, relative to its mean there.
+
+    (N, C, h, w) twice -> (N, CELLS, CELLS) float32 >= 0, of mean 1; all 1 where both are equal.
+    """
+    squares = upcast_to_fp32(truth - completion).square().mean(dim=1)
+    cells = F.adaptive_avg_pool2d(squares, CELLS).float()
+    mean = cells.mean(dim=(1, 2), keepdim=True)
+    return torch.where(mean > 0, cells / mean, 1.0)
 
 
 class Moments:

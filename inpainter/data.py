@@ -27,6 +27,7 @@ from common.grey_range import Window
 from common.image_batches import read_batches
 from common.images import ImageError, largest_stored, read_image
 from common.random_numbers import generator_for
+from common.shading import Flattening
 from common.volumes import split_slice
 from inpainter.windows import resized, scaled_hw
 
@@ -109,8 +110,8 @@ class NormalCrops(Dataset):
     cache_mb: MiB of decoded images kept in memory, in each process; those read first stay.
     subset_frac: use this fraction of the files, drawn from the seed.
     white_value: the stored value that means white, and window: what is shown black and white, as
-    read_image takes them. scales: the factors at which each image is shown; every epoch has each
-    image at each of them.
+    read_image takes them. flattening: what is done to images once read. scales: the factors at
+    which each image is shown; every epoch has each image at each of them.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class NormalCrops(Dataset):
         subset_frac: float | None = None,
         white_value: int | None = None,
         window: Window = "auto",
+        flattening: Flattening | None = None,
         scales: Sequence[float] = (1.0,),
     ) -> None:
         if not paths:
@@ -137,7 +139,7 @@ class NormalCrops(Dataset):
         """Why an image was passed over, at least once; by worker processes, too."""
         self._unusable: set[int] = set()
         self._usable: set[int] = set()
-        self.white_value, self.window = white_value, window
+        self.white_value, self.window, self.flattening = white_value, window, flattening
         self.scales = tuple(scales)
         self._room = cache_mb * 2**20  # bytes
         self._cached: dict[int, StoredImage] = {}
@@ -197,6 +199,8 @@ class NormalCrops(Dataset):
         scale = self.scales[index % len(self.scales)]
         shown = {"white_value": self.white_value, "window": self.window}
         image = read_image(self.path_of(index), self.shape[0], **shown)
+        if self.flattening is not None:
+            image = self.flattening(image)
         if scale < 1:
             image = resized(image, scaled_hw((image.shape[1], image.shape[2]), scale)).clamp(0, 1)
         stored = StoredImage(self.rule.fit(image).numpy(), 1.0)

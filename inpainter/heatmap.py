@@ -6,12 +6,13 @@ from functools import cached_property
 from typing import NamedTuple, TypeVar
 
 import torch
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from common.devices import tf32_products
 from common.images import ImageError, to_signed
 from inpainter.calibration import DESCRIPTION, Calibration
-from inpainter.completion import WindowScorer
+from inpainter.completion import CELLS, DETAIL, WindowScorer
 from inpainter.fast.scorer import FastScorer
 from inpainter.networks.dropout import ImageDropout
 from inpainter.settings import Metric, TestConfig
@@ -42,13 +43,18 @@ class Scored(NamedTuple):
     """(metrics, n) float32, larger = more anomalous."""
     descriptions: Tensor | None
     """(n, d): what their surroundings look like; None where nothing is calibrated."""
+    details: Tensor | None = None
+    """(n, CELLS, CELLS): where in their holes completions are off; None with localise 0."""
 
     @classmethod
     def joined(cls, parts: Sequence["Scored"]) -> "Scored":
         """Several as one, in their order."""
-        scores, descriptions = zip(*parts, strict=True)
-        described = None not in descriptions
-        return cls(torch.cat(scores, dim=1), torch.cat(descriptions) if described else None)
+        scores, descriptions, details = zip(*parts, strict=True)
+        return cls(
+            torch.cat(scores, dim=1),
+            None if descriptions[0] is None else torch.cat(descriptions),
+            None if details[0] is None else torch.cat(details),
+        )
 
 
 Compute = Callable[[list[int]], Scored]
@@ -76,6 +82,9 @@ class Heatmaps:
     """The window scores by metric, (gh, gw), larger = more anomalous; 0 where one was skipped."""
     n_scored: int = 0
     """Windows that were completed; the others hold too little tissue."""
+    details: Tensor | None = None
+    """(windows, CELLS, CELLS): where in each hole completions are off, 1 where it is not known;
+    None with test.heatmap_localise: 0."""
 
     @property
     def n_windows(self) -> int:
@@ -84,7 +93,8 @@ class Heatmaps:
     @cached_property
     def heatmaps(self) -> dict[Metric, Tensor]:
         """By metric, (H, W) float32, larger = more anomalous."""
-        return {k: stitch(scores, self.grid, self.test) for k, scores in self.grids.items()}
+        parts = (self.grid, self.test, self.details)
+        return {metric: stitch(scores, *parts) for metric, scores in self.grids.items()}
 
     def by_scale(self) -> dict[float, "Heatmaps"]:
         """The same by the one scale at which the image was scored."""
@@ -173,7 +183,9 @@ def score_image(
     to_score = windows_to_score(padded, grid, test)
     scores = torch.zeros(len(scorer.metrics), len(grid))
     by_metric = dict(zip(scorer.metrics, scores.unflatten(1, grid.grid_hw), strict=True))
-    heatmaps = Heatmaps(grid, test, by_metric)
+    details = torch.ones(len(grid), CELLS, CELLS) if test.heatmap_localise > 0 else None
+    more = [DESCRIPTION] * (calibration is not None) + [DETAIL] * (details is not None)
+    heatmaps = Heatmaps(grid, test, by_metric, details=details)
     completed: list[int] = []
     descriptions: list[Tensor] = []
     K = 1 if test.refine == "off" else min(test.refine, max(grid.grid_hw))
@@ -184,15 +196,18 @@ def score_image(
             windows = windows.pin_memory().to(device, non_blocking=True)
         masks = None if dropout is None else dropout.masks(numbers)
         with tf32_products(test.precision == "tf32"):
-            values = scorer(to_signed(windows), masks, describing=calibration is not None)
+            values = scorer(to_signed(windows), masks, more=more)
         found = torch.stack([values[name].float() for name in scorer.metrics]).cpu()
-        return Scored(found, None if calibration is None else values[DESCRIPTION].cpu())
+        described, detail = (values[k].cpu() if k in more else None for k in (DESCRIPTION, DETAIL))
+        return Scored(found, described, detail)
 
     for batches in passes_to_score(grid, to_score, K, scores, batch_size(test, device)):
         for numbers, scored in workers(batches, compute):
             scores[:, numbers] = scored.scores
             if scored.descriptions is not None:
                 descriptions.append(scored.descriptions)
+            if details is not None:
+                details[numbers] = scored.details
             completed += numbers
             heatmaps = replace(heatmaps, n_scored=len(completed))
             yield heatmaps
@@ -243,15 +258,26 @@ def windows_to_score(padded: Tensor, grid: WindowGrid, test: TestConfig) -> list
     return ((share > 0) & (share >= test.min_tissue_fraction)).nonzero().flatten().tolist()
 
 
-def stitch(scores: Tensor, grid: WindowGrid, test: TestConfig) -> Tensor:
-    """Window scores (gh, gw) to a heatmap (H, W), as test.heatmap_type says."""
+def stitch(
+    scores: Tensor, grid: WindowGrid, test: TestConfig, details: Tensor | None = None
+) -> Tensor:
+    """Window scores (gh, gw) to a heatmap (H, W), as test.heatmap_type says, then smoothed.
+
+    details: (windows, CELLS, CELLS), by which holes share out test.heatmap_localise of their score.
+    """
     match test.heatmap_type:
         case "nonaveraged":
-            return heatmap_from_grid(scores, grid)
+            heatmap = heatmap_from_grid(scores, grid)
         case "averaged":
-            return averaged_heatmap(scores, grid, grid.window_hw)
+            heatmap = averaged_heatmap(scores, grid, grid.window_hw)
         case "averaged_hole":
-            return averaged_heatmap(scores, grid, test.mask_shape)
+            if details is not None:
+                details = 1 + test.heatmap_localise * (details - 1)
+            heatmap = averaged_heatmap(scores, grid, test.mask_shape, details)
+    if test.heatmap_smooth == 0:
+        return heatmap
+    deviations = [test.heatmap_smooth * side for side in test.mask_shape]
+    return torch.from_numpy(gaussian_filter(heatmap.numpy(), deviations, mode="nearest"))
 
 
 def batch_size(test: TestConfig, device: torch.device) -> int:

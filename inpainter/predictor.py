@@ -96,7 +96,13 @@ class Predictor:
         return dropout_of(self.scorer.generator, *parts)
 
     def pixels_of(self, image: str | Path | np.ndarray | Tensor) -> Tensor:
-        """An image as the networks take it: (C, H, W) float32 in [0, 1] on the CPU."""
+        """An image as the networks take it: (C, H, W) float32 in [0, 1] on the CPU, flattened."""
+        read = self._read(image)
+        flattening = self.config.flattening()
+        return read if flattening is None else flattening(read)
+
+    def _read(self, image: str | Path | np.ndarray | Tensor) -> Tensor:
+        """Pixels of a file, or an array that is checked."""
         channels = self.config.netG.input_dim
         if isinstance(image, str | Path):
             shown = {"white_value": self.config.white_value, "window": self.config.window}
@@ -164,6 +170,7 @@ def open_checkpoint(
     one; see `inpainter.snapshots.use_step`.
     """
     check_stride(config.test)
+    say_other_flattening(config, folder / "config.yaml")
     device = resolve_device(config.device, allow_gpu=config.cuda, gpu=config.gpu_ids[0])
     roles = ("gen", "dis") if feature_space(config.test) == "critic" else ("gen",)
     opened = partial(_predictor_of, config, folder, device)
@@ -174,6 +181,27 @@ def open_checkpoint(
     calibrations = load_calibrations(path, config, predictor.weights)
     weights = predictor.weights | {"calibration": content_hash(path)}
     return dataclasses.replace(predictor, calibrations=calibrations, weights=weights)
+
+
+def say_other_flattening(config: PicardConfig, path: Path) -> None:
+    """Warns where images are flattened otherwise than in training. path: training's settings."""
+    if not path.is_file():
+        return
+    try:
+        trained = load_config(PicardConfig, path).flatten
+    except ConfigError as error:
+        LOG.warning("Not known whether training flattened images: %s", error)
+        return
+    if trained != config.flatten:
+        here, there = ("none" if share is None else share for share in (config.flatten, trained))
+        LOG.warning(
+            "flatten: %s here, and %s where the networks were trained, %s: they know no such "
+            "images. Set flatten=%s.",
+            here,
+            there,
+            path,
+            "null" if trained is None else trained,
+        )
 
 
 def _predictor_of(

@@ -22,6 +22,7 @@ from common import config_types as kind
 from common.config import REPOSITORY, resolve_path
 from common.config_types import check_fields, require
 from common.grey_range import Window, check_window
+from common.shading import Flattening
 
 LOG = logging.getLogger(__name__)
 COARSE_TRUNK = (
@@ -246,6 +247,11 @@ class TestConfig:
     heatmap_type: Literal["nonaveraged", "averaged", "averaged_hole"] = "nonaveraged"
     """One score per grid point, upsampled; or each pixel the mean score of the windows, or of the
     holes, that cover it."""
+    heatmap_localise: Annotated[float, kind.Range(0, 1)] = 0.0
+    """Part of a window's score that goes where in its hole the completion is off, in proportion to
+    the squared difference, in [0, 1]; the rest is the same all over the hole."""
+    heatmap_smooth: Annotated[float, kind.Range(0, 4)] = 0.0
+    """Standard deviation of the Gaussian that smooths the heatmap at last, in sides of the hole."""
     heatmap_alignment: Literal["stretched", "centred"] = "stretched"
     """centred: scores sit at their window's centre, the image is padded by reflection so that
     windows reach its border. stretched: the grid of windows that fit, stretched over the image."""
@@ -285,6 +291,9 @@ class TestConfig:
         one = self.calibration != "off" or len(self.scales) == 1
         expected = "distances at several scales compare only with test.calibration: knn"
         require(one, "test.scales", self.scales, expected)
+        over_holes = self.heatmap_localise == 0 or self.heatmap_type == "averaged_hole"
+        expected = "above 0 needs test.heatmap_type: averaged_hole"
+        require(over_holes, "test.heatmap_localise", self.heatmap_localise, expected)
         metrics = self.heatmap_metrics
         distinct = 0 < len(metrics) == len(set(metrics))
         require(distinct, "test.heatmap_metrics", metrics, "needs one metric or more, each once")
@@ -379,6 +388,10 @@ class PicardConfig:
     window: Window = "auto"
     """What grey images of more than 8 bits show black and white: as the file says, [level, width]
     in its values, or percentiles of it."""
+    flatten: kind.PositiveShare | None = None
+    """Take slow changes of brightness and colour off every image (`common.shading`): standard
+    deviation of the blur that is taken off, as a share of the shorter side; none = do not. What is
+    brighter than test.tissue_threshold counts."""
     slices: kind.SliceRule = "all"
     """Slices used of files that hold several: all, middle or every_N."""
     expname: kind.NameText = "PICARD-train"
@@ -431,6 +444,12 @@ class PicardConfig:
         require(critic in (1, channels), "netD.input_dim", critic, expected)
         expected = "needs one GPU; for none, cuda: false"
         require(len(self.gpu_ids) > 0, "gpu_ids", self.gpu_ids, expected)
+
+    def flattening(self) -> Flattening | None:
+        """What is done to every image after reading; None where flatten is."""
+        if self.flatten is None:
+            return None
+        return Flattening(self.flatten, self.test.tissue_threshold)
 
     def warnings(self) -> list[str]:
         """What these settings say without effect, one sentence each with the remedy."""

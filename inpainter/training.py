@@ -263,6 +263,7 @@ def training_crops(config: PicardConfig) -> NormalCrops:
         subset_frac=train.subset_frac,
         white_value=config.white_value,
         window=config.window,
+        flattening=config.flattening(),
         scales=train.scales,
     )
 

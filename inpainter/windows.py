@@ -152,10 +152,16 @@ def heatmap_from_grid(scores: Tensor, grid: WindowGrid) -> Tensor:
     return heat[0, 0, : grid.image_hw[0], : grid.image_hw[1]]
 
 
-def averaged_heatmap(scores: Tensor, grid: WindowGrid, area_hw: tuple[int, int]) -> Tensor:
+def averaged_heatmap(
+    scores: Tensor,
+    grid: WindowGrid,
+    area_hw: tuple[int, int],
+    details: Tensor | None = None,
+) -> Tensor:
     """Each pixel's mean score over the central areas that cover it.
 
-    scores: (gh, gw); area_hw: the window or the hole. Returns (H, W). A pixel at the border that no
+    scores: (gh, gw); area_hw: the window or the hole; details: factors of each window's score in
+    equal cells of its area, (gh*gw, rows, columns). Returns (H, W). A pixel at the border that no
     window covers is 0, as published. One that a window covers, but no hole, has the score of the
     nearest that a hole covers: 0 would say that nothing could be more normal. The stride leaves no
     gaps between areas; see check_stride.
@@ -169,7 +175,10 @@ def averaged_heatmap(scores: Tensor, grid: WindowGrid, area_hw: tuple[int, int])
     for number, score in enumerate(scores.flatten().tolist()):
         y, x = grid.corner(number)
         area = (slice(y + inset[0], y + inset[0] + h), slice(x + inset[1], x + inset[1] + w))
-        total[area] += score
+        if details is None:
+            total[area] += score
+        else:
+            total[area] += score * F.interpolate(details[number][None, None], size=(h, w))[0, 0]
         count[area] += 1
     mean = (total / count.clamp(min=1)).to(scores.dtype)
     if tuple(area_hw) != tuple(grid.window_hw):

@@ -4,7 +4,7 @@ N windows, M completions, C channels, H x W window, h x w hole.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Literal
@@ -73,17 +73,17 @@ class FastScorer:
 
     @torch.inference_mode()
     def __call__(
-        self, windows: Tensor, masks: WindowMasks | None, *, describing: bool = False
+        self, windows: Tensor, masks: WindowMasks | None, *, more: Collection[str] = ()
     ) -> dict[str, Tensor]:
         """Scores of a batch, as WindowScorer's."""
         self.stages_for((windows.shape[2], windows.shape[3]))  # before threads ask for them
         if not self.one_by_one(windows):
-            return score_windows(self, windows, masks, describing=describing)
+            return score_windows(self, windows, masks, more=more)
 
         @torch.inference_mode()
         def score(i: int) -> dict[str, Tensor]:
             own_masks = None if masks is None else masks.of_window(i)
-            return score_windows(self, windows[i : i + 1], own_masks, describing=describing)
+            return score_windows(self, windows[i : i + 1], own_masks, more=more)
 
         workers = torch.get_num_threads() if windows.device.type == "cpu" else 1
         in_parallel = workers > 1 and len(windows) > 1

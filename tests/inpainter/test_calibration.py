@@ -194,6 +194,7 @@ def test_calibration_is_the_same_whatever_the_folder_is_called(folder) -> None:
     [
         (("netG.dropout_which=COARSE",), "netG.dropout_which 'ALL' there, 'COARSE' now"),
         (("test.heatmap_M_inpaint=3",), "test.heatmap_M_inpaint 2 there, 3 now"),
+        (("flatten=0.1",), "flatten None there, 0.1 now"),
         (("test.scales=[0.5]",), r"has no scale 0.5, only 1.0.*--calibrate"),
         (("test.heatmap_metrics=[MedCD_image]",), r"has no MedCD_image, only .*--calibrate"),
     ],

@@ -11,6 +11,7 @@ from PIL import Image
 
 from common.images import ImageError, read_image, to_signed, write_image, write_image16
 from common.random_numbers import generator_for
+from common.shading import Flattening
 from inpainter.data import CropRule, NormalCrops, fixed_crops, split_held_out
 
 SHAPE = (16, 16, 1)
@@ -252,6 +253,16 @@ def test_every_epoch_shows_every_image_at_every_scale(tmp_path):
     crops = dataset.crops(range(len(dataset)))
     found = [next(k for k, image in enumerate(shown) if find(crop, image)) for crop in crops]
     assert sorted(found) == [0, 1, 2, 3, 4, 5]
+
+
+def test_crops_are_those_of_the_flattened_image(paths):
+    flattening = Flattening(0.2, 0.05)
+    flat = [to_signed(flattening(read_image(path, 1))) for path in paths]
+    for cached in (0, 64):
+        dataset = patches(paths, flattening=flattening, cache_mb=cached)
+        crops = dataset.crops(range(len(dataset)))
+        found = [next(k for k, image in enumerate(flat) if find(crop, image)) for crop in crops]
+        assert sorted(found) == [0, 1, 2, 3, 4]
 
 
 def test_held_out_images_are_a_share_drawn_by_seed_and_never_all(paths):

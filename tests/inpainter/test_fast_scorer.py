@@ -5,10 +5,11 @@ import dataclasses
 import pytest
 import torch
 
-from inpainter.completion import WindowScorer
+from inpainter.completion import DETAIL, WindowScorer, detail_of
 from inpainter.fast import winograd
 from inpainter.fast.scorer import FastScorer
 from inpainter.networks.dropout import ChannelMasks, ImageDropout
+from inpainter.windows import centre_crop
 from tests.inpainter.fast_tools import METRICS, Case, worst_error
 
 LIMIT = 1e-5
@@ -104,6 +105,35 @@ def test_completions_are_the_plain_ones_pixel_by_pixel() -> None:
     assert len(fast) == PUBLISHED.M
     assert torch.stack(plain).std() > 0.05
     torch.testing.assert_close(torch.stack(fast), torch.stack(plain), rtol=0, atol=1e-4)
+
+
+def test_a_detail_is_the_squared_difference_relative_to_its_mean() -> None:
+    truth = torch.zeros(3, 2, 16, 16)
+    completion = truth.clone()
+    completion[0, 0, :2, :2] = 3.0  # the first of 8 x 8 cells
+    completion[1] = -0.1
+    detail = detail_of(truth, completion)
+    assert detail.shape == (3, 8, 8)
+    assert detail[0, 0, 0] == 64
+    assert detail[0].sum() == 64
+    torch.testing.assert_close(detail[1:], torch.ones(2, 8, 8))
+
+
+@pytest.mark.parametrize("thin", [False, True], ids=["multiplied", "thinned"])
+def test_details_are_the_plain_ones_of_the_mean_completion(thin: bool) -> None:
+    generator, critic = PUBLISHED.networks()
+    parts = (generator, critic, METRICS, PUBLISHED.hole)
+    masks, windows = PUBLISHED.masks(generator), PUBLISHED.windows()
+    fast = FastScorer(*parts, thin=thin)(windows, masks, more=[DETAIL])[DETAIL]
+    plain = WindowScorer(*parts)
+    with torch.inference_mode():
+        mean = torch.stack([*plain.completions(windows, masks)]).mean(dim=0)
+    torch.testing.assert_close(
+        plain(windows, masks, more=[DETAIL])[DETAIL], fast, rtol=1e-3, atol=1e-3
+    )
+    expected = detail_of(centre_crop(windows, PUBLISHED.hole), mean)
+    torch.testing.assert_close(fast, expected, rtol=1e-3, atol=1e-3)
+    assert fast.std() > 0.1
 
 
 @pytest.mark.parametrize("thin", [False, True], ids=["multiplied", "thinned"])

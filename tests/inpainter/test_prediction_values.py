@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from common.images import write_image, write_image16
 from tests.tiny_runs import (
@@ -43,6 +44,52 @@ def test_heatmaps_do_not_depend_on_batch_size_or_on_other_images(folder) -> None
         heatmaps_in(results[0].folder, metric) for metric in ("MCD_image", "no_dropout")
     )
     assert all(not torch.allclose(with_dropout[name], without[name]) for name in without)
+
+
+LOCALISED = ("test.heatmap_type=averaged_hole", "test.heatmap_localise=0.5")
+
+
+@pytest.mark.parametrize("refine", ["off", "2"])
+def test_localised_and_smoothed_heatmaps_do_not_depend_on_the_batch_size(folder, refine) -> None:
+    more = (*LIVELY, *LOCALISED, "test.heatmap_smooth=0.2", "test.patch_stride=8")
+    config = tiny_config(folder, *more, f"test.refine={refine}")
+    by_one, by_many = (
+        predicted(
+            folder, with_test(config, parallel_batchsize=size), output_dir=folder / f"by{size}"
+        )
+        for size in (1, 32)
+    )
+    for metric in config.test.heatmap_metrics:
+        first, second = (heatmaps_in(run.folder, metric) for run in (by_one, by_many))
+        for name, heat in first.items():
+            torch.testing.assert_close(second[name], heat, rtol=1e-4, atol=1e-4)
+
+
+def test_localising_moves_a_windows_score_within_its_hole(tmp_path) -> None:
+    write_images(tmp_path / "test", n=1, size=(32, 32))  # one window, and its hole in the middle
+    config = tiny_config(tmp_path, *LIVELY, *LOCALISED, "test.patch_stride=16")
+    write_checkpoint(tmp_path / "model", config)
+    localised = predicted(tmp_path, config, output_dir=tmp_path / "localised")
+    even = predicted(
+        tmp_path, with_test(config, heatmap_localise=0.0), output_dir=tmp_path / "even"
+    )
+    hole = (slice(8, 24), slice(8, 24))
+    moved = heatmaps_in(localised.folder)["0.png"][hole]
+    (score,) = heatmaps_in(even.folder)["0.png"].unique()
+    assert moved.mean() == pytest.approx(score.item(), rel=1e-5)
+    assert moved.min() >= 0.5 * score * (1 - 1e-6)  # half of the score is everywhere
+    assert moved.std() > 0.01 * score
+
+
+def test_smoothing_is_gaussian_and_in_sides_of_the_hole(tmp_path) -> None:
+    write_images(tmp_path / "test", n=1)
+    config = tiny_config(tmp_path, *LIVELY, "test.patch_stride=8")
+    write_checkpoint(tmp_path / "model", config)
+    smooth = predicted(tmp_path, with_test(config, heatmap_smooth=0.25), output_dir=tmp_path / "s")
+    sharp = heatmaps_in(predicted(tmp_path, config, output_dir=tmp_path / "r").folder)["0.png"]
+    found = heatmaps_in(smooth.folder)["0.png"]
+    expected = gaussian_filter(sharp.double().numpy(), 4.0, mode="nearest")  # of 16 pixels
+    torch.testing.assert_close(found.double(), torch.from_numpy(expected), rtol=1e-4, atol=1e-4)
 
 
 def test_scores_csv_says_max_mean_and_p99_of_the_tensors(folder) -> None:

@@ -1,5 +1,6 @@
 """The Python API: the heatmaps of the command line, image by image."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import pytest
 import torch
 
 from common.checkpoint import CheckpointError, checkpoint_path, load_tensors, save_atomic
+from common.config import config_to_yaml
 from common.images import ImageError, read_image
+from common.shading import Flattening
 from inpainter.predictor import Predictor, load_predictor
 from tests.tiny_runs import (
     PREDICT,
@@ -67,6 +70,25 @@ def test_name_decides_what_drops_and_a_file_has_its_own(predictor, tmp_path) -> 
     assert torch.equal(by_default["MCD_image"], named["MCD_image"])
     assert not torch.equal(named["MCD_image"], other["MCD_image"])
     assert torch.equal(named["no_dropout"], other["no_dropout"])
+
+
+def test_networks_see_flattened_images(predictor, tmp_path, caplog) -> None:
+    config = replace(predictor.config, flatten=0.2)
+    (tmp_path / "model" / "config.yaml").write_text(config_to_yaml(config))
+    flat = load_predictor(tmp_path / "model", 1)
+    assert not caplog.messages
+    image = texture(40, 44)
+    seen = Flattening(0.2, config.test.tissue_threshold)(image)
+    assert torch.equal(flat(image)["MCD_image"], predictor(seen)["MCD_image"])
+    assert not torch.equal(flat(image)["MCD_image"], predictor(image)["MCD_image"])
+
+
+def test_other_flattening_than_in_training_is_said(predictor, tmp_path, caplog) -> None:
+    trained = replace(predictor.config, flatten=0.2)
+    (tmp_path / "model" / "config.yaml").write_text(config_to_yaml(trained))
+    load_predictor(tmp_path / "model", 1, predictor.config)
+    (message,) = caplog.messages
+    assert re.match(r"flatten: none here, and 0.2 .*config.yaml: .*flatten=0.2", message)
 
 
 def test_reversed_arrays_are_taken(predictor) -> None:

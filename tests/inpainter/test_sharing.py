@@ -164,9 +164,10 @@ def test_image_of_a_killed_process_is_scored_by(shared, finisher: str) -> None:
     assert contents(output) == contents(shared / "whole")
 
 
-LARGE = (  # two scales, each in two passes of several blocks, whose windows are described, too
+LARGE = (  # two scales, each in two passes of several blocks, windows described and localised
     *("test.patch_stride=6", "test.parallel_batchsize=1", "test.refine=2", "test.scales=[1, 0.8]"),
     *("test.heatmap_alignment=centred", "test.calibration=knn", "test.calibration_windows=24"),
+    *("test.heatmap_type=averaged_hole", "test.heatmap_localise=0.5", "test.heatmap_smooth=0.1"),
 )
 
 

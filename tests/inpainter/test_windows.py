@@ -92,6 +92,17 @@ def test_averaging_over_holes_gives_the_border_the_nearest_score_that_there_is()
     assert overlapping[:, 0].tolist() == [1.0] * 20 + [2.0] * 8 + [3.0] * 20
 
 
+def test_details_share_out_a_windows_score_over_the_cells_of_its_hole() -> None:
+    grid = window_grid((48, 32), (32, 32), 16, "stretched")
+    details = torch.ones(2, 2, 2)
+    details[1] = torch.tensor([[4.0, 0.0], [0.0, 0.0]])
+    heat = averaged_heatmap(torch.tensor([[1.0], [3.0]]), grid, (16, 16), details)
+    assert heat[8:24, 8:24].unique().tolist() == [1.0]
+    assert heat[24:32, 8:16].unique().tolist() == [12.0]
+    assert heat[24:40, 16:24].unique().tolist() == heat[32:40, 8:16].unique().tolist() == [0.0]
+    assert heat[24:40, 8:24].mean() == 3  # what the window has
+
+
 def test_tissue_fraction_counts_bright_pixels_of_the_hole() -> None:
     image = torch.zeros(1, 32, 48)
     image[:, 8:16, 8:24] = 0.5
