@@ -39,7 +39,7 @@ class Flattening:
         planes = F.interpolate(planes, size=small, mode="bilinear", antialias=True)[0]
         # Mirrored borders, so that an image without background has no darker rim.
         sigma = [deviation * now / before for now, before in zip(small, size, strict=True)]
-        blurred = torch.from_numpy(gaussian_filter(planes.numpy(), sigma, axes=(1, 2)))
+        blurred = torch.from_numpy(gaussian_filter(planes.numpy(), [0, *sigma]))
         around = blurred[:-1] / blurred[-1:].clamp(min=1e-6)
         around = F.interpolate(around[None], size=size, mode="bilinear")[0]
         return (0.5 + GAIN * (image - around)).clamp(DARKEST, 1) * tissue
