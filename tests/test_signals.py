@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from matplotlib.figure import Figure
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from common.config import REPOSITORY
 from common.images import write_image
@@ -67,9 +67,11 @@ def run_until(script: str, flags: list[str], where: str, number: int, method: st
     multiprocessing.set_start_method(method, force=True)
     errors = os.open(Path(flags[-1]).parent / "errors.txt", os.O_WRONLY | os.O_CREAT)
     os.dup2(errors, sys.stderr.fileno())
-    owner, name = {"convolution": (torch.nn.Conv2d, "forward"), "picture": (Figure, "savefig")}[
-        where
-    ]
+    first = {
+        "convolution": (torch.nn.Conv2d, "forward"),
+        "picture": (FigureCanvasAgg, "print_png"),
+    }
+    owner, name = first[where]
     original = getattr(owner, name)
 
     def interrupted(*arguments: object, **options: object) -> object:
