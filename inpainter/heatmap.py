@@ -213,15 +213,32 @@ def score_image(
             yield heatmaps
     require_finite(by_metric)
     if calibration is not None and completed:
-        distances = dict(zip(scorer.metrics, scores[:, completed], strict=True))
-        surprise = calibration.surprise(distances, torch.cat(descriptions))
-        scores = torch.zeros_like(scores)  # those of the last are distances still
-        scores[:, completed] = torch.stack([surprise[name] for name in scorer.metrics])
+        described = torch.cat(descriptions)
+        # New scores, for those of the last are distances still.
+        scores = surprises(calibration, scorer.metrics, scores, completed, described)
         by_metric = dict(zip(scorer.metrics, scores.unflatten(1, grid.grid_hw), strict=True))
     if K > 1:
         skipped = set(range(len(grid))).difference(to_score)
         scores.copy_(filled_in(scores, grid, K, [*completed, *skipped]))
     yield replace(heatmaps, grids=by_metric)  # a new one: the last may have been drawn before
+
+
+def surprises(
+    calibration: Calibration,
+    metrics: Sequence[Metric],
+    distances: Tensor,
+    completed: list[int],
+    described: Tensor,
+) -> Tensor:
+    """What the distances (metrics, windows) of the completed windows say; 0 for the others.
+
+    described: (completed, d).
+    """
+    of_metric = dict(zip(metrics, distances[:, completed], strict=True))
+    found = calibration.surprise(of_metric, described)
+    scores = torch.zeros_like(distances)
+    scores[:, completed] = torch.stack([found[name] for name in metrics])
+    return scores
 
 
 def require_finite(grids: Mapping[Metric, Tensor]) -> None:
