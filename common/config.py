@@ -5,6 +5,7 @@ combination is a ConfigError that names the file or flag, the key, the value and
 """
 
 import dataclasses
+import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -197,7 +198,8 @@ def known_type(cls: type, key: str, source: str) -> Any:
     elsewhere = [leaf for leaf in keys if leaf.rpartition(".")[2] == name]
     close = get_close_matches(name, here, 1) or elsewhere or get_close_matches(key[:100], keys, 1)
     meant = f"Did you mean {' or '.join(map(repr, close))}?" if close else ""
-    hint = meant or f"Known keys here: {', '.join(sorted(here))}"
+    known = textwrap.shorten(", ".join(sorted(here)), 360, placeholder=" ... (--help has them all)")
+    hint = meant or f"Known keys here: {known}"
     raise ConfigError(f"{source}: unknown key {shorten(repr(key))}. {hint}", key=key)
 
 
