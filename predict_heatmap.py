@@ -18,7 +18,6 @@ from common.config import config_to_yaml
 from common.errors import ExitStatus
 from common.files import escaped
 from inpainter.calibrate import calibrate, calibrate_once
-from inpainter.explain import explain_from_arguments
 from inpainter.prediction import PredictionOptions, add_prediction_flags, predict, settings_of
 from inpainter.sharing import processes_of
 from inpainter.snapshots import run_folder
@@ -45,6 +44,8 @@ def main() -> int:
     given["processes"] = processes_of(arguments)
     checkpoint_dir = arguments.checkpoint_dir or run_folder(config)
     if arguments.explain:
+        from inpainter.explain import explain_from_arguments  # which draws, and is slow to import
+
         print(explain_from_arguments(config, checkpoint_dir, arguments))
         return 0
     if arguments.calibrate:

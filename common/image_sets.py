@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms.v2.functional import resize
 
 from common.datasets import (
     NO_REMEDIES,
@@ -90,6 +89,8 @@ class ImageSet(Dataset[Sample]):
         """Reads one image. Raises ImageError, naming the file, where it cannot be read."""
         image = self._load(self.items[index])
         if self.size is not None and image.shape[1:] != (self.size, self.size):
+            from torchvision.transforms.v2.functional import resize  # slow to import
+
             image = resize(image, [self.size, self.size], antialias=True).clamp(0, 1)
         return Sample(image, int(self.labels[index]), self.names[index])
 

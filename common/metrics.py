@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from common.errors import UserError
 
@@ -74,6 +73,8 @@ def binary_score(labels: np.ndarray, scores: np.ndarray) -> Score:
 
     Raises MetricError unless both kinds of label occur and all scores are finite.
     """
+    from sklearn.metrics import average_precision_score, roc_auc_score  # slow to import
+
     labels = np.asarray(labels).astype(bool)
     n_anomalous = int(labels.sum())
     if n_anomalous in (0, labels.size):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from common.checkpoint import (
@@ -223,7 +222,9 @@ def _projector_layer(width: int, *, relu: bool) -> nn.Sequential:
 
 def imagenet_trunk(name: str) -> tuple[dict[str, nn.Module], int]:
     """torchvision's ResNet up to its last map: its stages by name in calling order, and d."""
-    network = torchvision.models.get_model(name, weights=None)
+    from torchvision.models import get_model  # slow to import
+
+    network = get_model(name, weights=None)
     width = network.fc.in_features
     stem = {part: getattr(network, part) for part in ("conv1", "bn1", "relu", "maxpool")}
     return stem | {f"layer{i}": getattr(network, f"layer{i}") for i in range(1, 5)}, width

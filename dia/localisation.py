@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2.functional import gaussian_blur
 from tqdm import tqdm
 
 from common.checkpoint import content_hash, save_atomic, save_text_atomic
@@ -91,6 +90,8 @@ def occluded(image: Tensor, patches: Sequence[Patch]) -> Tensor:
 
 def blur(image: Tensor, deviation: float) -> Tensor:
     """Gaussian blur of (C, H, W); the kernel ends where the image's reflection would."""
+    from torchvision.transforms.v2.functional import gaussian_blur  # slow to import
+
     reach = max(1, min(round(2 * deviation), min(image.shape[1:]) - 1))
     return gaussian_blur(image, [2 * reach + 1] * 2, [max(deviation, 0.1)] * 2)
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.metrics import roc_curve
 
 from common.checkpoint import save_text_atomic
 from common.figures import roc_curves, score_histogram
@@ -96,6 +95,8 @@ def scores_csv(score: str, sets: Mapping[str, SetScores]) -> str:
 
 def write_scores(folder: Path, score: str, sets: Mapping[str, SetScores], *, arrays: bool) -> None:
     """Writes one score's CSV, histogram and ROC curves, and with arrays its .npy files."""
+    from sklearn.metrics import roc_curve  # slow to import
+
     save_text_atomic(scores_csv(score, sets), folder / f"scores_{score}.csv")
     every = np.concatenate([scored.scores for scored in sets.values()])
     edges = np.linspace(every.min(), max(every.max(), every.min() + 1e-6), HISTOGRAM_BINS + 1)

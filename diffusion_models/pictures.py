@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torchvision
 from torch import Tensor
 
 from common.config import resolve_path
@@ -106,8 +105,10 @@ def sample_picture(
 
 def image_grid(images: Tensor, per_row: int | None = None) -> Tensor:
     """Lays out (B, C, H, W) in rows of per_row, None = a square; values are cut to [0, 1]."""
+    from torchvision.utils import make_grid  # slow to import
+
     per_row = per_row or max(1, int(len(images) ** 0.5))
-    return torchvision.utils.make_grid(images.clamp(0, 1).cpu(), nrow=per_row)
+    return make_grid(images.clamp(0, 1).cpu(), nrow=per_row)
 
 
 def _write(config: DdpmConfig, pictures: dict[str, Tensor]) -> list[Path]:

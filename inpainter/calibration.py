@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.decomposition import PCA
 from torch import Tensor
 
 from common.checkpoint import (
@@ -103,6 +102,8 @@ class Calibration:
     @classmethod
     def fit(cls, descriptions: Tensor, distances: Mapping[Metric, Tensor]) -> "Calibration":
         """From windows of normal images. descriptions: (B, F); distances: by metric, (B,) >= 0."""
+        from sklearn.decomposition import PCA  # slow to import, and not needed for scoring
+
         X = descriptions.double().numpy()
         mean, deviation = X.mean(axis=0), X.std(axis=0) + 1e-6
         pca = PCA(min(N_DIMENSIONS, *X.shape), svd_solver="full").fit((X - mean) / deviation)

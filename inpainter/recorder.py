@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from common.devices import eval_mode
@@ -145,6 +144,8 @@ class Recorder:
 @torch.inference_mode()
 def completion_grid(generator: Generator, inputs: StepInputs, max_rows: int) -> Tensor:
     """Pictures of a batch: (3, H, W) in [0, 1], rows of input, hole, coarse, fine, truth."""
+    from torchvision.utils import make_grid  # slow to import
+
     real, mask = inputs.real[:max_rows], inputs.mask[:max_rows]
     known = real * (1 - mask)
     with eval_mode(generator):

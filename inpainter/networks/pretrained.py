@@ -10,14 +10,13 @@ of the paper. N holes, C channels, h x w pixels, D numbers in all.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision import models
 
 from common.checkpoint import CheckpointError, load_tensors, non_finite, require_state_dict
 from common.devices import upcast_to_fp32
@@ -104,18 +103,27 @@ class Architecture:
     deviation: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
 
+def untrained(name: str) -> nn.Module:
+    """torchvision's network of this name."""
+    from torchvision.models import get_model  # slow to import, and seldom needed
+
+    return get_model(name, weights=None)
+
+
 RESNET_STAGES = (("conv1", "bn1", "relu", "maxpool", "layer1", "layer2"), ("layer3",))
 FEATURES = tuple(f"features.{i}" for i in range(6))
 LITE_STEM = ("_conv_stem", "_bn0", "_relu")
 LITE_BLOCKS = tuple(f"_blocks.{i}" for i in range(11))
 HALF = (0.5, 0.5, 0.5)
+OF_TORCHVISION = {
+    **dict.fromkeys(("resnet18", "resnet34", "resnet50", "wide_resnet50_2"), RESNET_STAGES),
+    **dict.fromkeys(("efficientnet_b0", "convnext_tiny"), (FEATURES[:4], FEATURES[4:])),
+}
 ARCHITECTURES = {
-    "resnet18": Architecture(models.resnet18, RESNET_STAGES),
-    "resnet34": Architecture(models.resnet34, RESNET_STAGES),
-    "resnet50": Architecture(models.resnet50, RESNET_STAGES),
-    "wide_resnet50_2": Architecture(models.wide_resnet50_2, RESNET_STAGES),
-    "efficientnet_b0": Architecture(models.efficientnet_b0, (FEATURES[:4], FEATURES[4:])),
-    "convnext_tiny": Architecture(models.convnext_tiny, (FEATURES[:4], FEATURES[4:])),
+    **{
+        name: Architecture(partial(untrained, name), stages)
+        for name, stages in OF_TORCHVISION.items()
+    },
     "efficientnet_lite0": Architecture(
         EfficientNetLite0, ((*LITE_STEM, *LITE_BLOCKS[:5]), LITE_BLOCKS[5:]), HALF, HALF
     ),
