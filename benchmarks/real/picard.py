@@ -152,6 +152,7 @@ def idrid(data: Path, output: Path) -> Task:
         cases,
         (
             *("flatten=0.085", "train.tissue_threshold=0.1", "test.tissue_threshold=0.1"),
+            *("train.scales=[1.0, 0.5]", "test.scales=[1.0, 0.5]", "train.n_steps=10000"),
             *("test.heatmap_metrics=[no_dropout]", "test.patch_stride=8"),
         ),
         scale=0.25,
