@@ -113,7 +113,7 @@ def mias(data: Path, output: Path) -> Task:
         link([images[n] for n in normal if woman[n] not in held], output / "train"),
         link([images[n] for n in normal if woman[n] in held], output / "held_out"),
         cases,
-        ("train.scales=[0.25]", "test.scales=[0.25]"),
+        ("train.scales=[0.25]", "test.scales=[0.25]", "test.heatmap_localise=1"),
         scale=0.25,
         blurs=(4, 8, 16, 32),
     )
@@ -154,6 +154,7 @@ def idrid(data: Path, output: Path) -> Task:
             *("flatten=0.085", "train.tissue_threshold=0.1", "test.tissue_threshold=0.1"),
             *("train.scales=[1.0, 0.5]", "test.scales=[1.0, 0.5]", "train.n_steps=10000"),
             *("test.heatmap_metrics=[no_dropout]", "test.patch_stride=8"),
+            *("test.heatmap_localise=0.5", "test.heatmap_smooth=0.125"),
         ),
         scale=0.25,
         blurs=(1.5, 3, 6),
