@@ -47,6 +47,12 @@ class Scored(NamedTuple):
     """(n, CELLS, CELLS): where in their holes completions are off; None with localise 0."""
 
     @classmethod
+    def of(cls, values: Mapping[str, Tensor], metrics: Sequence[Metric]) -> "Scored":
+        """From what a scorer says of a batch, on any device."""
+        more = (values[key].cpu() if key in values else None for key in (DESCRIPTION, DETAIL))
+        return cls(torch.stack([values[name].float() for name in metrics]).cpu(), *more)
+
+    @classmethod
     def joined(cls, parts: Sequence["Scored"]) -> "Scored":
         """Several as one, in their order."""
         scores, descriptions, details = zip(*parts, strict=True)
@@ -196,10 +202,7 @@ def score_image(
             windows = windows.pin_memory().to(device, non_blocking=True)
         masks = None if dropout is None else dropout.masks(numbers)
         with tf32_products(test.precision == "tf32"):
-            values = scorer(to_signed(windows), masks, more=more)
-        found = torch.stack([values[name].float() for name in scorer.metrics]).cpu()
-        described, detail = (values[k].cpu() if k in more else None for k in (DESCRIPTION, DETAIL))
-        return Scored(found, described, detail)
+            return Scored.of(scorer(to_signed(windows), masks, more=more), scorer.metrics)
 
     for batches in passes_to_score(grid, to_score, K, scores, batch_size(test, device)):
         for numbers, scored in workers(batches, compute):

@@ -1,8 +1,11 @@
 """What an installation brings: by pip, by the lock, and in an image."""
 
 import re
+import subprocess
+import sys
 from importlib.metadata import version
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -48,3 +51,14 @@ def test_image_is_built_from_this_repository_and_runs_as_no_administrator() -> N
     kept_out = set(text_of(".dockerignore").splitlines())
     assert {".git", ".venv", "data", "checkpoints"} <= kept_out
     assert not kept_out & {"common", "inpainter", "dia", "diffusion_models", "configs", "tests"}
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["predict_heatmap", "eval", "train_dia", "inpainter.train", "diffusion_models.train_eval_ddpm"],
+)
+def test_programs_start_without_what_is_slow_to_import(module: str) -> None:
+    code = f"import sys, {module}; print('torch' in sys.modules, 'torchvision' in sys.modules)"
+    command = [sys.executable, "-c", code]
+    said = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert said.stdout.split() == ["True", "False"]

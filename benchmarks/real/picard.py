@@ -8,7 +8,7 @@
 FOLDER holds the set as docs/results.md says; that of lung (1 -> 2) and lung_back (2 -> 1) is what
 `make demo-ct` writes. Scales, strides and the baselines' blurs were chosen on the images listed in
 chosen_<set>.txt; the table is of the others. Intervals draw patients where they are known (mias). A
-training that is finished in --output is not repeated.
+training that is finished in --output is not repeated, but scored with the settings of this call.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import csv
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.cli import run_script
-from common.config import load_config
+from common.config import ConfigError, load_config
 from common.images import read_image, read_mask, to_grey
 from demos import picard_report as report
 from demos.baselines import (
@@ -122,10 +122,10 @@ def mias(data: Path, output: Path) -> Task:
 def idrid(data: Path, output: Path) -> Task:
     """IDRiD at 1072 x 712, in grey less its shading; a lesion is any of the four kinds.
 
-    Most lesions are a few pixels large, so that the networks see the full size; one completion
-    (no_dropout), for there are 12,000 windows in an image. Trained on are the 133 photographs of
-    grade 0 of the official training part (118 is left out: it is in the test part as well, with
-    grade 3); the 34 of its test part are held out.
+    Most lesions are a few pixels large, some larger than the hole, so that the network sees the
+    full size and half of it; one completion (no_dropout), for there are 12,000 windows in an image.
+    Trained on are the 133 photographs of grade 0 of the official training part (118 is left out: it
+    is in the test part as well, with grade 3); the 34 of its test part are held out.
     """
     cases = []
     for path in sorted((data / "lesion_images").glob("*.jpg")):
@@ -211,7 +211,8 @@ def main() -> int:
     heatmaps: dict[str, list] = {}
     for seed in range(arguments.seeds):
         folder = trained(task, output, seed, arguments.more)
-        found = scored(load_predictor(folder, "best", device=arguments.device), cases)
+        predictor = predictor_of(folder, [*task.settings, *arguments.more], arguments.device)
+        found = scored(predictor, cases)
         for variant in arguments.variant:
             found |= varied(folder, variant, cases, arguments.device)
         for method, maps in found.items():
@@ -244,6 +245,23 @@ def trained(task: Task, output: Path, seed: int, more: Sequence[str]) -> Path:
     if not list(folder.glob("calibration_*.pt")):
         report.train(CONFIG, settings, partial(print, flush=True), seed=seed)
     return folder
+
+
+def predictor_of(folder: Path, settings: Sequence[str], device: str) -> Predictor:
+    """What scores. A training of before may have ended with other settings for the test than these.
+
+    Raises ConfigError where it was trained with others, and what load_predictor does, also where
+    windows were measured with others.
+    """
+    path = folder / "config.yaml"
+    trained_with = load_config(PicardConfig, path)
+    config = load_config(PicardConfig, path, settings)
+    if replace(config, test=trained_with.test) != trained_with:
+        raise ConfigError(
+            f"{path} has other settings than this command: its training is not this one. Choose "
+            "another --output."
+        )
+    return load_predictor(folder, "best", config, device)
 
 
 def scored(predictor: Predictor, cases: Sequence[report.Case]) -> dict[str, list]:
