@@ -37,6 +37,7 @@ from inpainter.calibration import (
     Calibrations,
     save_calibrations,
 )
+from inpainter.completion import DETAIL
 from inpainter.data import split_held_out, subset_of
 from inpainter.heatmap import (
     batch_size,
@@ -221,7 +222,7 @@ def describe_windows(
         windows = to_signed(cut_windows(padded, grid, batch).to(predictor.device))
         masks = None if dropout is None else dropout.masks(batch)
         with tf32_products(test.precision == "tf32"):
-            scores = predictor.scorer(windows, masks, more=(DESCRIPTION,))
+            scores = predictor.scorer(windows, masks, more=(DESCRIPTION, DETAIL))
         found.append({key: values.float().cpu() for key, values in scores.items()})
     return found
 
@@ -237,7 +238,8 @@ def fitted(batches: Sequence[dict[str, Tensor]], scale: float) -> Calibration:
         )
     scores = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
     require_finite(scores)
-    return Calibration.fit(scores.pop(DESCRIPTION), scores)
+    description, detail = scores.pop(DESCRIPTION), scores.pop(DETAIL)
+    return Calibration.fit(description, detail.sum(dim=1), scores)
 
 
 def halves(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:

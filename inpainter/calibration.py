@@ -5,10 +5,11 @@ too, not only at lesions. So each window's log distance is compared with those o
 normal images that have the most similar surroundings: z, its deviation from their mean in their
 standard deviations. Scanners differ, so z is then compared within the image: a line is fitted to z
 against the expected log distance, robustly, and taken off. The score is the surprise, -log10 of the
-chance that a normal window is as far or farther: 3 = one in a thousand. Ours, not of the paper.
+chance that a normal window is as far or farther: 3 = one in a thousand. The same is asked of each
+cell of a hole, to say where in it the window surprises. Ours, not of the paper.
 
 N windows of an image, B windows of normal images, F numbers that describe a window's surroundings,
-D of them after the projection, C H W window, h w hole.
+D of them after the projection, k neighbours, C H W window, h w hole, c c cells of it.
 """
 
 import math
@@ -48,6 +49,8 @@ PATCHES, EDGE_PATCHES = 8, 4
 """Patches along a window's side over which grey values, and edges, are averaged."""
 WEAK_EDGE, SMALL_SPREAD = 0.01, 0.001
 """Added before taking logarithms; images are in [-1, 1]."""
+PARTS = ("mean", "axes", "known", "cells")
+"""Tensors of a saved calibration, beside the distances."""
 SECTIONS = ("netG.", "netD.")
 KEYS = (
     *(
@@ -96,12 +99,19 @@ class Calibration:
     """(F, D): principal axes of the standardised descriptions, divided by their deviations."""
     known: Tensor
     """(B, D): the projected descriptions."""
+    cells: Tensor
+    """(B, c, c): mean squared difference from the mean completion, in each cell of the hole."""
     distances: Mapping[Metric, Tensor]
     """By metric, (B,)."""
 
     @classmethod
-    def fit(cls, descriptions: Tensor, distances: Mapping[Metric, Tensor]) -> "Calibration":
-        """From windows of normal images. descriptions: (B, F); distances: by metric, (B,) >= 0."""
+    def fit(
+        cls, descriptions: Tensor, cells: Tensor, distances: Mapping[Metric, Tensor]
+    ) -> "Calibration":
+        """From windows of normal images.
+
+        descriptions: (B, F); cells: (B, c, c) >= 0; distances: by metric, (B,) >= 0.
+        """
         from sklearn.decomposition import PCA  # slow to import, and not needed for scoring
 
         X = descriptions.double().numpy()
@@ -109,18 +119,19 @@ class Calibration:
         pca = PCA(min(N_DIMENSIONS, *X.shape), svd_solver="full").fit((X - mean) / deviation)
         axes = torch.from_numpy((pca.components_ / deviation).T.astype(np.float32))
         mean = torch.from_numpy(mean.astype(np.float32))
-        return cls(mean, axes, (descriptions - mean) @ axes, dict(distances))
+        return cls(mean, axes, (descriptions - mean) @ axes, cells, dict(distances))
 
-    def surprise(
-        self, distances: Mapping[Metric, Tensor], descriptions: Tensor
-    ) -> dict[Metric, Tensor]:
+    def neighbours(self, descriptions: Tensor) -> Tensor:
+        """Indices of the normal windows with the most similar surroundings: (N, F) -> (N, k)."""
+        projected = ((descriptions - self.mean) @ self.axes).split(CHUNK)
+        return torch.cat([nearest(some, self.known) for some in projected])
+
+    def surprise(self, distances: Mapping[Metric, Tensor], near: Tensor) -> dict[Metric, Tensor]:
         """-log10 of the chance that a normal window is so far or farther: by metric, (N,) >= 0.
 
         Larger = more anomalous; 0.3 is the middle of normal windows. All windows of one image that
-        are scored. distances: by metric, (N,) >= 0; descriptions: (N, F).
+        are scored. distances: by metric, (N,) >= 0; near: (N, k), their neighbours.
         """
-        projected = ((descriptions - self.mean) @ self.axes).split(CHUNK)
-        near = torch.cat([nearest(some, self.known) for some in projected])  # (N, k)
         result = {}
         for metric, values in distances.items():
             bank = self.distances[metric]
@@ -130,9 +141,27 @@ class Calibration:
             z = (logs - expected) / (deviation + LEAST_DEVIATION)
             if len(z) >= FEWEST_WINDOWS:
                 z = z - robust_line(expected, z)
-            chance = torch.special.log_ndtr(-z.clamp(-LARGEST_Z, LARGEST_Z))
-            result[metric] = (-chance / math.log(10)).float()
+            result[metric] = surprise_of(z)
         return result
+
+    def surprise_in_cells(self, cells: Tensor, near: Tensor) -> Tensor:
+        """The same of each cell of a hole, relative to its mean in normal ones: (N, c, c) >= 0.
+
+        1 is what normal windows have on average. cells: (N, c, c) >= 0, as `self.cells`; near:
+        (N, k), the windows' neighbours.
+        """
+        floor = 0.1 * self.cells.median().clamp(min=1e-12)
+        logs, bank = ((values + floor).log() / 2 for values in (cells, self.cells))
+        parts = []
+        for some, neighbours in zip(logs.split(CHUNK), near.split(CHUNK), strict=True):
+            normal = bank[neighbours]  # (CHUNK, k, c, c)
+            parts.append((some - normal.mean(dim=1)) / (normal.std(dim=1) + LEAST_DEVIATION))
+        return surprise_of(torch.cat(parts)) * math.log(10)  # -ln of a chance has the mean 1
+
+
+def surprise_of(z: Tensor) -> Tensor:
+    """-log10 of the chance that a standard normal number is z or larger, in float32."""
+    return (-torch.special.log_ndtr(-z.clamp(-LARGEST_Z, LARGEST_Z)) / math.log(10)).float()
 
 
 def nearest(queries: Tensor, points: Tensor) -> Tensor:
@@ -231,19 +260,25 @@ def feature_space_of(weights: Mapping[str, str]) -> str | None:
 
 def _calibration(value: Any, metrics: tuple[Metric, ...], source: str) -> Calibration:
     """One scale's, whose tensors fit one another and are finite. Raises CheckpointError."""
-    parts = require_mapping(value, source, ("mean", "axes", "known", "distances"))
+    parts = require_mapping(value, source)
+    if missing := [name for name in (*PARTS, "distances") if name not in parts]:
+        raise CheckpointError(
+            f"{source} has no {', '.join(missing)}: an older version wrote it. {MAKE}."
+        )
     by_metric = require_mapping(parts["distances"], f"{source}: distances")
     missing = [metric for metric in metrics if metric not in by_metric]
     if missing:
         raise CheckpointError(f"{source} has no {', '.join(missing)}, only {[*by_metric]}. {MAKE}.")
-    tensors = {name: parts[name] for name in ("mean", "axes", "known")}
+    tensors = {name: parts[name] for name in PARTS}
     tensors |= {metric: by_metric[metric] for metric in metrics}
     plain = all(isinstance(t, Tensor) and t.dtype == torch.float32 for t in tensors.values())
     if plain:
         shapes = [tuple(tensor.shape) for tensor in tensors.values()]
         F_, (B, D) = shapes[0], shapes[2] if len(shapes[2]) == 2 else (0, 0)
-        plain = B > 0 and shapes == [F_, (*F_, D), (B, D), *[(B,)] * len(metrics)]
+        cells = shapes[3][1:]
+        plain = len(cells) == 2 and B > 0
+        plain &= shapes == [F_, (*F_, D), (B, D), (B, *cells), *[(B,)] * len(metrics)]
     if not plain or non_finite(tensors):
         raise CheckpointError(f"{source} is damaged: its tensors do not fit one another. {MAKE}.")
-    return Calibration(**{k: tensors[k] for k in ("mean", "axes", "known")},
+    return Calibration(**{name: tensors[name] for name in PARTS},
                        distances={metric: by_metric[metric] for metric in metrics})  # fmt: skip

@@ -118,7 +118,7 @@ def score_windows(
 
     windows: (N, C, H, W) in [-1, 1]; masks: channels that completions keep, None without
     dropout. more: also DESCRIPTION, (N, F), what inpainter.calibration.describe says of them, or
-    DETAIL, (N, CELLS, CELLS), where in the holes the completions are off.
+    DETAIL, (N, 2, CELLS, CELLS), where in the holes the completions are off.
     """
     truth = scorer.represent(centre_crop(windows, scorer.mask_hw))
     distances: dict[str, list[Tensor]] = {space: [] for space in truth}
@@ -145,14 +145,14 @@ def score_windows(
 
 
 def detail_of(truth: Tensor, completion: Tensor) -> Tensor:
-    """The squared difference in CELLS x CELLS cells of each hole, relative to its mean there.
+    """The mean squared difference in CELLS x CELLS cells of each hole, by its sign.
 
-    (N, C, h, w) twice -> (N, CELLS, CELLS) float32 >= 0, of mean 1; all 1 where both are equal.
+    (N, C, h, w) twice -> (N, 2, CELLS, CELLS) float32 >= 0: that of pixels that are brighter than
+    their completion, and of darker ones.
     """
-    squares = upcast_to_fp32(truth - completion).square().mean(dim=1)
-    cells = F.adaptive_avg_pool2d(squares, CELLS).float()
-    mean = cells.mean(dim=(1, 2), keepdim=True)
-    return torch.where(mean > 0, cells / mean, 1.0)
+    difference = upcast_to_fp32(truth - completion)
+    signs = torch.stack([difference.clamp(min=0), difference.clamp(max=0)], dim=1)
+    return F.adaptive_avg_pool2d(signs.square().mean(dim=2), CELLS).float()
 
 
 class Moments:

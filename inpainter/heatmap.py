@@ -44,7 +44,7 @@ class Scored(NamedTuple):
     descriptions: Tensor | None
     """(n, d): what their surroundings look like; None where nothing is calibrated."""
     details: Tensor | None = None
-    """(n, CELLS, CELLS): where in their holes completions are off; None with localise 0."""
+    """(n, 2, CELLS, CELLS): where in their holes completions are off; None where nobody asks."""
 
     @classmethod
     def of(cls, values: Mapping[str, Tensor], metrics: Sequence[Metric]) -> "Scored":
@@ -89,8 +89,7 @@ class Heatmaps:
     n_scored: int = 0
     """Windows that were completed; the others hold too little tissue."""
     details: Tensor | None = None
-    """(windows, CELLS, CELLS): where in each hole completions are off, 1 where it is not known;
-    None with test.heatmap_localise: 0."""
+    """(windows, CELLS, CELLS): factors of each window's score in its hole; None where all are 1."""
 
     @property
     def n_windows(self) -> int:
@@ -189,11 +188,11 @@ def score_image(
     to_score = windows_to_score(padded, grid, test)
     scores = torch.zeros(len(scorer.metrics), len(grid))
     by_metric = dict(zip(scorer.metrics, scores.unflatten(1, grid.grid_hw), strict=True))
-    details = torch.ones(len(grid), CELLS, CELLS) if test.heatmap_localise > 0 else None
+    details = unknown_details(test, len(grid))
     more = [DESCRIPTION] * (calibration is not None) + [DETAIL] * (details is not None)
     heatmaps = Heatmaps(grid, test, by_metric, details=details)
     completed: list[int] = []
-    descriptions: list[Tensor] = []
+    parts: list[Scored] = []
     K = 1 if test.refine == "off" else min(test.refine, max(grid.grid_hw))
 
     def compute(numbers: list[int]) -> Scored:
@@ -207,41 +206,72 @@ def score_image(
     for batches in passes_to_score(grid, to_score, K, scores, batch_size(test, device)):
         for numbers, scored in workers(batches, compute):
             scores[:, numbers] = scored.scores
-            if scored.descriptions is not None:
-                descriptions.append(scored.descriptions)
+            if calibration is not None:
+                parts.append(scored)
             if details is not None:
-                details[numbers] = scored.details
+                details[numbers] = factors(scored.details, test)
             completed += numbers
             heatmaps = replace(heatmaps, n_scored=len(completed))
             yield heatmaps
     require_finite(by_metric)
     if calibration is not None and completed:
-        described = torch.cat(descriptions)
-        # New scores, for those of the last are distances still.
-        scores = surprises(calibration, scorer.metrics, scores, completed, described)
+        # New ones, for those of the last are distances still.
+        scored = Scored.joined(parts)
+        scores, details = surprises(calibration, by_metric, scored, completed, test)
         by_metric = dict(zip(scorer.metrics, scores.unflatten(1, grid.grid_hw), strict=True))
     if K > 1:
         skipped = set(range(len(grid))).difference(to_score)
         scores.copy_(filled_in(scores, grid, K, [*completed, *skipped]))
-    yield replace(heatmaps, grids=by_metric)  # a new one: the last may have been drawn before
+    # A new one: the last may have been drawn before.
+    yield replace(heatmaps, grids=by_metric, details=details)
 
 
 def surprises(
     calibration: Calibration,
-    metrics: Sequence[Metric],
-    distances: Tensor,
+    grids: Mapping[Metric, Tensor],
+    scored: Scored,
     completed: list[int],
-    described: Tensor,
-) -> Tensor:
-    """What the distances (metrics, windows) of the completed windows say; 0 for the others.
+    test: TestConfig,
+) -> tuple[Tensor, Tensor | None]:
+    """What an image's distances say, (metrics, windows), and the windows' factors.
 
-    described: (completed, d).
+    grids: the distances by metric; scored: those of the windows that are completed.
     """
-    of_metric = dict(zip(metrics, distances[:, completed], strict=True))
-    found = calibration.surprise(of_metric, described)
-    scores = torch.zeros_like(distances)
-    scores[:, completed] = torch.stack([found[name] for name in metrics])
-    return scores
+    n_windows = next(iter(grids.values())).numel()
+    near = calibration.neighbours(scored.descriptions)
+    found = calibration.surprise(dict(zip(grids, scored.scores, strict=True)), near)
+    scores = torch.zeros(len(grids), n_windows)
+    scores[:, completed] = torch.stack([found[name] for name in grids])
+    details = unknown_details(test, n_windows)
+    if details is not None:
+        cells = calibration.surprise_in_cells(scored.details.sum(dim=1), near)
+        details[completed] = factors(scored.details, test, cells)
+    return scores, details
+
+
+def unknown_details(test: TestConfig, n_windows: int) -> Tensor | None:
+    """The factors of windows that are not completed, (n, CELLS, CELLS); None where all are 1."""
+    if test.heatmap_localise == 0 and test.heatmap_sign == "both":
+        return None
+    return torch.full((n_windows, CELLS, CELLS), 1.0 if test.heatmap_sign == "both" else 0.5)
+
+
+def factors(detail: Tensor, test: TestConfig, surprise: Tensor | None = None) -> Tensor:
+    """By what a window's score is multiplied in each cell of its hole: (n, CELLS, CELLS) >= 0.
+
+    detail: (n, 2, CELLS, CELLS), as inpainter.completion.detail_of says; surprise: (n, CELLS,
+    CELLS), how unlikely that is in normal windows, 1 on average; None compares within the hole.
+    """
+    total = detail.sum(dim=1)
+    mean = total.mean(dim=(1, 2), keepdim=True)
+    if surprise is None:
+        surprise = torch.where(mean > 0, total / mean, 1.0)
+    even = torch.ones_like(mean)
+    if test.heatmap_sign != "both":
+        kept = detail[:, 0 if test.heatmap_sign == "brighter" else 1]
+        surprise = surprise * torch.where(total > 0, kept / total, 0.0)
+        even = torch.where(mean > 0, kept.mean(dim=(1, 2), keepdim=True) / mean, 0.0)
+    return even + test.heatmap_localise * (surprise - even)
 
 
 def require_finite(grids: Mapping[Metric, Tensor]) -> None:
@@ -283,7 +313,7 @@ def stitch(
 ) -> Tensor:
     """Window scores (gh, gw) to a heatmap (H, W), as test.heatmap_type says, then smoothed.
 
-    details: (windows, CELLS, CELLS), by which holes share out test.heatmap_localise of their score.
+    details: (windows, CELLS, CELLS), factors of the score in each hole's cells.
     """
     match test.heatmap_type:
         case "nonaveraged":
@@ -291,8 +321,6 @@ def stitch(
         case "averaged":
             heatmap = averaged_heatmap(scores, grid, grid.window_hw)
         case "averaged_hole":
-            if details is not None:
-                details = 1 + test.heatmap_localise * (details - 1)
             heatmap = averaged_heatmap(scores, grid, test.mask_shape, details)
     if test.heatmap_smooth == 0:
         return heatmap

@@ -248,8 +248,12 @@ class TestConfig:
     """One score per grid point, upsampled; or each pixel the mean score of the windows, or of the
     holes, that cover it."""
     heatmap_localise: Annotated[float, kind.Range(0, 1)] = 0.0
-    """Part of a window's score that goes where in its hole the completion is off, in proportion to
-    the squared difference, in [0, 1]; the rest is the same all over the hole."""
+    """Part of a window's score that goes where in its hole the completion is off, in [0, 1]: in
+    proportion to the squared difference, or with a calibration to how unlikely that is there. The
+    rest is the same all over the hole."""
+    heatmap_sign: Literal["both", "brighter", "darker"] = "both"
+    """Count only what is brighter than its completion, or what is darker, as far as one knows of
+    which kind lesions are."""
     heatmap_smooth: Annotated[float, kind.Range(0, 4)] = 0.0
     """Standard deviation of the Gaussian that smooths the heatmap at last, in sides of the hole."""
     heatmap_alignment: Literal["stretched", "centred"] = "stretched"
@@ -291,9 +295,13 @@ class TestConfig:
         one = self.calibration != "off" or len(self.scales) == 1
         expected = "distances at several scales compare only with test.calibration: knn"
         require(one, "test.scales", self.scales, expected)
-        over_holes = self.heatmap_localise == 0 or self.heatmap_type == "averaged_hole"
+        over_holes = self.heatmap_type == "averaged_hole"
+        even = over_holes or self.heatmap_localise == 0
         expected = "above 0 needs test.heatmap_type: averaged_hole"
-        require(over_holes, "test.heatmap_localise", self.heatmap_localise, expected)
+        require(even, "test.heatmap_localise", self.heatmap_localise, expected)
+        both = over_holes or self.heatmap_sign == "both"
+        expected = "needs test.heatmap_type: averaged_hole"
+        require(both, "test.heatmap_sign", self.heatmap_sign, expected)
         metrics = self.heatmap_metrics
         distinct = 0 < len(metrics) == len(set(metrics))
         require(distinct, "test.heatmap_metrics", metrics, "needs one metric or more, each once")

@@ -1,6 +1,7 @@
 """Calibrated scores: their values, what they do not depend on, their file and its refusals."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,13 @@ def calibrated(folder: Path, *more: str) -> Predictor:
 def bank(known: torch.Tensor, distances: torch.Tensor) -> Calibration:
     """A calibration whose descriptions are what is compared."""
     D = known.shape[1]
-    return Calibration(torch.zeros(D), torch.eye(D), known, {"MCD_image": distances})
+    cells = torch.ones(len(known), 2, 2)
+    return Calibration(torch.zeros(D), torch.eye(D), known, cells, {"MCD_image": distances})
+
+
+def surprise(normal: Calibration, distances: torch.Tensor, described: torch.Tensor) -> torch.Tensor:
+    """Of one image's windows, by MCD_image."""
+    return normal.surprise({"MCD_image": distances}, normal.neighbours(described))["MCD_image"]
 
 
 def test_surprise_of_one_window_is_the_normal_tail_of_its_neighbours() -> None:
@@ -62,17 +69,17 @@ def test_surprise_of_one_window_is_the_normal_tail_of_its_neighbours() -> None:
     normal = bank(
         torch.cat([torch.zeros(20, 1), torch.full((20, 1), 9.0)]), torch.cat([near, torch.ones(20)])
     )
-    found = normal.surprise({"MCD_image": torch.tensor([math.e**3 - 1])}, torch.zeros(1, 1))
+    found = surprise(normal, torch.tensor([math.e**3 - 1]), torch.zeros(1, 1))
     # logs: 2 and 0, ten of each: mean 1, deviation sqrt(20 / 19)
     z = (3 - 1) / (math.sqrt(20 / 19) + 0.05)
     expected = -math.log10(0.5 * math.erfc(z / math.sqrt(2)))
-    assert found["MCD_image"].item() == pytest.approx(expected, rel=1e-5)
+    assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_farther_is_more_surprising_and_never_infinite() -> None:
     normal = bank(torch.zeros(30, 2), torch.linspace(0.5, 1.5, 30))
     distances = torch.tensor([0.0, 0.5, 1.0, 3.0, 1e6])
-    values = normal.surprise({"MCD_image": distances}, torch.zeros(5, 2))["MCD_image"]
+    values = surprise(normal, distances, torch.zeros(5, 2))
     assert (values.diff() > 0).all()
     assert (values >= 0).all()
     assert values[-1] < 16
@@ -83,10 +90,8 @@ def test_windows_are_compared_with_those_of_the_same_surroundings() -> None:
     description = torch.tensor([[0.0], [1.0]]).repeat_interleave(40, dim=0)
     distances = torch.cat([torch.linspace(0.9, 1.1, 40), torch.linspace(9, 11, 40)])
     normal = bank(description, distances)
-    values = normal.surprise(
-        {"MCD_image": torch.tensor([10.0, 10.0])}, torch.tensor([[0.0], [1.0]])
-    )
-    flat, textured = values["MCD_image"].tolist()
+    values = surprise(normal, torch.tensor([10.0, 10.0]), torch.tensor([[0.0], [1.0]]))
+    flat, textured = values.tolist()
     assert flat > 10
     assert textured < 1
 
@@ -96,14 +101,39 @@ def test_what_raises_every_window_of_an_image_alike_is_no_surprise() -> None:
     description = torch.rand(400, 1, generator=generator)
     distances = (description[:, 0] + 0.1 * torch.randn(400, generator=generator)).exp()
     normal = bank(description, distances)
-    of_image = {"MCD_image": distances[:100]}
-    noisier = {"MCD_image": distances[:100] * 3}
-    noisier["MCD_image"][7] *= 5
-    before = normal.surprise(of_image, description[:100])["MCD_image"]
-    after = normal.surprise(noisier, description[:100])["MCD_image"]
+    noisier = distances[:100] * 3
+    noisier[7] *= 5
+    before = surprise(normal, distances[:100], description[:100])
+    after = surprise(normal, noisier, description[:100])
     assert after.median() == pytest.approx(before.median().item(), abs=0.1)
     assert after.argmax() == 7
     assert after[7] > 4
+
+
+def test_a_cell_is_compared_with_the_same_cell_of_the_neighbours() -> None:
+    # The first of two cells is hard to complete: its squares are e^4 or e^0, the other's 1.
+    first = torch.tensor([math.e**4, 1.0] * 10)
+    normal = replace(
+        bank(torch.zeros(20, 1), torch.ones(20)),
+        cells=torch.stack([first, torch.ones(20)], dim=1)[:, None],
+    )
+    cells = torch.full((1, 1, 2), math.e**6)
+    hard, easy = normal.surprise_in_cells(cells, normal.neighbours(torch.zeros(1, 1))).flatten()
+    floor = 0.1  # a tenth of the median of all, 1
+    logs = [math.log(value + floor) / 2 for value in (math.e**6, math.e**4, 1.0)]
+    deviation = (logs[1] - logs[2]) / 2 * math.sqrt(20 / 19)
+    z = (logs[0] - (logs[1] + logs[2]) / 2) / (deviation + 0.05)
+    assert hard.item() == pytest.approx(-math.log(0.5 * math.erfc(z / math.sqrt(2))), rel=1e-4)
+    assert easy > 5 * hard
+
+
+def test_normal_cells_are_1_on_average() -> None:
+    generator = torch.Generator().manual_seed(0)
+    draw = torch.randn(2000, 4, 4, generator=generator).mul(0.5).exp()
+    normal = replace(bank(torch.rand(1000, 1, generator=generator), torch.ones(1000)),
+                     cells=draw[:1000])  # fmt: skip
+    near = normal.neighbours(torch.rand(1000, 1, generator=generator))
+    assert normal.surprise_in_cells(draw[1000:], near).mean() == pytest.approx(1, abs=0.1)
 
 
 def test_robust_line_goes_through_the_many_not_the_few() -> None:
@@ -124,8 +154,14 @@ def test_description_does_not_see_what_is_in_the_hole() -> None:
     assert not torch.equal(describe(windows, *arguments), describe(other, *arguments))
 
 
-def test_engines_batches_and_order_give_the_same_scores(folder) -> None:
-    predictor = calibrated(folder)
+LOCALISED = ("test.heatmap_type=averaged_hole", "test.heatmap_localise=0.5")
+
+
+@pytest.mark.parametrize(
+    "more", [(), LOCALISED, (*LOCALISED, "test.heatmap_sign=darker")], ids=["", "local", "darker"]
+)
+def test_engines_batches_and_order_give_the_same_scores(folder, more) -> None:
+    predictor = calibrated(folder, *more)
     image = texture(48, 64, seed=9)
     heatmap = predictor(image, name="a")["MCD_image"]
     others = [
@@ -213,10 +249,15 @@ def test_missing_foreign_and_damaged_calibrations_are_refused(folder) -> None:
     whole = load_tensors(path)
 
     for damage in ({"known": whole["scales"]["1.0"]["known"][:-1]}, {"axes": torch.tensor(1)},
+                   {"cells": whole["scales"]["1.0"]["cells"][:, 0]},
                    {"mean": whole["scales"]["1.0"]["mean"] * math.nan}):  # fmt: skip
         save_atomic({**whole, "scales": {"1.0": {**whole["scales"]["1.0"], **damage}}}, path)
         with pytest.raises(CheckpointError, match=r"damaged.*--calibrate"):
             load_predictor(folder / "model", config=config)
+    older = {key: part for key, part in whole["scales"]["1.0"].items() if key != "cells"}
+    save_atomic({**whole, "scales": {"1.0": older}}, path)
+    with pytest.raises(CheckpointError, match=r"has no cells: an older version.*--calibrate"):
+        load_predictor(folder / "model", config=config)
     save_atomic({"weights": {}}, path)
     with pytest.raises(CheckpointError, match=path.name):
         load_predictor(folder / "model", config=config)

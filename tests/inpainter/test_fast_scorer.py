@@ -107,16 +107,17 @@ def test_completions_are_the_plain_ones_pixel_by_pixel() -> None:
     torch.testing.assert_close(torch.stack(fast), torch.stack(plain), rtol=0, atol=1e-4)
 
 
-def test_a_detail_is_the_squared_difference_relative_to_its_mean() -> None:
+def test_a_detail_is_the_mean_squared_difference_by_its_sign() -> None:
     truth = torch.zeros(3, 2, 16, 16)
     completion = truth.clone()
-    completion[0, 0, :2, :2] = 3.0  # the first of 8 x 8 cells
+    completion[0, 0, :2, :2] = 3.0  # the first of 8 x 8 cells, in one of two channels
     completion[1] = -0.1
     detail = detail_of(truth, completion)
-    assert detail.shape == (3, 8, 8)
-    assert detail[0, 0, 0] == 64
-    assert detail[0].sum() == 64
-    torch.testing.assert_close(detail[1:], torch.ones(2, 8, 8))
+    assert detail.shape == (3, 2, 8, 8)
+    assert detail[0, 1, 0, 0] == 4.5  # darker than the completion
+    assert detail[0].sum() == 4.5
+    torch.testing.assert_close(detail[1, 0], torch.full((8, 8), 0.01))
+    assert detail[1, 1].sum() == detail[2].sum() == 0
 
 
 @pytest.mark.parametrize("thin", [False, True], ids=["multiplied", "thinned"])

@@ -5,6 +5,8 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from common.images import write_image, write_image16
+from inpainter.heatmap import factors
+from inpainter.settings import TestConfig
 from tests.tiny_runs import (
     RGB,
     heatmaps_in,
@@ -79,6 +81,48 @@ def test_localising_moves_a_windows_score_within_its_hole(tmp_path) -> None:
     assert moved.mean() == pytest.approx(score.item(), rel=1e-5)
     assert moved.min() >= 0.5 * score * (1 - 1e-6)  # half of the score is everywhere
     assert moved.std() > 0.01 * score
+
+
+def test_factors_share_out_a_score_by_cell_and_sign() -> None:
+    """Brighter by 3 in the first cell, darker by 1 in the second: mean squares 9 and 1 of 64."""
+    detail = torch.zeros(1, 2, 8, 8)
+    detail[0, 0, 0, 0], detail[0, 1, 0, 1] = 9.0, 1.0
+
+    def first_cells(surprise: torch.Tensor | None = None, **test) -> list[float]:
+        config = TestConfig(heatmap_type="averaged_hole", **test)
+        return factors(detail, config, surprise)[0, 0, :3].tolist()
+
+    assert first_cells(heatmap_localise=1.0) == pytest.approx([57.6, 6.4, 0])
+    assert first_cells(heatmap_localise=0.5) == pytest.approx([29.3, 3.7, 0.5])
+    brighter, darker = {"heatmap_sign": "brighter"}, {"heatmap_sign": "darker"}
+    assert first_cells(**brighter) == pytest.approx([0.9] * 3)
+    assert first_cells(**darker) == pytest.approx([0.1] * 3)
+    assert first_cells(heatmap_localise=1.0, **darker) == pytest.approx([0, 6.4, 0])
+    surprise = torch.full((1, 8, 8), 2.0)
+    assert first_cells(surprise, heatmap_localise=1.0) == pytest.approx([2, 2, 2])
+    assert first_cells(surprise, heatmap_localise=1.0, **brighter) == pytest.approx([2, 0, 0])
+    assert first_cells(surprise, heatmap_localise=0.5, **brighter) == pytest.approx(
+        [1.45, 0.45, 0.45]
+    )
+
+
+@pytest.mark.parametrize("sign", ["both", "brighter", "darker"])
+def test_factors_of_a_hole_that_is_completed_exactly_are_finite(sign) -> None:
+    test = TestConfig(heatmap_type="averaged_hole", heatmap_localise=0.5, heatmap_sign=sign)
+    assert factors(torch.zeros(2, 2, 8, 8), test).isfinite().all()
+
+
+def test_only_what_is_brighter_than_its_completion_counts(tmp_path) -> None:
+    write_images(tmp_path / "test", n=1, size=(32, 32))  # one window
+    config = tiny_config(tmp_path, *LIVELY, *LOCALISED, "test.patch_stride=16")
+    write_checkpoint(tmp_path / "model", config)
+    parts = {}
+    for sign in ("both", "brighter", "darker"):
+        changed = with_test(config, heatmap_sign=sign)
+        run = predicted(tmp_path, changed, output_dir=tmp_path / sign)
+        parts[sign] = heatmaps_in(run.folder)["0.png"][8:24, 8:24]
+    torch.testing.assert_close(parts["brighter"] + parts["darker"], parts["both"])
+    assert min(parts["brighter"].max(), parts["darker"].max()) > 0.05 * parts["both"].max()
 
 
 def test_smoothing_is_gaussian_and_in_sides_of_the_hole(tmp_path) -> None:

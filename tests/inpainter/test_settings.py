@@ -42,6 +42,7 @@ def test_every_picard_setting_is_explained_in_help() -> None:
         ("test.droprate=1.0", r"test.droprate: must be in \[0, 1\)"),
         ("test.heatmap_metrics=[]", "needs one metric or more"),
         ("test.heatmap_localise=0.5", "above 0 needs test.heatmap_type: averaged_hole"),
+        ("test.heatmap_sign=darker", "needs test.heatmap_type: averaged_hole"),
         ("netG.ngf=5", "netG.ngf: must be even"),
         ("netD.input_dim=3", "netD.input_dim: must be 1 or netG.input_dim = 1"),
         ("gpu_ids=[]", "gpu_ids: needs one GPU"),
