@@ -147,8 +147,8 @@ class Calibration:
     def surprise_in_cells(self, cells: Tensor, near: Tensor) -> Tensor:
         """The same of each cell of a hole, relative to its mean in normal ones: (N, c, c) >= 0.
 
-        1 is what normal windows have on average. cells: (N, c, c) >= 0, as `self.cells`; near:
-        (N, k), the windows' neighbours.
+        1 is what normal windows have on average. All windows of one image that are scored. cells:
+        (N, c, c) >= 0, as `self.cells`; near: (N, k), the windows' neighbours.
         """
         floor = 0.1 * self.cells.median().clamp(min=1e-12)
         logs, bank = ((values + floor).log() / 2 for values in (cells, self.cells))
@@ -156,7 +156,10 @@ class Calibration:
         for some, neighbours in zip(logs.split(CHUNK), near.split(CHUNK), strict=True):
             normal = bank[neighbours]  # (CHUNK, k, c, c)
             parts.append((some - normal.mean(dim=1)) / (normal.std(dim=1) + LEAST_DEVIATION))
-        return surprise_of(torch.cat(parts)) * math.log(10)  # -ln of a chance has the mean 1
+        z = torch.cat(parts)
+        if len(z) >= FEWEST_WINDOWS:
+            z = z - z.median()
+        return surprise_of(z) * math.log(10)  # -ln of a chance has the mean 1
 
 
 def surprise_of(z: Tensor) -> Tensor:
