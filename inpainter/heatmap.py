@@ -260,18 +260,17 @@ def factors(detail: Tensor, test: TestConfig, surprise: Tensor | None = None) ->
     """By what a window's score is multiplied in each cell of its hole: (n, CELLS, CELLS) >= 0.
 
     detail: (n, 2, CELLS, CELLS), as inpainter.completion.detail_of says; surprise: (n, CELLS,
-    CELLS), how unlikely that is in normal windows, 1 on average; None compares within the hole.
+    CELLS), how unlikely that is in normal windows, 1 on average; None where nobody knows.
     """
     total = detail.sum(dim=1)
     mean = total.mean(dim=(1, 2), keepdim=True)
-    if surprise is None:
-        surprise = torch.where(mean > 0, total / mean, 1.0)
-    even = torch.ones_like(mean)
+    found = 1 + test.heatmap_localise * (torch.where(mean > 0, total / mean, 1.0) - 1)
+    if surprise is not None and test.heatmap_localise > 0:
+        found = found * surprise
     if test.heatmap_sign != "both":
         kept = detail[:, 0 if test.heatmap_sign == "brighter" else 1]
-        surprise = surprise * torch.where(total > 0, kept / total, 0.0)
-        even = torch.where(mean > 0, kept.mean(dim=(1, 2), keepdim=True) / mean, 0.0)
-    return even + test.heatmap_localise * (surprise - even)
+        found = found * torch.where(total > 0, kept / total, 0.0)
+    return found
 
 
 def require_finite(grids: Mapping[Metric, Tensor]) -> None:

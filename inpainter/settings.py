@@ -248,9 +248,9 @@ class TestConfig:
     """One score per grid point, upsampled; or each pixel the mean score of the windows, or of the
     holes, that cover it."""
     heatmap_localise: Annotated[float, kind.Range(0, 1)] = 0.0
-    """Part of a window's score that goes where in its hole the completion is off, in [0, 1]: in
-    proportion to the squared difference, or with a calibration to how unlikely that is there. The
-    rest is the same all over the hole."""
+    """Part of a window's score that goes where in its hole the completion is off, in proportion to
+    the squared difference, in [0, 1]; the rest is the same all over the hole. Above 0, a
+    calibration also weighs each part of the hole by how unlikely its difference is there."""
     heatmap_sign: Literal["both", "brighter", "darker"] = "both"
     """Count only what is brighter than its completion, or what is darker, as far as one knows of
     which kind lesions are."""

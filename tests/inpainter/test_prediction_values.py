@@ -95,15 +95,13 @@ def test_factors_share_out_a_score_by_cell_and_sign() -> None:
     assert first_cells(heatmap_localise=1.0) == pytest.approx([57.6, 6.4, 0])
     assert first_cells(heatmap_localise=0.5) == pytest.approx([29.3, 3.7, 0.5])
     brighter, darker = {"heatmap_sign": "brighter"}, {"heatmap_sign": "darker"}
-    assert first_cells(**brighter) == pytest.approx([0.9] * 3)
-    assert first_cells(**darker) == pytest.approx([0.1] * 3)
+    assert first_cells(**brighter) == [1, 0, 0]
+    assert first_cells(**darker) == [0, 1, 0]
     assert first_cells(heatmap_localise=1.0, **darker) == pytest.approx([0, 6.4, 0])
-    surprise = torch.full((1, 8, 8), 2.0)
-    assert first_cells(surprise, heatmap_localise=1.0) == pytest.approx([2, 2, 2])
-    assert first_cells(surprise, heatmap_localise=1.0, **brighter) == pytest.approx([2, 0, 0])
-    assert first_cells(surprise, heatmap_localise=0.5, **brighter) == pytest.approx(
-        [1.45, 0.45, 0.45]
-    )
+    surprise = torch.tensor([2.0, 3.0] * 4).expand(1, 8, 8)
+    assert first_cells(surprise, heatmap_localise=0.5) == pytest.approx([58.6, 11.1, 1])
+    assert first_cells(surprise, heatmap_localise=0.5, **darker) == pytest.approx([0, 11.1, 0])
+    assert first_cells(surprise, heatmap_localise=0.0) == [1, 1, 1]
 
 
 @pytest.mark.parametrize("sign", ["both", "brighter", "darker"])
