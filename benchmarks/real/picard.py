@@ -85,7 +85,8 @@ def mias(data: Path, output: Path) -> Task:
     """Mini-MIAS at 512 x 512; films 2k - 1 and 2k are one woman's, and stay together.
 
     Trained on are women without any lesion, a fifth of whom are held out. A pixel is of the breast
-    where it is brighter than 8 of 255; a lesion is its circle.
+    where it is brighter than 8 of 255; a lesion is its circle. Masses and calcifications are
+    brighter than what is around them, so nothing else counts.
     """
     rows = list(csv.DictReader((data / "lesions_full_1024.csv").open()))
     images = {Path(row["image"]).stem: data / "images" / row["image"] for row in rows}
@@ -113,7 +114,7 @@ def mias(data: Path, output: Path) -> Task:
         link([images[n] for n in normal if woman[n] not in held], output / "train"),
         link([images[n] for n in normal if woman[n] in held], output / "held_out"),
         cases,
-        ("train.scales=[0.25]", "test.scales=[0.25]", "test.heatmap_localise=1"),
+        ("train.scales=[0.25]", "test.scales=[0.25]", "test.heatmap_sign=brighter"),
         scale=0.25,
         blurs=(4, 8, 16, 32),
     )
