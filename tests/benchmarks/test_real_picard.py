@@ -4,6 +4,8 @@ import json
 import runpy
 from pathlib import Path
 
+import nrrd
+import numpy as np
 import pytest
 
 from common.config import REPOSITORY, ConfigError, config_to_yaml
@@ -37,3 +39,21 @@ def test_finished_training_keeps_the_settings_that_this_call_does_not_name(finis
 def test_finished_training_of_other_settings_is_refused(finished: Path, setting: str) -> None:
     with pytest.raises(ConfigError, match=r"config\.yaml has other settings .* another --output"):
         PICARD["predictor_of"](finished, [setting], "cpu")
+
+
+def test_brain_slices_with_tumour_are_cases_and_others_are_trained_on(tmp_path: Path) -> None:
+    volume, tumour = np.zeros((256, 256, 4), np.int16), np.zeros((256, 256, 4), np.int16)
+    volume[40:200, 60:220, 1:] = 500  # a head in three of four slices
+    volume[100:120, 80:100, 2] = tumour[100:120, 80:100, 2] = 1000
+    for number in (1, 2):
+        nrrd.write(str(tmp_path / f"brain{number}_image.nrrd"), volume)
+        nrrd.write(str(tmp_path / f"brain{number}_label.nrrd"), tumour)
+    task = PICARD["brain"](tmp_path, tmp_path / "out")
+    assert [path.name for path in sorted(task.training.iterdir())] == ["01.png", "03.png"]
+    (case,) = task.cases
+    assert case.image.shape == (1, 128, 128)
+    assert np.argwhere(case.truth).min(axis=0).tolist() == [40, 50]  # rows, columns
+    assert case.truth.sum() == 100
+    assert case.body.sum() == 80 * 80 - 4 * 3  # the opening takes the corners off
+    assert case.image.amax() == 1
+    assert case.group == "brain MR 2 -> 1"
