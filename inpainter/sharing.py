@@ -51,6 +51,8 @@ TABLES_SECONDS = 3600.0
 BATCHES_PER_BLOCK = 8
 """What a process computes of a shared image at a time: seconds of work, beside which files cost
 nothing."""
+PARTS_FORMAT = 2
+"""Of the files of windows: a version that writes others passes these over, and computes its own."""
 Rows = dict[str, list[dict[str, str]]]
 """Rows of an image by the name of their table."""
 
@@ -300,7 +302,7 @@ class SharedWindows:
         numbers = [number for batch in batches for number in batch]
         size = len(batches[0]) if batches else 1
         blocks = batched(numbers, size * BATCHES_PER_BLOCK)
-        key = f"{self.sha256[:16]}-{self.n_passes}-{size}"
+        key = f"{PARTS_FORMAT}-{self.sha256[:16]}-{self.n_passes}-{size}"
         known: dict[int, Scored] = {}
         for number, block in enumerate(blocks):
             pause = FIRST_PAUSE_SECONDS

@@ -8,6 +8,7 @@ import nrrd
 import numpy as np
 import pytest
 
+from benchmarks.real.picard_sets import brain
 from common.config import REPOSITORY, ConfigError, config_to_yaml
 from tests.tiny_runs import tiny_config, write_checkpoint
 
@@ -48,7 +49,7 @@ def test_brain_slices_with_tumour_are_cases_and_others_are_trained_on(tmp_path: 
     for number in (1, 2):
         nrrd.write(str(tmp_path / f"brain{number}_image.nrrd"), volume)
         nrrd.write(str(tmp_path / f"brain{number}_label.nrrd"), tumour)
-    task = PICARD["brain"](tmp_path, tmp_path / "out")
+    task = brain(tmp_path, tmp_path / "out")
     assert [path.name for path in sorted(task.training.iterdir())] == ["01.png", "03.png"]
     (case,) = task.cases
     assert case.image.shape == (1, 128, 128)
