@@ -98,10 +98,10 @@ def require_still_there(folder: Path, step: int) -> None:
 
 
 def calibrate_once(config: PicardConfig, folder: Path, wanted: int | str) -> Path:
-    """As `calibrate`, where several processes want the same: one measures, the others wait for it.
+    """As `calibrate`, but a file of the same checkpoint, settings and images is used as it is.
 
-    A file of the same checkpoint, settings and images is used as it is. Raises ClaimError where
-    others take longer than WAIT_SECONDS, and as `calibrate` does.
+    Where several processes want the same, one measures, and the others wait for it. Raises
+    ClaimError where others take longer than WAIT_SECONDS, and as `calibrate` does.
     """
     step = whole_step(config, folder, wanted)
     path = checkpoint_path(folder, "calibration", step)
@@ -112,6 +112,7 @@ def calibrate_once(config: PicardConfig, folder: Path, wanted: int | str) -> Pat
             LOG.warning("%s Measured anew.", error)
             saved = {}
         if saved.get("normals", {}).get("request") == request_of(config, folder, step):
+            LOG.info("Not measured again: %s has the same weights, settings, images.", path)
             return path
         return calibrate(config, folder, step)
 

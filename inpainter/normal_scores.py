@@ -72,13 +72,13 @@ def normals_for_operating_point(config: PicardConfig, state: Path) -> tuple[list
             key=key,
         )
     paths, root, origin = normal_images(config, state)
-    if config.test.calibration != "off":
+    if config.test.calibration == "knn":
         paths = halves(paths)[1]
     try:
         image_rank(len(paths), specificity)
     except OperatingPointError as error:
         half = " (half of them, for test.calibration takes the rest)"
-        used = origin + (half if config.test.calibration != "off" else "")
+        used = origin + (half if config.test.calibration == "knn" else "")
         raise OperatingPointError(f"{key}, on {used}: {error}") from None
     return paths, root
 

@@ -110,7 +110,8 @@ def add_prediction_flags(parser: argparse.ArgumentParser) -> None:
              "plots")  # fmt: skip
     add("--calibrate", action="store_true",
         help="first measure normal images (calibration_data_path, else train_data_path) for "
-             "test.calibration and keep that beside the checkpoint")  # fmt: skip
+             "test.calibration and keep that beside the checkpoint; what is there of the same "
+             "checkpoint, settings and images is used as it is")  # fmt: skip
     add("--explain", nargs=3, metavar=("IMAGE", "X", "Y"),
         help="instead draw why the heatmap is as it is at column X, row Y of an image: its window "
              "and completions, into --output_dir (default: here)")  # fmt: skip

@@ -49,6 +49,7 @@ class Predictor:
     """Networks of one checkpoint on a device, and the settings of their heatmaps."""
 
     config: PicardConfig
+    """With what test.calibration: auto comes to."""
     scorer: WindowScorer | FastScorer
     device: torch.device
     source: str
@@ -56,7 +57,7 @@ class Predictor:
     weights: dict[str, str]
     """SHA-256 of the checkpoint's files, by role; feature_space is that of the setting's."""
     calibrations: Calibrations = field(default_factory=dict)
-    """By scale; none with test.calibration: off."""
+    """By scale; none where scores are distances."""
     operating_point: Path | None = None
     """Where the step's operating point is, if there is one."""
     step: int | None = None
@@ -175,12 +176,35 @@ def open_checkpoint(
     roles = ("gen", "dis") if feature_space(config.test) == "critic" else ("gen",)
     opened = partial(_predictor_of, config, folder, device)
     predictor = use_step(folder, wanted, roles, opened, option=option)
+    path = checkpoint_path(folder, "calibration", predictor.step)
+    config = with_calibration_that_is_there(config, path)
+    predictor = dataclasses.replace(predictor, config=config)
     if config.test.calibration == "off":
         return predictor
-    path = checkpoint_path(folder, "calibration", predictor.step)
     calibrations = load_calibrations(path, config, predictor.weights)
     weights = predictor.weights | {"calibration": content_hash(path)}
     return dataclasses.replace(predictor, calibrations=calibrations, weights=weights)
+
+
+def with_calibration_that_is_there(config: PicardConfig, path: Path) -> PicardConfig:
+    """The settings with knn or off instead of test.calibration: auto, which is said.
+
+    path: where the step's calibration is, if there is one.
+    """
+    if config.test.calibration != "auto":
+        return config
+    if path.is_file():
+        calibration = "knn"
+        LOG.info("Scores are calibrated: %s.", path)
+    else:
+        calibration = "off"
+        LOG.info(
+            "Scores are distances, for there is no %s. predict_heatmap.py --calibrate measures "
+            "normal images for it, which finds more.",
+            path,
+        )
+    test = dataclasses.replace(config.test, calibration=calibration)
+    return dataclasses.replace(config, test=test)
 
 
 def say_other_flattening(config: PicardConfig, path: Path) -> None:

@@ -270,9 +270,10 @@ class TestConfig:
     """Drop the same channels in all windows of an image: for GPUs, where it is faster."""
     compile: bool = False
     """Compile the attention with torch.compile: some seconds at the start."""
-    calibration: Literal["off", "knn"] = "off"
+    calibration: Literal["off", "auto", "knn"] = "off"
     """knn: -log10 of the chance that a normal window with such surroundings is so far from its
-    completions (training measures normal windows at its end, or --calibrate); off: the distance."""
+    completions (training measures normal windows at its end, or --calibrate); off: the distance;
+    auto: knn where the checkpoint has such windows (--calibrate measures them), else off."""
     calibration_windows: Annotated[int, kind.AtLeast(20, 10**6)] = 6000
     """Windows of normal images that are measured for it, at each scale."""
     specificity: Specificity | None = None
@@ -292,7 +293,7 @@ class TestConfig:
         fits = self.engine == "fast" or self.precision != "bf16"
         require(fits, "test.precision", self.precision, "bf16 needs test.engine: fast")
         check_scales("test.scales", self.scales)
-        one = self.calibration != "off" or len(self.scales) == 1
+        one = self.calibration == "knn" or len(self.scales) == 1
         expected = "distances at several scales compare only with test.calibration: knn"
         require(one, "test.scales", self.scales, expected)
         over_holes = self.heatmap_type == "averaged_hole"

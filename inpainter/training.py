@@ -99,7 +99,7 @@ def train(
         snapshot = starting_point(config, folder, resume)
         crops = training_crops(config)
 
-        space = feature_space(config.test) if config.test.calibration != "off" else None
+        space = feature_space(config.test) if config.test.calibration == "knn" else None
         if isinstance(space, Path):
             load_pretrained(space)  # its faults now, not after the last step
 
@@ -134,11 +134,11 @@ def train(
 def measure_normals(config: PicardConfig, folder: Path) -> None:
     """After training: what test.calibration and test.specificity ask for, of the steps to use."""
     test = config.test
-    if test.calibration == "off" and test.specificity is None:
+    if test.calibration != "knn" and test.specificity is None:
         return
     kinds = ("latest", "best") if config.train.select_crops else ("latest",)
     for step in sorted({resolve_step(folder, kind) for kind in kinds}):
-        if test.calibration != "off":
+        if test.calibration == "knn":
             calibrate(config, folder, step)
         if test.specificity is not None:
             normals = normals_for_operating_point(config, checkpoint_path(folder, "state", step))

@@ -346,6 +346,34 @@ def test_command_line_calibrates_and_then_predicts(folder) -> None:
     assert done.returncode == 0, done.stderr
     assert "Calibration: " in done.stdout
     assert len(heatmaps_in(folder / "out")) == 3
+    again = run_script(PREDICT, *flags, "--calibrate")
+    assert again.returncode == 0, again.stderr
+    assert "Not measured again" in again.stderr
+    assert "0 images scored, 3 were finished before" in again.stdout
+
+
+def test_auto_is_the_distance_until_normal_windows_are_measured_and_says_so(folder, caplog) -> None:
+    caplog.set_level("INFO")
+    auto = with_test(tiny_config(folder, *ON), calibration="auto")
+    image = texture(48, 64, seed=9)
+
+    def found(config: PicardConfig) -> torch.Tensor:
+        return load_predictor(folder / "model", config=config)(image, name="a")["MCD_image"]
+
+    assert load_predictor(folder / "model", config=auto).config == uncalibrated(auto)
+    assert "Scores are distances, for there is no" in caplog.text
+    assert torch.equal(found(auto), found(uncalibrated(auto)))
+    path = calibrate(auto, folder / "model", "latest")
+    assert load_predictor(folder / "model", config=auto).config == tiny_config(folder, *ON)
+    assert f"Scores are calibrated: {path}" in caplog.text
+    assert torch.equal(found(auto), found(tiny_config(folder, *ON)))
+    with pytest.raises(CheckpointError, match=r"made with other settings: test\.droprate"):
+        found(with_test(auto, droprate=0.2))
+
+
+def test_training_with_auto_measures_nothing(folder) -> None:
+    config = tiny_config(folder, *ON, "test.calibration=auto")
+    assert list(train(config).folder.glob("calibration_*")) == []
 
 
 def uncalibrated(config: PicardConfig) -> PicardConfig:
