@@ -64,7 +64,10 @@ KEYS = (
     *("test.patch_shape", "test.mask_shape", "test.tissue_threshold"),
 )
 """Settings that a window's distance depends on, beside weights."""
-MAKE = "Run predict_heatmap.py with --calibrate, which measures normal images and writes it"
+REMEDY = (
+    "Run predict_heatmap.py with --calibrate, which measures normal images and writes it, or set "
+    "test.calibration: off."
+)
 CHUNK = 512
 """Windows whose neighbours are looked for at a time; bounds memory."""
 
@@ -221,8 +224,7 @@ def load_calibrations(path: Path, config: PicardConfig, weights: Mapping[str, st
     """
     if not path.is_file():
         raise CheckpointError(
-            f"test.calibration is {config.test.calibration}, but there is no {path}. {MAKE}, or "
-            "set test.calibration: off."
+            f"test.calibration is {config.test.calibration}, but there is no {path}. {REMEDY}"
         )
     saved = require_mapping(load_tensors(path), str(path), ("weights", "settings", "scales"))
     hashes, settings, scales = (
@@ -232,22 +234,22 @@ def load_calibrations(path: Path, config: PicardConfig, weights: Mapping[str, st
     there, now = feature_space_of(hashes), feature_space_of(weights)
     if there and now and there != now:
         raise CheckpointError(
-            f"{path} was made in another test.feature_space: {there} there, {now} now. {MAKE}."
+            f"{path} was made in another test.feature_space: {there} there, {now} now. {REMEDY}"
         )
     foreign = [role for role in weights if role in hashes and hashes[role] != weights[role]]
     if foreign or "gen" not in hashes:
-        raise CheckpointError(f"{path} was made for other weights than {path.parent} has. {MAKE}.")
+        raise CheckpointError(f"{path} was made for other weights than {path.parent} has. {REMEDY}")
     given = settings_of_windows(config)
     settings = settings_of_windows(PicardConfig()) | settings  # absent: older than the setting
     changed = [key for key in given if settings.get(key) != given[key]]
     if changed:
         lines = [f"{key} {settings.get(key)} there, {given[key]} now" for key in changed]
-        raise CheckpointError(f"{path} was made with other settings: {'; '.join(lines)}. {MAKE}.")
+        raise CheckpointError(f"{path} was made with other settings: {'; '.join(lines)}. {REMEDY}")
     found = {}
     for scale in config.test.scales:
         if repr(scale) not in scales:
             there = ", ".join(map(str, scales))
-            raise CheckpointError(f"{path} has no scale {scale}, only {there}. {MAKE}.")
+            raise CheckpointError(f"{path} has no scale {scale}, only {there}. {REMEDY}")
         source = f"{path}: scale {scale}"
         found[scale] = _calibration(scales[repr(scale)], config.test.heatmap_metrics, source)
     return found
@@ -266,12 +268,14 @@ def _calibration(value: Any, metrics: tuple[Metric, ...], source: str) -> Calibr
     parts = require_mapping(value, source)
     if missing := [name for name in (*PARTS, "distances") if name not in parts]:
         raise CheckpointError(
-            f"{source} has no {', '.join(missing)}: an older version wrote it. {MAKE}."
+            f"{source} has no {', '.join(missing)}: an older version wrote it. {REMEDY}"
         )
     by_metric = require_mapping(parts["distances"], f"{source}: distances")
     missing = [metric for metric in metrics if metric not in by_metric]
     if missing:
-        raise CheckpointError(f"{source} has no {', '.join(missing)}, only {[*by_metric]}. {MAKE}.")
+        raise CheckpointError(
+            f"{source} has no {', '.join(missing)}, only {[*by_metric]}. {REMEDY}"
+        )
     tensors = {name: parts[name] for name in PARTS}
     tensors |= {metric: by_metric[metric] for metric in metrics}
     plain = all(isinstance(t, Tensor) and t.dtype == torch.float32 for t in tensors.values())
@@ -282,6 +286,6 @@ def _calibration(value: Any, metrics: tuple[Metric, ...], source: str) -> Calibr
         plain = len(cells) == 2 and B > 0
         plain &= shapes == [F_, (*F_, D), (B, D), (B, *cells), *[(B,)] * len(metrics)]
     if not plain or non_finite(tensors):
-        raise CheckpointError(f"{source} is damaged: its tensors do not fit one another. {MAKE}.")
+        raise CheckpointError(f"{source} is damaged: its tensors do not fit one another. {REMEDY}")
     return Calibration(**{name: tensors[name] for name in PARTS},
                        distances={metric: by_metric[metric] for metric in metrics})  # fmt: skip
