@@ -241,7 +241,8 @@ class TestConfig:
     only_check_nonblack_pixels: bool = False
     """Do not complete windows whose hole has too little tissue; they score 0."""
     min_tissue_fraction: kind.Share = 0.0
-    """Share of the hole's pixels that must be tissue, in [0, 1); 0 = any pixel at all."""
+    """Share of the hole's pixels that must be tissue, in [0, 1); 0 = any pixel at all. What is
+    mirrored at the image's border is none."""
     tissue_threshold: kind.Share = 0.005
     """Grey value in [0, 1] above which a pixel counts as tissue."""
     heatmap_type: Literal["nonaveraged", "averaged", "averaged_hole"] = "nonaveraged"

@@ -129,15 +129,23 @@ def cut_windows(padded: Tensor, grid: WindowGrid, numbers: list[int]) -> Tensor:
 def tissue_fractions(image: Tensor, grid: WindowGrid, hole_hw: tuple[int, int], threshold: float):
     """Share of each window's hole that is brighter than `threshold`; (C, H', W') -> (gh*gw,).
 
-    image: padded, in [0, 1]; colour counts where any channel is bright.
+    image: padded, in [0, 1]; colour counts where any channel is bright. What is mirrored at the
+    image's border does not count: it is no tissue, and hard to complete. Of an image smaller than
+    the hole it is the share of what the fullest hole has of it.
     """
-    bright = (image.amax(dim=0) > threshold).double()
-    sums = F.pad(bright.cumsum(0).cumsum(1), (1, 0, 1, 0))  # summed-area table
+    H, W = grid.image_hw
+    inside = F.pad(torch.ones(H, W, dtype=torch.float64), grid.pad)
+    bright = _in_holes((image.amax(dim=0) > threshold) * inside, grid, hole_hw)
+    return (bright / _in_holes(inside, grid, hole_hw).amax()).flatten()
+
+
+def _in_holes(values: Tensor, grid: WindowGrid, hole_hw: tuple[int, int]) -> Tensor:
+    """Sums over each window's hole: (H', W') -> (gh, gw)."""
+    sums = F.pad(values.cumsum(0).cumsum(1), (1, 0, 1, 0))  # summed-area table
     (h, w), (gh, gw) = hole_hw, grid.grid_hw
     top = torch.arange(gh)[:, None] * grid.stride + (grid.window_hw[0] - h) // 2
     left = torch.arange(gw)[None, :] * grid.stride + (grid.window_hw[1] - w) // 2
-    inside = sums[top + h, left + w] - sums[top, left + w] - sums[top + h, left] + sums[top, left]
-    return (inside / (h * w)).flatten()
+    return sums[top + h, left + w] - sums[top, left + w] - sums[top + h, left] + sums[top, left]
 
 
 def heatmap_from_grid(scores: Tensor, grid: WindowGrid) -> Tensor:

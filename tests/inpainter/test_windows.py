@@ -118,6 +118,21 @@ def test_tissue_fraction_counts_bright_pixels_of_the_hole() -> None:
     assert windows_to_score(image, grid, skipping) == [0]
 
 
+def test_what_is_mirrored_at_the_border_is_no_tissue() -> None:
+    grid = window_grid((32, 32), (32, 32), 8, "centred")  # centres at 4, 12, 20, 28
+    padded = pad_image(torch.ones(1, 32, 32), grid)
+    shares = tissue_fractions(padded, grid, (16, 16), 0.1).view(4, 4)
+    assert shares[1:3, 1:3].unique().tolist() == [1.0]
+    assert shares[0, 1:3].tolist() == shares[1:3, 3].tolist() == [0.75, 0.75]
+    assert shares[0, 0] == 0.75 * 0.75
+
+
+def test_an_image_smaller_than_the_hole_is_scored_where_the_most_of_it_is_in_the_hole() -> None:
+    grid = window_grid((8, 8), (32, 32), 4, "centred")  # centres at 2 and 6
+    padded = pad_image(torch.ones(1, 8, 8), grid)
+    assert tissue_fractions(padded, grid, (16, 16), 0.1).tolist() == [1.0] * 4
+
+
 def test_an_image_smaller_than_the_window_is_refused_or_padded() -> None:
     with pytest.raises(WindowError, match="20 x 40 pixels is smaller than the window, 32 x 32"):
         window_grid((20, 40), (32, 32), 8, "stretched")
