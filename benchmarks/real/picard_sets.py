@@ -81,7 +81,10 @@ def mias(data: Path, output: Path) -> Task:
         link([images[n] for n in normal if woman[n] not in held], output / "train"),
         link([images[n] for n in normal if woman[n] in held], output / "held_out"),
         cases,
-        ("train.scales=[0.25]", "test.scales=[0.25]", "test.heatmap_sign=brighter"),
+        (
+            *("train.scales=[0.25]", "test.scales=[0.25]"),
+            *("test.heatmap_localise=0.25", "test.heatmap_sign=brighter"),
+        ),
         scale=0.25,
         blurs=(4, 8, 16, 32),
     )
@@ -150,7 +153,8 @@ def brain(data: Path, output: Path, number: int = 2) -> Task:
     """
     normal, _ = brain_slices(data, number, output / f"brain{number}")
     _, cases = brain_slices(data, 3 - number, output / f"brain{3 - number}")
-    return Task(normal, normal, cases, ("test.patch_stride=4",), scale=1.0, blurs=(4,))
+    settings = ("test.patch_stride=4", "test.heatmap_localise=0.25")
+    return Task(normal, normal, cases, settings, scale=1.0, blurs=(4,))
 
 
 def brain_slices(data: Path, number: int, folder: Path) -> tuple[Path, list[report.Case]]:
