@@ -53,6 +53,8 @@ from inpainter.windows import cut_windows, pad_image, resized, scaled_hw, window
 LOG = logging.getLogger(__name__)
 FEWEST_OF_AN_IMAGE = 8
 """Windows for which an image is worth being read: of very many images, not all are."""
+MEASURED = 2
+"""Of what is measured, and where: a file of another number is not used as it is, but made anew."""
 PLACES = 8
 """Windows are drawn from a grid of this many places along a hole's side, or a finer one."""
 WAIT_SECONDS = 6 * 3600.0
@@ -130,11 +132,11 @@ def whole_step(config: PicardConfig, folder: Path, wanted: int | str) -> int:
 
 
 def request_of(config: PicardConfig, folder: Path, step: int) -> str:
-    """A hash of all that a calibration depends on: settings, weights, normal images."""
+    """A hash of all that a calibration depends on: version, settings, weights, normal images."""
     files = [checkpoint_path(folder, role, step) for role in ("gen", "dis")]
     paths, root, _ = normal_images(config, checkpoint_path(folder, "state", step))
-    parts = [config_to_yaml(config), *(content_hash(file) for file in files if file.is_file())]
-    parts.append(repr(data_identity(paths, root)))
+    parts = [str(MEASURED), config_to_yaml(config), repr(data_identity(paths, root))]
+    parts += [content_hash(file) for file in files if file.is_file()]
     return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
 
 

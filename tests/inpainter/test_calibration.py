@@ -10,7 +10,7 @@ import torch
 from common.checkpoint import CheckpointError, checkpoint_path, load_tensors, save_atomic
 from common.config import ConfigError
 from common.images import ImageError, write_image
-from inpainter.calibrate import calibrate
+from inpainter.calibrate import calibrate, calibrate_once
 from inpainter.calibration import Calibration, describe, robust_line
 from inpainter.prediction import PredictionOptions, predict
 from inpainter.predictor import Predictor, load_predictor
@@ -369,6 +369,14 @@ def test_auto_is_the_distance_until_normal_windows_are_measured_and_says_so(fold
     assert torch.equal(found(auto), found(tiny_config(folder, *ON)))
     with pytest.raises(CheckpointError, match=r"made with other settings: test\.droprate"):
         found(with_test(auto, droprate=0.2))
+
+
+def test_a_calibration_that_another_version_measured_is_made_anew(folder, monkeypatch) -> None:
+    config = tiny_config(folder, *ON)
+    old = calibrate_once(config, folder / "model", "latest").read_bytes()
+    assert calibrate_once(config, folder / "model", "latest").read_bytes() == old
+    monkeypatch.setattr("inpainter.calibrate.MEASURED", 1)
+    assert calibrate_once(config, folder / "model", "latest").read_bytes() != old
 
 
 def test_training_with_auto_measures_nothing(folder) -> None:
