@@ -75,7 +75,7 @@ CROP_FLAGS = {
     "resize_fix": "evaluation.eval_resize_fix",
 }
 """In an evaluation these published flags mean the evaluation's crops, not training's."""
-CACHE_FORMAT = 3
+CACHE_FORMAT = 4
 """Part of the names of cached features; a file of another format is not found."""
 
 
@@ -273,7 +273,8 @@ def cached_features(
 ) -> SetFeatures | None:
     """As `shared_features`, but read from a file beside the checkpoint where one has them.
 
-    The file's name is a hash of the checkpoint, the views, and the images' names and contents.
+    The file's name is a hash of the checkpoint and its products' precision, the views, the images'
+    names and contents, and how they become pixels.
     """
     if not encoder.config.evaluation.cache_features:
         return shared_features(encoder, images, bad, processes)
@@ -281,7 +282,8 @@ def cached_features(
     if views.seeding != "published":
         views = replace(views, batch_size=0)  # which does not matter then
     identity = set_identity(images, whole=True)
-    facts = [CACHE_FORMAT, content_hash(encoder.path), repr(views), images.size, identity]
+    facts = [CACHE_FORMAT, content_hash(encoder.path), repr(views), identity]
+    facts += [images.size, images.white_value, images.window, encoder.config.precision]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
     path = encoder.path.parent / "features" / f"features_{key}.pt"
     features = None

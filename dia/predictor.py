@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from common.checkpoint import CheckpointError
+from common.cli import as_yaml
 from common.config import ConfigError, load_config
 from common.devices import eval_mode, resolve_device, tf32_products
 from common.image_batches import BadImages, Batch, ordered_batches, reading
@@ -43,6 +44,8 @@ from dia.shifts import Base, ShiftType, effective_shift, parse_shift, shift
 
 LOG = logging.getLogger(__name__)
 SIMILAR_SAMPLES = 2
+PIXEL_KEYS = {"data.white_value", "data.window"}
+"""Settings that say which grey values a file becomes."""
 Images = ImageSet | Tensor | np.ndarray | Sequence[Path | str]
 
 
@@ -214,9 +217,11 @@ def run_settings(checkpoint: Path) -> DiaConfig | None:
 def with_run_settings(
     config: DiaConfig, run: DiaConfig, given: Collection[str], checkpoint: Path
 ) -> DiaConfig:
-    """The settings with the encoder, shifts, image size and normal class of the checkpoint's run.
+    """The settings with the encoder, shifts, image size, normal class and range of grey values of
+    the checkpoint's run.
 
     given: dotted keys that the command gives; ConfigError where one of them contradicts the run.
+    Another range of grey values is only said, for another scanner may need it.
     """
     kind = effective_shift(run.contrastive)
     keys = ("contrastive.model", "contrastive.width", "contrastive.simclr_dim")
@@ -238,8 +243,17 @@ def with_run_settings(
                 key=key,
             )
     adopted = {key: value for key, value in values.items() if current[key] != value}
+    for key in PIXEL_KEYS:
+        here, there = attrgetter(key)(config), attrgetter(key)(run)
+        if here != there and PIXEL_KEYS.isdisjoint(given):
+            adopted[key] = there
+        elif here != there:
+            LOG.warning(
+                "%s: %s here, and %s where %s was trained: the encoder knows no such images.",
+                *(key, as_yaml(here), as_yaml(there), checkpoint),
+            )
     if adopted:
-        text = ", ".join(f"{key}: {value}" for key, value in adopted.items())
+        text = ", ".join(f"{key}: {as_yaml(value)}" for key, value in adopted.items())
         LOG.info("as %s was trained: %s", checkpoint, text)
     if kind.count == 1:
         adopted["contrastive.mode"] = "simclr"  # the only mode without shifts

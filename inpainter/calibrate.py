@@ -45,7 +45,12 @@ from inpainter.heatmap import (
     require_finite,
     windows_to_score,
 )
-from inpainter.predictor import Predictor, feature_space, open_checkpoint
+from inpainter.predictor import (
+    Predictor,
+    feature_space,
+    open_checkpoint,
+    settings_in,
+)
 from inpainter.settings import PicardConfig, input_path
 from inpainter.snapshots import OpenFiles, use_step
 from inpainter.windows import cut_windows, pad_image, resized, scaled_hw, window_grid
@@ -145,8 +150,9 @@ def normal_images(config: PicardConfig, state: Path) -> tuple[list[Path], Path, 
 
     Those of calibration_data_path; else those that train.held_out kept from training; else the
     training images, whose completions are somewhat better than those of images never seen.
-    state: the step's state_%08d.pt, which says what was trained on. Raises CheckpointError where
-    the training folder has changed since, so that what is held out may have been trained on.
+    state: the step's state_%08d.pt, which says what was trained on; the config.yaml beside it says
+    what was held out, whatever the config does. Raises CheckpointError where the training folder
+    has changed since, so that what is held out may have been trained on.
     """
     elsewhere = config.calibration_data_path is not None
     key = "calibration_data_path" if elsewhere else "train_data_path"
@@ -160,12 +166,14 @@ def normal_images(config: PicardConfig, state: Path) -> tuple[list[Path], Path, 
     )
     if elsewhere:
         return paths, root, "the images of calibration_data_path"
-    trained, held_out = split_held_out(paths, config.train.held_out, config.seed)
+    then = settings_in(state.parent) if state.is_file() else None
+    then = then or config
+    trained, held_out = split_held_out(paths, then.train.held_out, then.seed)
     if not held_out:
         return paths, root, "the training images (train.held_out keeps some for this)"
     if state.is_file():
         saved = require_mapping(load_tensors(state), str(state)).get("images")
-        trained = subset_of(trained, config.train.subset_frac, config.seed)
+        trained = subset_of(trained, then.train.subset_frac, then.seed)
         if changes := data_changes(saved, data_identity(trained, root)):
             raise CheckpointError(
                 f"{state}: {changes}, so nobody knows which images were held out. Restore the "

@@ -34,7 +34,7 @@ from inpainter.comparison import Comparison, compare
 from inpainter.detection import Detection
 from inpainter.evaluation import Evaluation, evaluate_heatmaps
 from inpainter.evaluation_results import MetricResult
-from inpainter.evaluation_settings import evaluation_settings
+from inpainter.evaluation_settings import as_scored, evaluation_settings
 from inpainter.evaluation_tables import (
     LEVELS,
     candidates_csv,
@@ -71,6 +71,7 @@ def evaluate(
         raise EvaluationError(f"--output_dir {folder} is a file. Pass a folder, or a new name.")
     if arguments.report_images < 1:
         raise ConfigError(f"--report_images must be 1 or more, got {arguments.report_images}")
+    config = as_scored(config, arguments)
     settings = evaluation_settings(config, arguments)
     evaluation = evaluate_heatmaps(settings)
     if settings.compare is not None:

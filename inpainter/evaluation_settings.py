@@ -1,19 +1,23 @@
 """What --mode heatmap of eval.py compares, and how: its settings and its flags."""
 
 import argparse
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal, get_args
 
 from common.candidates import HitRule
-from common.cli import add_common_arguments
-from common.config import ConfigError
+from common.cli import add_common_arguments, as_yaml
+from common.config import ConfigError, given_by_set
 from common.froc import CountedOn
 from common.grey_range import Window
 from common.html_report import GALLERY_IMAGES
 from common.image_names import OnUnknown
+from inpainter.predictor import PIXEL_KEYS, settings_in
 from inpainter.settings import PicardConfig, input_path
 
+LOG = logging.getLogger(__name__)
 MOST_RESAMPLES = 100_000
 """Bootstrap draws take about a millisecond each."""
 
@@ -150,6 +154,28 @@ def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
     add("--size_bins", type=float, nargs="+", default=[], metavar="PX",
         help="bounds of the lesion sizes that are told apart, in pixels of area (default: "
              "terciles)")  # fmt: skip
+
+
+def as_scored(config: PicardConfig, arguments: argparse.Namespace) -> PicardConfig:
+    """The settings, but images are read as they were when the heatmaps were made, and the same is
+    tissue.
+
+    arguments: heatmap_dir has the config.yaml that says so, if it has any; what --set gives comes
+    before it.
+    """
+    made_with = settings_in(arguments.heatmap_dir)
+    if made_with is None:
+        return config
+    given = {key for text in arguments.overrides for key in given_by_set(PicardConfig, text)}
+    keys = {"test.tissue_threshold"} - given
+    if given.isdisjoint(PIXEL_KEYS):  # those of another file belong together
+        keys |= PIXEL_KEYS
+    values = {key: attrgetter(key)(made_with) for key in sorted(keys)}
+    if said := [f"{k}: {as_yaml(v)}" for k, v in values.items() if v != attrgetter(k)(config)]:
+        LOG.info("As the heatmaps were made: %s", ", ".join(said))
+    threshold = values.pop("test.tissue_threshold", config.test.tissue_threshold)
+    test = replace(config.test, tissue_threshold=threshold)
+    return replace(config, test=test, **values)
 
 
 def evaluation_settings(config: PicardConfig, arguments: argparse.Namespace) -> EvaluationSettings:

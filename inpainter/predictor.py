@@ -24,6 +24,7 @@ from common.checkpoint import (
     require_finite_weights,
     stream_hash,
 )
+from common.cli import as_yaml
 from common.config import load_config, resolve_path
 from common.config_types import ConfigError
 from common.devices import resolve_device, supports_bf16
@@ -42,6 +43,8 @@ from inpainter.snapshots import OpenFiles, operating_point_path, use_step
 from inpainter.windows import check_stride
 
 LOG = logging.getLogger(__name__)
+PIXEL_KEYS = {"flatten", "white_value", "window"}
+"""Settings that say which pixels a file becomes."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,7 @@ def open_checkpoint(
     one; see `inpainter.snapshots.use_step`.
     """
     check_stride(config.test)
-    say_other_flattening(config, folder / "config.yaml")
+    say_other_pixels(config, folder)
     device = resolve_device(config.device, allow_gpu=config.cuda, gpu=config.gpu_ids[0])
     roles = ("gen", "dis") if feature_space(config.test) == "critic" else ("gen",)
     opened = partial(_predictor_of, config, folder, device)
@@ -207,25 +210,29 @@ def with_calibration_that_is_there(config: PicardConfig, path: Path) -> PicardCo
     return dataclasses.replace(config, test=test)
 
 
-def say_other_flattening(config: PicardConfig, path: Path) -> None:
-    """Warns where images are flattened otherwise than in training. path: training's settings."""
+def say_other_pixels(config: PicardConfig, folder: Path) -> None:
+    """Warns where files become other pixels than in the training that wrote to this folder."""
+    trained = settings_in(folder)
+    for key in sorted(PIXEL_KEYS) if trained is not None else ():
+        here, there = getattr(config, key), getattr(trained, key)
+        if here != there:
+            LOG.warning(
+                "%s: %s here, and %s where the networks were trained, %s: they know no such "
+                "images. Set %s=%s, unless these come from another scanner that needs it.",
+                *(key, as_yaml(here), as_yaml(there), folder / "config.yaml", key, as_yaml(there)),
+            )
+
+
+def settings_in(folder: Path) -> PicardConfig | None:
+    """What a training, or a prediction, wrote to its folder; None where nothing can be read."""
+    path = folder / "config.yaml"
     if not path.is_file():
-        return
+        return None
     try:
-        trained = load_config(PicardConfig, path).flatten
+        return load_config(PicardConfig, path)
     except ConfigError as error:
-        LOG.warning("Not known whether training flattened images: %s", error)
-        return
-    if trained != config.flatten:
-        here, there = ("none" if share is None else share for share in (config.flatten, trained))
-        LOG.warning(
-            "flatten: %s here, and %s where the networks were trained, %s: they know no such "
-            "images. Set flatten=%s.",
-            here,
-            there,
-            path,
-            "null" if trained is None else trained,
-        )
+        LOG.warning("Not known which settings were used: %s", error)
+        return None
 
 
 def _predictor_of(

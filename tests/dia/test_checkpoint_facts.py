@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.config import ConfigError, config_to_yaml
+from common.config import ConfigError, config_to_yaml, load_config
 from dia.building import check_dissolving, layout_for
 from dia.encoders import build_encoder
 from dia.evaluation import add_evaluation_flags, evaluation_config
@@ -57,6 +57,19 @@ def test_run_says_what_the_command_does_not(checkpoint: Path, flags: str) -> Non
 def test_command_that_contradicts_the_run_is_refused(checkpoint, flags: str, both: str) -> None:
     with pytest.raises(ConfigError, match=both):
         asked(checkpoint, *flags.split())
+
+
+def test_images_are_read_as_the_run_read_them_but_where_the_command_says(
+    checkpoint: Path, caplog
+) -> None:
+    path = checkpoint.parent / "config.yaml"
+    run = load_config(DiaConfig, path)
+    path.write_text(config_to_yaml(changed(run, "data", window=(2500.0, 1000.0))))
+    assert asked(checkpoint).data.window == (2500.0, 1000.0)
+    assert not caplog.messages
+    data = asked(checkpoint, "--white_value", "4095").data
+    assert (data.white_value, data.window) == (4095, "auto")
+    assert any("data.window: auto here, and [2500.0, 1000.0]" in each for each in caplog.messages)
 
 
 def test_run_without_shifts_is_evaluated_by_its_own_settings(checkpoint: Path) -> None:

@@ -1,6 +1,7 @@
 """The Python API on a run of the real command: its scores are those of eval.py."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,11 @@ import torch
 from common.checkpoint import CheckpointError
 from common.config import REPOSITORY, ConfigError
 from common.datasets import DatasetError
-from common.image_sets import load_set
+from common.image_batches import BadImages
+from common.image_sets import ImageSet, load_set
 from common.images import read_image, write_image
+from common.processes import Processes
+from dia.evaluation import cached_features
 from dia.predictor import TrainedEncoder, load_encoder, score
 from tests.tiny_runs import run_script, texture
 
@@ -111,3 +115,23 @@ def test_checkpoint_that_is_not_there_is_named(root, tmp_path: Path) -> None:
     own = load_encoder(lone, config=run.config, device="cpu")
     images = torch.rand(2, 1, SIDE, SIDE)
     assert score(own, None, images.numpy(), "baseline").shape == (2,)
+
+
+@pytest.mark.parametrize(
+    "change", [{"white_value": 255}, {"window": (100.0, 50.0)}, {"precision": "tf32"}]
+)
+def test_kept_features_are_of_these_pixels_and_products_alone(root, encoder, change) -> None:
+    images = load_set("folder", root / "data", "test", size=SIDE)
+
+    def kept(encoder: TrainedEncoder, images: ImageSet) -> set[Path]:
+        processes, bad = Processes(), BadImages("skip")
+        cached_features(encoder, images, bad=bad, processes=processes)
+        return set((root / "run" / "features").iterdir())
+
+    before = kept(encoder, images)
+    assert kept(encoder, images) == before
+    if "precision" in change:
+        encoder = replace(encoder, config=replace(encoder.config, **change))
+    else:
+        images = replace(images, **change)
+    assert len(kept(encoder, images) - before) == 1

@@ -331,6 +331,9 @@ def test_training_ends_with_a_calibration_of_images_that_it_did_not_see(folder) 
     assert saved["normals"]["images"]["images"] == 1
     predictor = load_predictor(result.folder, step="best", device="cpu")
     assert predictor(folder / "test" / "0.png")["MCD_image"].shape == (48, 64)
+    other = replace(config, train=replace(config.train, held_out=0.0, subset_frac=None), seed=5)
+    again = load_tensors(calibrate(other, result.folder, "latest"))  # training says what it saw
+    assert again["normals"]["images"] == saved["normals"]["images"]
     write_images(folder / "train", n=6, size=(48, 64))
     with pytest.raises(CheckpointError, match="nobody knows which images were held out"):
         calibrate(config, result.folder, "latest")

@@ -4,12 +4,14 @@ import csv
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from common.config import REPOSITORY
+from common.config import REPOSITORY, config_to_yaml, load_config
 from inpainter.evaluation import EvaluationSettings
+from inpainter.settings import PicardConfig
 from tests.inpainter.evaluation_case import expected_auroc, heatmap_folder
 from tests.tiny_runs import run_script
 
@@ -60,6 +62,28 @@ def test_command_prints_a_table_and_writes_numbers_and_plots(
     assert [row["image"] for row in rows] == ["a.png", "sub/b.png", "c.png"] * 2
     assert float(rows[1]["auroc"]) == pytest.approx(b)
     assert (rows[2]["auroc"], rows[2]["has_lesion"]) == ("", "False")
+
+
+def test_images_are_read_as_they_were_for_the_heatmaps(settings: EvaluationSettings) -> None:
+    made_with = load_config(PicardConfig, None, ["white_value=4095", "test.tissue_threshold=0.25"])
+    (settings.heatmap_dir / "config.yaml").write_text(config_to_yaml(made_with))
+
+    def found(*flags: str) -> dict[str, Any]:
+        result = run_eval(
+            *("--config", REPOSITORY / "configs" / "default.yaml", "--inside_tissue"),
+            *("--heatmap_dir", settings.heatmap_dir, "--annotations", settings.annotations),
+            *("--image_dir", settings.heatmap_dir.parent / "images", "--bootstrap", 0, *flags),
+        )
+        assert result.returncode == 0, result.stderr
+        written = settings.heatmap_dir / "evaluation" / "results.json"
+        return json.loads(written.read_text())["settings"] | {"log": result.stderr}
+
+    by_default = found()
+    assert (by_default["white_value"], by_default["inside_tissue"]) == (4095, 0.25)
+    said = "As the heatmaps were made: test.tissue_threshold: 0.25, white_value: 4095"
+    assert said in by_default["log"]
+    asked = found("--set", "white_value=1023", "--set", "test.tissue_threshold=0.1")
+    assert (asked["white_value"], asked["inside_tissue"]) == (1023, 0.1)
 
 
 def test_command_names_what_is_wrong_and_how_to_mend_it(settings: EvaluationSettings) -> None:

@@ -1,6 +1,5 @@
 """The Python API: the heatmaps of the command line, image by image."""
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,12 +82,21 @@ def test_networks_see_flattened_images(predictor, tmp_path, caplog) -> None:
     assert not torch.equal(flat(image)["MCD_image"], predictor(image)["MCD_image"])
 
 
-def test_other_flattening_than_in_training_is_said(predictor, tmp_path, caplog) -> None:
-    trained = replace(predictor.config, flatten=0.2)
+@pytest.mark.parametrize(
+    ("key", "value", "shown"),
+    [("flatten", 0.2, "0.2"), ("white_value", 4095, "4095"),
+     ("window", (40.0, 400.0), "[40.0, 400.0]")],
+)  # fmt: skip
+def test_other_pixels_than_in_training_are_said(
+    predictor, tmp_path, caplog, key, value, shown
+) -> None:
+    trained = replace(predictor.config, **{key: value})
     (tmp_path / "model" / "config.yaml").write_text(config_to_yaml(trained))
     load_predictor(tmp_path / "model", 1, predictor.config)
     (message,) = caplog.messages
-    assert re.match(r"flatten: none here, and 0.2 .*config.yaml: .*flatten=0.2", message)
+    here = getattr(predictor.config, key) or "none"
+    assert f"{key}: {here} here, and {shown} where" in message
+    assert f"config.yaml: they know no such images. Set {key}={shown}" in message
 
 
 def test_reversed_arrays_are_taken(predictor) -> None:
