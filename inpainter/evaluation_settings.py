@@ -31,7 +31,7 @@ class EvaluationSettings:
     heatmap_dir: Path
     """Folder that predict_heatmap.py wrote, with heatmaps.csv."""
     annotations: Path
-    """CSV file of boxes or folder of masks; see common/annotations.py."""
+    """Boxes as CSV, masks, or what labelling tools write; see common/annotations.py."""
     ignore_masks: Path | None = None
     """Folder of masks; pixels above 0 do not count."""
     image_dir: Path | None = None

@@ -59,7 +59,7 @@ class PredictionOptions:
     output_dir: Path | None = None
     """None = <heatmaps_dir>/<dataset_name>/dropout/<time>, an unfinished run's if there is one."""
     annotations: Path | None = None
-    """Boxes or masks, drawn into the plots."""
+    """What common/annotations.py reads, drawn into the plots."""
     overwrite: bool = False
     """Redo images that are finished."""
     export: Sequence[ExportKind] = ()
@@ -106,7 +106,8 @@ def add_prediction_flags(parser: argparse.ArgumentParser) -> None:
         help="where to write (default: <heatmaps_dir>/<dataset_name>/dropout/<time>; a run with "
              "the same settings and checkpoint goes on where it stopped)")  # fmt: skip
     add("--annotations", type=Path, metavar="FILE|DIR",
-        help="boxes (CSV: image,top,left,height,width) or a folder of masks, drawn into the "
+        help="boxes as CSV with columns image,top,left,height,width[,label] in pixels, a folder of "
+             "masks named like the images, or what COCO, LabelMe or YOLO write; drawn into the "
              "plots")  # fmt: skip
     add("--calibrate", action="store_true",
         help="first measure normal images (calibration_data_path, else train_data_path) for "

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from common.cli import add_common_arguments, load_from_arguments
 from common.config import ConfigError, config_to_yaml, load_config
 from common.config_types import leaf_types
+from inpainter.evaluation_settings import add_evaluation_flags
+from inpainter.prediction import add_prediction_flags
 from inpainter.settings import PicardConfig, input_path
 
 
@@ -28,6 +31,15 @@ def test_every_picard_setting_is_explained_in_help() -> None:
         about = next(line for line in lines[at + 1 :] if not line.startswith(" " * 8))
         assert about.startswith(" " * 6), f"{key} has no docstring under its field"
         assert not about.strip().startswith("("), f"{key} has no docstring under its field"
+
+
+@pytest.mark.parametrize("add_flags", [add_prediction_flags, add_evaluation_flags])
+def test_help_names_every_kind_of_annotations_that_is_read(add_flags: Callable) -> None:
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    about = next(a.help for a in parser._actions if a.dest == "annotations")
+    for kind in ("image,top,left,height,width[,label]", "masks", "COCO", "LabelMe", "YOLO"):
+        assert kind in about
 
 
 @pytest.mark.parametrize(
