@@ -7,6 +7,7 @@ named, too, for that says that it is normal.
 import base64
 import binascii
 import io
+import itertools
 import json
 import logging
 import math
@@ -21,7 +22,7 @@ from PIL import Image
 
 from common.files import open_regular
 from common.image_files import MAX_SAMPLES, READ_ERRORS
-from common.image_folders import shown
+from common.image_folders import shown, shown_names
 from common.image_names import AnnotationError
 from common.shapes import Box, Pixels, Polygons, Shape, ShareBox
 
@@ -34,6 +35,14 @@ YOLO_NAMES = "classes.txt"
 """File of the classes' names, one a line, that tools put beside YOLO's labels."""
 LARGEST = 1e9
 """Numbers beyond this are taken for a slip."""
+ROUNDING = 0.01
+"""By how many pixels an upright rectangle's corner may lie beside its place."""
+LABELME_POINTS = {
+    "rectangle": "two opposite corners, or four with upright sides",
+    "circle": "two points, its centre and one of its rim",
+    "mask": "two points, its top left and its bottom right",
+}
+"""What LabelMe's shapes other than the polygon have as points."""
 SLACK = 1e-3
 """By how much a share may leave [0, 1], for rounding."""
 
@@ -73,9 +82,10 @@ def read_file(path: Path) -> Format | None:
 def read_folder(folder: Path) -> Format | None:
     """A folder of LabelMe's JSON files, or of YOLO's text files; None for any other.
 
-    Images beside them are the scans, not masks. Raises AnnotationError where a file is damaged.
+    Images beside them are the scans, not masks. Raises AnnotationError where a file is damaged, and
+    for another JSON file among LabelMe's, for its image would count as normal.
     """
-    inner = [path for path in sorted(folder.rglob("*")) if not _hidden(path, folder)]
+    inner = [p for p in sorted(folder.rglob("*")) if not (_hidden(p, folder) or p.is_dir())]
     documents = {path: _json_of(path) for path in inner if path.suffix.lower() == ".json"}
     labelme = {p: d for p, d in documents.items() if isinstance(d, Mapping) and "shapes" in d}
     texts = [p for p in inner if p.suffix.lower() == ".txt" and p.name.lower() != YOLO_NAMES]
@@ -84,6 +94,12 @@ def read_folder(folder: Path) -> Format | None:
     if labelme and yolo:
         raise AnnotationError(f"{folder} holds LabelMe's JSON and YOLO's text; keep one of them")
     if labelme:
+        if others := [path for path in documents if path not in labelme]:
+            raise AnnotationError(
+                f"{shown_names([str(path) for path in others])}: not LabelMe's JSON, an object "
+                f"with 'shapes', as others of {folder} are; an image of that name would count as "
+                "normal. Export it anew, or put it elsewhere."
+            )
         return Format("LabelMe", [_labelme(data, path, folder) for path, data in labelme.items()])
     if yolo:
         names = _yolo_names(folder)
@@ -161,11 +177,26 @@ def _id(entry: Mapping[str, Any], key: str, where: str) -> int | str:
     raise AnnotationError(f"{where}: {key} must be a number, got {shown(str(value))[:80]}")
 
 
-def _size(entry: Mapping[str, Any], keys: tuple[str, str]) -> tuple[int, int] | None:
-    """(height, width) where the entry states both."""
-    height, width = (entry.get(key) for key in keys)
-    stated = all(isinstance(n, int) and n > 0 for n in (height, width))
-    return (height, width) if stated else None
+def _size(entry: Mapping[str, Any], keys: tuple[str, str], where: str) -> tuple[int, int] | None:
+    """(height, width) where the entry states both, null being nothing. Raises AnnotationError."""
+    height, width = (
+        None if entry.get(key) is None else _pixels(entry[key], where, key) for key in keys
+    )
+    return None if height is None or width is None else (height, width)
+
+
+def _pixels(value: object, where: str, what: str) -> int:
+    """A side of an image: 80, 80.0 or "80". Raises AnnotationError for all else."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value.strip(), re.ASCII):
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST:
+        return value
+    raise AnnotationError(
+        f"{where}: {what} must be a whole number of pixels above 0, got "
+        f"{shown(repr(value))[:80]}. Correct it, or remove it if it is not known."
+    )
 
 
 def _box(left: float, top: float, width: float, height: float, label: str, where: str) -> Box:
@@ -195,7 +226,7 @@ def _coco(data: Mapping[str, Any], path: Path) -> list[Named]:
         name, key = str(_field(entry, "file_name", where)), _id(entry, "id", where)
         if key in images:
             raise AnnotationError(f"{where}: two images have the id {key}")
-        images[key] = Named(where, (name,), size=_size(entry, ("height", "width")))
+        images[key] = Named(where, (name,), size=_size(entry, ("height", "width"), where))
     for entry, where in _entries(data, "annotations", path):
         key = _id(entry, "image_id", where)
         if key not in images:
@@ -222,7 +253,8 @@ def _coco_shape(
             raise AnnotationError(
                 f"{where}: segmentation must be polygons, a list of lists, or RLE"
             )
-        return Polygons(tuple(_outline(outline, where) for outline in segmentation), label)
+        if outlines := [outline for outline in segmentation if outline]:  # [[]] is none, as []
+            return Polygons(tuple(_outline(outline, where) for outline in outlines), label)
     left, top, width, height = _numbers(_field(entry, "bbox", where), where, "bbox", 4)
     return _box(left, top, width, height, label, where)
 
@@ -232,7 +264,8 @@ def _decoded(run: Mapping[str, Any], size: tuple[int, int] | None, where: str) -
 
     Raises AnnotationError where they do not fill the size.
     """
-    height, width = (int(n) for n in _numbers(_field(run, "size", where), where, "size", 2))
+    sides = _numbers(_field(run, "size", where), where, "size", 2)
+    height, width = (_pixels(side, where, "size") for side in sides)
     if height * width > MAX_SAMPLES:
         raise AnnotationError(f"{where}: {height} x {width} pixels are no image's size")
     if size is not None and (height, width) != size:
@@ -283,7 +316,9 @@ def _labelme(data: Mapping[str, Any], path: Path, folder: Path) -> Named:
             path.relative_to(folder).parent / PurePosixPath(str(stated).replace("\\", "/")).name
         )
         named.append(beside.as_posix())
-    found = Named(str(path), tuple(named), size=_size(data, ("imageHeight", "imageWidth")))
+    found = Named(
+        str(path), tuple(named), size=_size(data, ("imageHeight", "imageWidth"), str(path))
+    )
     for entry, where in _entries(data, "shapes", path):
         found.shapes.append(_labelme_shape(entry, where))
     return found
@@ -294,10 +329,12 @@ def _labelme_shape(entry: Mapping[str, Any], where: str) -> Shape:
     if not isinstance(points, list):
         raise AnnotationError(f"{where}: points must be a list")
     corners = [tuple(_numbers(point, where, "a point", 2)) for point in points]
-    kind, label = entry.get("shape_type") or "polygon", str(entry.get("label") or "")
+    kind, label = str(entry.get("shape_type") or "polygon"), str(entry.get("label") or "")
     if kind == "polygon":
         return Polygons((_outline([n for corner in corners for n in corner], where),), label)
-    if kind in ("rectangle", "circle", "mask") and len(corners) == 2:
+    if kind == "rectangle" and len(corners) == 4:
+        corners = _opposite(corners) or corners
+    if kind in LABELME_POINTS and len(corners) == 2:
         (x0, y0), (x1, y1) = corners
         if kind == "circle":
             angles = np.linspace(0, 2 * np.pi, 720, endpoint=False)
@@ -309,10 +346,23 @@ def _labelme_shape(entry: Mapping[str, Any], where: str) -> Shape:
                 _labelme_mask(entry, where), label, round(min(y0, y1)), round(min(x0, x1))
             )
         return _box(min(x0, x1), min(y0, y1), abs(x1 - x0), abs(y1 - y0), label, where)
+    if kind in LABELME_POINTS:
+        raise AnnotationError(
+            f"{where}: a {kind} needs {LABELME_POINTS[kind]}, got {len(corners)} points: "
+            f"{shown(str(points))[:80]}. Draw it anew, or as a polygon."
+        )
     raise AnnotationError(
-        f"{where}: a {kind} of {len(corners)} points marks no area; only polygon, rectangle, "
-        "circle (2 points) and mask do. Draw one of those, or remove it"
+        f"{where}: a {shown(kind)[:80]} of {len(corners)} points marks no area; only polygon, "
+        "rectangle, circle and mask do. Draw one of those, or remove it"
     )
+
+
+def _opposite(corners: Sequence[tuple[float, ...]]) -> list[tuple[float, float]] | None:
+    """Two opposite ones of a rectangle's four corners; None where its sides are not upright."""
+    xs, ys = zip(*corners, strict=True)
+    ends = list(itertools.product((min(xs), max(xs)), (min(ys), max(ys))))
+    upright = all(any(math.dist(corner, end) <= ROUNDING for corner in corners) for end in ends)
+    return [ends[0], ends[-1]] if upright else None
 
 
 def _labelme_mask(entry: Mapping[str, Any], where: str) -> np.ndarray:

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,10 @@ def labelme_mask(*marked: tuple[int, int], size: tuple[int, int] = (2, 3)) -> st
     ("shape", "expected"),
     [
         ({"shape_type": "rectangle", "points": [[3, 2], [1, 1]]}, [[1, 1], [1, 2]]),
+        (
+            {"shape_type": "rectangle", "points": [[3, 1.001], [1, 1], [1, 2], [3, 2]]},
+            [[1, 1], [1, 2]],
+        ),
         ({"points": [[1, 1], [3, 1], [3, 2], [1, 2]]}, [[1, 1], [1, 2]]),
         ({"shape_type": "circle", "points": [[2, 2], [2, 3]]}, [[1, 1], [1, 2], [2, 1], [2, 2]]),
         (
@@ -165,6 +170,11 @@ def test_yolo_counts_in_shares_of_the_image(tmp_path: Path) -> None:
         ("x.json", coco({"segmentation": {"size": [6, 8], "counts": "2d"}}), r"ends within a num"),
         (
             "x.json",
+            coco({"segmentation": {"size": [-6, -8], "counts": [46, 2]}}),
+            r"annotations\[0\]: size must be a whole number of pixels above 0, got -6",
+        ),
+        (
+            "x.json",
             coco({"segmentation": {"size": [9, 8], "counts": [72]}}),
             r"its image's \(6, 8\)",
         ),
@@ -182,6 +192,17 @@ def test_yolo_counts_in_shares_of_the_image(tmp_path: Path) -> None:
             "a.json",
             labelme({"shape_type": "point", "points": [[1, 1]]}),
             r"a point of 1 points mark",
+        ),
+        (
+            "a.json",
+            labelme({"shape_type": "rectangle", "points": [[2, 0], [4, 2], [2, 4], [0, 2]]}),
+            r"a rectangle needs two opposite corners, or four with upright sides, got 4 points: .* "
+            r"Draw it anew, or as a polygon",
+        ),
+        (
+            "a.json",
+            labelme({"shape_type": "circle", "points": [[2, 2]]}),
+            r"a circle needs two points, its centre and one of its rim, got 1 points",
         ),
         ("a.json", labelme({"points": [[1, 1], [2, "x"]]}), r"a point must be 2 numbers"),
         (
@@ -213,6 +234,58 @@ def test_mixtures_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "sub" / "b.json", labelme())
     with pytest.raises(AnnotationError, match="holds LabelMe's JSON and YOLO's text; keep one"):
         read_annotations(tmp_path, IMAGES)
+
+
+@pytest.mark.parametrize("content", ["", "[]", {"objects": [{"bbox": [1, 1, 2, 2]}]}])
+def test_other_json_among_labelmes_is_refused_and_makes_no_image_normal(
+    tmp_path: Path, content: object
+) -> None:
+    write(tmp_path / "a.json", labelme())
+    write(tmp_path / "sub" / "b.json", content)
+    with pytest.raises(AnnotationError, match=r"sub/b\.json: not LabelMe's .* Export it anew, or"):
+        read_annotations(tmp_path, IMAGES)
+
+
+@pytest.mark.parametrize("sides", [(12, 16), (12.0, 16.0), ("12", " 16 "), (12, 16.0)])
+@pytest.mark.parametrize("tool", ["coco", "labelme"])
+def test_stated_size_counts_in_whatever_type_it_is_written(
+    tmp_path: Path, tool: str, sides: tuple[object, object]
+) -> None:
+    height, width = sides
+    stated = (
+        coco(height=height, width=width)
+        if tool == "coco"
+        else labelme(imageHeight=height, imageWidth=width)
+    )
+    read = read_annotations(write(tmp_path / "a.json", stated), IMAGES)
+    assert not read.labels("a.png", (12, 16)).any()
+    with pytest.raises(AnnotationError, match=r"a\.png was annotated at \(12, 16\) pixels"):
+        read.labels("a.png", SIZE)
+
+
+@pytest.mark.parametrize("side", [6.5, "six", "", True, 0, -6, [6], math.nan])
+def test_stated_size_that_is_none_is_refused(tmp_path: Path, side: object) -> None:
+    message = r"a whole number of pixels above 0, got .* remove it if it is not known"
+    with pytest.raises(AnnotationError, match=r"a\.json, images\[0\]: height must be " + message):
+        read_annotations(write(tmp_path / "a.json", coco(height=side)), IMAGES)
+    with pytest.raises(AnnotationError, match=r"a\.json: imageWidth must be " + message):
+        read_annotations(write(tmp_path / "a.json", labelme(imageWidth=side)), IMAGES)
+
+
+def test_size_that_is_null_or_lacking_is_no_size(tmp_path: Path) -> None:
+    for stated in (coco(height=None, width=None), labelme(imageHeight=None)):
+        read = read_annotations(write(tmp_path / "a.json", stated), IMAGES)
+        assert isinstance(read, ShapeAnnotations)
+        assert not read.sizes
+
+
+@pytest.mark.parametrize("segmentation", [[], [[]], [[], []], None])
+def test_empty_coco_segmentation_falls_back_to_the_box(
+    tmp_path: Path, segmentation: object
+) -> None:
+    found = coco({"bbox": [1, 2, 3, 1], "segmentation": segmentation})
+    read = read_annotations(write(tmp_path / "a.json", found), IMAGES)
+    assert read.boxes("a.png", SIZE) == [Box(2, 1, 1, 3, "mass")]
 
 
 def test_one_image_in_two_files_is_refused(tmp_path: Path) -> None:
