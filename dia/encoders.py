@@ -6,7 +6,7 @@ B images, C channels, H W pixels, d width of the penultimate features, K shifts.
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, BinaryIO, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -182,9 +182,12 @@ def layout_for(device: torch.device, width: int = 64) -> torch.memory_format:
     return torch.channels_last if narrow else torch.contiguous_format
 
 
-def encoder_weights(path: Path) -> dict[str, Tensor]:
-    """The weights in a *.model file. Raises CheckpointError for anything else, in one line."""
-    state = load_tensors(path)
+def encoder_weights(path: Path, file: BinaryIO | None = None) -> dict[str, Tensor]:
+    """The weights in a *.model file. Raises CheckpointError for anything else, in one line.
+
+    file: the same, opened before.
+    """
+    state = load_tensors(path, file)
     if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
         raise CheckpointError(
             f"{path} is a file to go on with (state.pt, model-N.pt), not an encoder's weights. "

@@ -14,7 +14,6 @@ import torch
 
 from common.checkpoint import (
     CheckpointError,
-    content_hash,
     load_tensors,
     require_mapping,
     require_state_dict,
@@ -75,7 +74,7 @@ CROP_FLAGS = {
     "resize_fix": "evaluation.eval_resize_fix",
 }
 """In an evaluation these published flags mean the evaluation's crops, not training's."""
-CACHE_FORMAT = 4
+CACHE_FORMAT = 5
 """Part of the names of cached features; a file of another format is not found."""
 
 
@@ -124,7 +123,7 @@ def evaluate(config: DiaConfig, mode: EvalMode, command: Sequence[str]) -> Outco
         "dataset": config.data.dataset,
         "one_class_idx": config.data.one_class_idx,
         "checkpoint": path.name,
-        "checkpoint_sha256": content_hash(path),
+        "checkpoint_sha256": encoder.sha256,
         "selected_by": selected_by(path),
     }
     with tf32_products(config.precision == "tf32"):
@@ -276,14 +275,14 @@ def cached_features(
     The file's name is a hash of the checkpoint and its products' precision, the views, the images'
     names and contents, and how they become pixels.
     """
-    if not encoder.config.evaluation.cache_features:
+    if not encoder.config.evaluation.cache_features or encoder.sha256 is None:
         return shared_features(encoder, images, bad, processes)
     views = encoder.views
     if views.seeding != "published":
         views = replace(views, batch_size=0)  # which does not matter then
     identity = set_identity(images, whole=True)
-    facts = [CACHE_FORMAT, content_hash(encoder.path), repr(views), identity]
-    facts += [images.size, images.white_value, images.window, encoder.config.precision]
+    facts = [CACHE_FORMAT, encoder.sha256, repr(views), identity, encoder.config.precision]
+    facts += [images.size, images.white_value, images.window, images.refuse_grey]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
     path = encoder.path.parent / "features" / f"features_{key}.pt"
     features = None
@@ -298,7 +297,14 @@ def cached_features(
         return features
     features = shared_features(encoder, images, bad, processes)
     if features is not None:
-        save_atomic(features._asdict(), path)
+        try:
+            save_atomic(features._asdict(), path)
+        except OSError as error:
+            LOG.warning(
+                "%s: %s. The features are not kept; make the folder writable, or pass "
+                "--no-cache_features.",
+                error.filename, error.strerror,
+            )  # fmt: skip
     return features
 
 

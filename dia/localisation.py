@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from common.checkpoint import content_hash, save_atomic, save_text_atomic
+from common.checkpoint import save_atomic, save_text_atomic
 from common.config import config_to_yaml
 from common.devices import eval_mode
 from common.files import USUAL_LIMIT, escaped, file_stems, unescaped
@@ -231,7 +231,7 @@ def run_text(encoder: TrainedEncoder, occlusion: Occlusion) -> str:
     """What the heatmaps depend on, a line each."""
     facts: dict[str, Any] = {
         "checkpoint": encoder.path,
-        "encoder": content_hash(encoder.path),
+        "encoder": encoder.sha256,
         "patch": occlusion.patch,
         "step": occlusion.step,
         "views": encoder.views,

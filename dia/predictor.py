@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.checkpoint import CheckpointError
+from common.checkpoint import CheckpointError, open_file, stream_hash
 from common.cli import as_yaml
 from common.config import ConfigError, load_config
 from common.devices import eval_mode, resolve_device, tf32_products
@@ -60,6 +60,8 @@ class TrainedEncoder:
     device: torch.device
     path: Path
     """The checkpoint."""
+    sha256: str | None = None
+    """Of the bytes that were loaded, which a training may have replaced since; None for no file."""
 
 
 class SetFeatures(NamedTuple):
@@ -96,7 +98,8 @@ def load_encoder(
         config = replace(config, data=replace(config.data, num_workers=0))
     settings, kind = config.contrastive, parse_shift(config.contrastive.shift_trans_type)
     torch_device = resolve_device(device)
-    state = encoder_weights(path)
+    with open_file(path) as file:  # one file for both, whatever is put in its place meanwhile
+        state, sha256 = encoder_weights(path, file), stream_hash(file)
     linear = state.get("linear.weight")
     if linear is None or linear.ndim != 2:
         raise CheckpointError(
@@ -113,7 +116,7 @@ def load_encoder(
     load_weights(network, state, source=str(path), strict=not settings.no_strict)
     network.to(torch_device, memory_format=layout_for(torch_device, settings.width)).eval()
     views = view_settings(config, kind, config.evaluation.ood_samples, config.eval_crop_scale)
-    return TrainedEncoder(network, config, views, torch_device, path)
+    return TrainedEncoder(network, config, views, torch_device, path, sha256)
 
 
 def view_settings(

@@ -1,6 +1,7 @@
 """The Python API on a run of the real command: its scores are those of eval.py."""
 
 import csv
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.checkpoint import CheckpointError
+from common.checkpoint import CheckpointError, content_hash, load_tensors, save_atomic
 from common.config import REPOSITORY, ConfigError
 from common.datasets import DatasetError
 from common.image_batches import BadImages
@@ -118,20 +119,49 @@ def test_checkpoint_that_is_not_there_is_named(root, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"white_value": 255}, {"window": (100.0, 50.0)}, {"precision": "tf32"}]
+    "change",
+    [{"white_value": 255}, {"window": (100.0, 50.0)}, {"precision": "tf32"}, {"refuse_grey": True}],
 )
 def test_kept_features_are_of_these_pixels_and_products_alone(root, encoder, change) -> None:
     images = load_set("folder", root / "data", "test", size=SIDE)
-
-    def kept(encoder: TrainedEncoder, images: ImageSet) -> set[Path]:
-        processes, bad = Processes(), BadImages("skip")
-        cached_features(encoder, images, bad=bad, processes=processes)
-        return set((root / "run" / "features").iterdir())
-
-    before = kept(encoder, images)
-    assert kept(encoder, images) == before
+    before = kept_after(encoder, images)
+    assert kept_after(encoder, images) == before
     if "precision" in change:
         encoder = replace(encoder, config=replace(encoder.config, **change))
     else:
         images = replace(images, **change)
-    assert len(kept(encoder, images) - before) == 1
+    assert len(kept_after(encoder, images) - before) == 1
+
+
+def kept_after(encoder: TrainedEncoder, images: ImageSet) -> set[Path]:
+    """The files of kept features, when those of a set were taken."""
+    cached_features(encoder, images, bad=BadImages("skip"), processes=Processes())
+    return set((encoder.path.parent / "features").iterdir())
+
+
+def test_features_of_weights_that_a_training_has_replaced_are_not_kept_for_its_new_ones(
+    root, tmp_path: Path
+) -> None:
+    images = load_set("folder", root / "data", "test", size=SIDE)
+    run = shutil.copytree(root / "run", tmp_path / "run", ignore=lambda *_: ["features"])
+    old = load_encoder(run, device="cpu")
+    weights = {name: tensor * 2 for name, tensor in load_tensors(old.path).items()}
+    save_atomic(weights, old.path)  # by a training, while the evaluation runs
+    (kept,) = kept_after(old, images)
+    new = load_encoder(run, device="cpu")
+    assert len(kept_after(new, images) - {kept}) == 1
+    assert {old.sha256, new.sha256} == {content_hash(root / "run" / old.path.name),
+                                        content_hash(new.path)}  # fmt: skip
+
+
+def test_features_that_cannot_be_kept_cost_a_warning_and_no_scores(
+    root, tmp_path: Path, caplog
+) -> None:
+    images = load_set("folder", root / "data", "test", size=SIDE)
+    run = shutil.copytree(root / "run", tmp_path / "run", ignore=lambda *_: ["features"])
+    (run / "features").write_text("a file in the folder's place")
+    encoder, bad = load_encoder(run, device="cpu"), BadImages("skip")
+    features = cached_features(encoder, images, bad=bad, processes=Processes())
+    assert features.names == images.names
+    assert str(run / "features") in caplog.text
+    assert "--no-cache_features" in caplog.text
