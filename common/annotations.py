@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from common.shapes import (
     Shape,
     box_of,
     boxes_to_labels,
+    content,
     draw,
     labels_to_boxes,
     pixels_of_box,
@@ -40,6 +42,7 @@ SAME_RATIO = 0.02
 """By how much the ratio of the sides of a mask that is stretched may differ from its image's."""
 MASK_ENDING = re.compile(r"(.+)[_-](?:mask|seg|segmentation|label)(#[0-9]+)?", re.IGNORECASE)
 """What masks' names have behind the image's; and the number of a slice."""
+S = TypeVar("S", bound=Shape)
 PASS = "Pass a CSV file of boxes or a folder of masks."
 
 
@@ -258,10 +261,21 @@ def _shapes(path: Path, found: Format, names: ImageNames) -> ShapeAnnotations:
             of_image[image] = entry.shapes
         if entry.size is not None:
             sizes[image] = entry.size
+    of_image = _each_once(path, of_image)
     n = sum(map(len, of_image.values()))
     LOG.info("%s: read as %s: %d lesions in %d of %d images", path, found.name, n, len(of_image),
              len(seen))  # fmt: skip
     return ShapeAnnotations(path, of_image, _log_skipped(path, skipped), sizes)
+
+
+def _each_once(path: Path, of_image: Mapping[str, list[S]]) -> dict[str, list[S]]:
+    """The shapes of each image without repetitions, which would count as several lesions; says how
+    many those are."""
+    once = {i: list({content(s): s for s in shapes}.values()) for i, shapes in of_image.items()}
+    if fewer := {i: n for i in once if (n := len(of_image[i]) - len(once[i]))}:
+        LOG.warning("%s: lesions that are there again, number for number, count once: %d (%s)",
+                    path, sum(fewer.values()), shown_names(list(fewer)))  # fmt: skip
+    return once
 
 
 def read_boxes(path: Path, names: ImageNames) -> BoxAnnotations:
@@ -269,18 +283,28 @@ def read_boxes(path: Path, names: ImageNames) -> BoxAnnotations:
 
     The columns of FACT_COLUMNS are kept as well, all others are passed over. An image may have any
     number of rows; a row of an image with nothing after it says that it is normal. Raises
-    AnnotationError, naming the line, for a malformed row and for what is no such file: a damaged
-    file is an error and never fewer boxes.
+    AnnotationError, naming the line, for a malformed row, for an image that is normal and has a
+    box, and for what is no such file: a damaged file is an error and never fewer boxes.
     """
     of_image, skipped, facts = {}, [], {}
+    said: dict[
+        tuple[str, bool], str
+    ] = {}  # (image, whether it has a box) -> first row that says so
     for where, row, box in box_rows(path, PASS):
         image = names.match(row["image"], where)
         if image is None:
             skipped.append(row["image"])
             continue
+        said.setdefault((image, box is not None), where)
+        if (image, box is None) in said:
+            raise AnnotationError(
+                f"{image} has a box ({said[image, True]}), and a row without numbers says that it "
+                f"is normal ({said[image, False]}). Remove one of them."
+            )
         if box is not None:
             of_image.setdefault(image, []).append(box)
         note_facts(facts.setdefault(image, {}), row, where)
+    of_image = _each_once(path, of_image)
     return BoxAnnotations(path, of_image, _log_skipped(path, skipped), facts=facts)
 
 

@@ -5,7 +5,7 @@ left corner, so that pixel (0, 0) reaches from 0 to 1.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -61,6 +61,18 @@ class Pixels:
 
 
 Shape = Box | ShareBox | Polygons | Pixels
+
+
+def content(shape: Shape) -> Hashable:
+    """The same for two shapes that are equal to the last digit, class included."""
+    match shape:
+        case Polygons():
+            return tuple(outline.tobytes() for outline in shape.outlines), shape.label
+        case Pixels():
+            marked = (shape.marked.shape, np.packbits(shape.marked).tobytes())
+            return marked, shape.label, shape.top, shape.left
+        case _:
+            return shape
 
 
 def boxes_to_labels(boxes: Iterable[Sequence[float]], size: tuple[int, int]) -> np.ndarray:

@@ -288,6 +288,23 @@ def test_empty_coco_segmentation_falls_back_to_the_box(
     assert read.boxes("a.png", SIZE) == [Box(2, 1, 1, 3, "mass")]
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"bbox": [1, 2, 3, 1]},
+        {"segmentation": [[1, 1, 4, 1, 4, 4]]},
+        {"segmentation": {"size": [6, 8], "counts": [40, 8]}},
+    ],
+)
+def test_shape_that_is_there_twice_is_one_lesion_and_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, shape: dict[str, Any]
+) -> None:
+    found = coco(shape, {"bbox": [0, 0, 1, 1]}, shape, {**shape, "category_id": 2})
+    read = read_annotations(write(tmp_path / "a.json", found), IMAGES)
+    assert [box.label for box in read.boxes("a.png", SIZE)] == ["mass", "mass", "2"]
+    assert "lesions that are there again, number for number, count once: 1 (a.png)" in caplog.text
+
+
 def test_one_image_in_two_files_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.json", labelme())
     write(tmp_path / "a.png.json", labelme())

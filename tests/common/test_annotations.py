@@ -63,6 +63,23 @@ def test_image_may_have_several_rows_one_empty_row_or_none(tmp_path: Path) -> No
     assert not annotations.labels("c.png", (5, 5)).any()
 
 
+def test_box_that_is_there_twice_is_one_lesion_and_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = "a.png,0,0,1,2,mass\na,0.0,0,1,2,mass\na.png,0,0,1,2,\nc.png,0,0,1,2,mass\n"
+    read = read_annotations(boxes_file(tmp_path, rows), IMAGES)
+    assert read.boxes("a.png", (5, 5)) == [Box(0, 0, 1, 2, "mass"), Box(0, 0, 1, 2)]
+    assert len(read.boxes("c.png", (5, 5))) == 1
+    assert "lesions that are there again, number for number, count once: 1 (a.png)" in caplog.text
+
+
+@pytest.mark.parametrize("rows", ["a.png,,,,,\na,0,0,1,2,mass\n", "a,0,0,1,2,\na.png,,,,,\n"])
+def test_image_that_is_normal_and_has_a_box_is_refused(tmp_path: Path, rows: str) -> None:
+    message = r"a\.png has a box \(.*line [23]\), and a row .* normal \(.*line [23]\)\. Remove one"
+    with pytest.raises(AnnotationError, match=message):
+        read_annotations(boxes_file(tmp_path, rows), IMAGES)
+
+
 @pytest.mark.parametrize("name", ["sub/b.png", "sub/b", "sub\\b.png", "./sub/b.png", "sub/b.tif"])
 def test_image_is_found_by_its_path_with_or_without_suffix(tmp_path: Path, name: str) -> None:
     annotations = read_annotations(boxes_file(tmp_path, f"{name},0,0,1,1\n"), IMAGES)
