@@ -15,6 +15,8 @@ GAIN = 2.0
 """Times the difference from the surroundings, of which little is left; beyond [0, 1] it is cut."""
 DARKEST = 0.05
 """Of tissue, whatever its surroundings: it stays apart from background, which is 0."""
+FLAT_TISSUE = DARKEST / 2
+"""Grey value above which a pixel of a flattened image is tissue, resized ones, too."""
 BLUR_PIXELS = 8.0
 """Standard deviation of the blur in the smaller image on which it is computed."""
 

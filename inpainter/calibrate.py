@@ -58,7 +58,7 @@ from inpainter.windows import cut_windows, pad_image, resized, scaled_hw, window
 LOG = logging.getLogger(__name__)
 FEWEST_OF_AN_IMAGE = 8
 """Windows for which an image is worth being read: of very many images, not all are."""
-MEASURED = 2
+MEASURED = 3
 """Of what is measured, and where: a file of another number is not used as it is, but made anew."""
 PLACES = 8
 """Windows are drawn from a grid of this many places along a hole's side, or a finer one."""
@@ -224,7 +224,7 @@ def describe_windows(
     hw = (image.shape[1], image.shape[2])
     grid = window_grid(hw, test.patch_shape[:2], stride, test.heatmap_alignment)
     padded = pad_image(image, grid)
-    numbers = windows_to_score(padded, grid, test)
+    numbers = windows_to_score(padded, grid, config.test_as_seen())
     order = torch.randperm(len(numbers), generator=generator_for(config.seed, "calibrate", name))
     chosen = sorted(numbers[i] for i in order[:count].tolist())
     dropout = predictor.dropout(name)

@@ -89,7 +89,7 @@ class Predictor:
 
         pixels: (C, H, W) in [0, 1]. See `inpainter.heatmap.score_image`.
         """
-        parts = (self.scorer, self.config.test, self.dropout(name), self.device)
+        parts = (self.scorer, self.config.test_as_seen(), self.dropout(name), self.device)
         return score_at_scales(pixels, *parts, self.calibrations, workers)
 
     def dropout(self, name: str) -> ImageDropout | None:

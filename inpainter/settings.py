@@ -14,7 +14,7 @@ code calls by one word each:
 
 import logging
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,7 +22,7 @@ from common import config_types as kind
 from common.config import REPOSITORY, resolve_path
 from common.config_types import check_fields, require
 from common.grey_range import Window, check_window
-from common.shading import Flattening
+from common.shading import FLAT_TISSUE, Flattening
 
 LOG = logging.getLogger(__name__)
 COARSE_TRUNK = (
@@ -401,7 +401,7 @@ class PicardConfig:
     flatten: kind.PositiveShare | None = None
     """Take slow changes of brightness and colour off every image (`common.shading`): standard
     deviation of the blur that is taken off, as a share of the shorter side; none = do not. What is
-    brighter than test.tissue_threshold counts."""
+    brighter than test.tissue_threshold before is tissue, afterwards, too."""
     slices: kind.SliceRule = "all"
     """Slices used of files that hold several: all, middle or every_N."""
     expname: kind.NameText = "PICARD-train"
@@ -460,6 +460,17 @@ class PicardConfig:
         if self.flatten is None:
             return None
         return Flattening(self.flatten, self.test.tissue_threshold)
+
+    def seen_tissue(self, threshold: float) -> float:
+        """Grey value above which a pixel is tissue in images as the networks see them.
+
+        threshold: the same in images as they are read.
+        """
+        return threshold if self.flatten is None else FLAT_TISSUE
+
+    def test_as_seen(self) -> TestConfig:
+        """`test`, with the tissue_threshold of images as the networks see them."""
+        return replace(self.test, tissue_threshold=self.seen_tissue(self.test.tissue_threshold))
 
     def warnings(self) -> list[str]:
         """What these settings say without effect, one sentence each with the remedy."""

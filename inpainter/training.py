@@ -249,7 +249,7 @@ def training_crops(config: PicardConfig) -> NormalCrops:
         train.random_crop,
         train.flip,
         train.min_tissue_fraction,
-        train.tissue_threshold,
+        config.seen_tissue(train.tissue_threshold),
         train.max_rotation,
         train.max_scale,
     )

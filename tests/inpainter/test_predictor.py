@@ -82,6 +82,16 @@ def test_networks_see_flattened_images(predictor, tmp_path, caplog) -> None:
     assert not torch.equal(flat(image)["MCD_image"], predictor(image)["MCD_image"])
 
 
+def test_dark_places_of_flattened_images_are_tissue_as_before(predictor) -> None:
+    image = texture(64, 64) * 0.1 + 0.5
+    image[:, 24:40, 24:40] = 0.15  # darker than its surroundings by more than flattening keeps
+    test = replace(predictor.config.test, tissue_threshold=0.1, min_tissue_fraction=0.9)
+    test = replace(test, only_check_nonblack_pixels=True)
+    flat = replace(predictor, config=replace(predictor.config, flatten=0.2, test=test))
+    assert flat.pixels_of(image)[0, 32, 32] < test.tissue_threshold
+    assert flat(image)["MCD_image"][32, 32] > 0
+
+
 @pytest.mark.parametrize(
     ("key", "value", "shown"),
     [("flatten", 0.2, "0.2"), ("white_value", 4095, "4095"),
