@@ -24,6 +24,8 @@ from common.image_files import READ_ERRORS, ImageError, check_samples, slice_num
 from common.notices import notice
 from common.volumes import split_slice
 
+SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
+"""Class of DICOM's own masks."""
 MAX_FRAMES = 100_000
 """A file that claims more frames is damaged."""
 Modality = Callable[[np.ndarray], np.ndarray]
@@ -49,7 +51,9 @@ def _frames_of(dataset: Any) -> int:
     return max(1, frames)
 
 
-def read_dicom(path: Path, *, force: bool = False, window: Window = "auto") -> np.ndarray:
+def read_dicom(
+    path: Path, *, force: bool = False, window: Window = "auto", stored: bool = False
+) -> np.ndarray:
     """Reads a DICOM image or one frame of several: grey (H, W) or RGB (H, W, 3), in [0, 1] float32.
 
     path: that of the file, or of one of its frames (common.volumes); no other frame is decoded.
@@ -58,7 +62,9 @@ def read_dicom(path: Path, *, force: bool = False, window: Window = "auto") -> n
     percentiles 0.1 and 99.9 of the slice, or of all frames. (level, width): those, in the
     modality's values (CT: Hounsfield units). percentile: percentiles, whatever the file says.
     MONOCHROME1 (0 is white) and presentation shape INVERSE are inverted, so that larger is
-    brighter. Padding is 0. Colour: palettes are looked up, YBR is turned into RGB, no window.
+    brighter. Padding is 0. Colour: palettes are looked up, YBR is turned into RGB, no window. Bytes
+    (unsigned, of up to 8 bits, without table or rescaling) have no other window than auto.
+    stored: grey as it is stored, without any of this, for masks; a segmentation object is refused.
     force: read it without preamble (check that it begins as DICOM does). Raises ImageError, naming
     the file, where it cannot be read.
     """
@@ -69,15 +75,21 @@ def read_dicom(path: Path, *, force: bool = False, window: Window = "auto") -> n
         with open_regular(file_path) as file:
             dataset = pydicom.dcmread(file, force=force, stop_before_pixels=number is not None)
             frame = _check_size(dataset, path)
+            if stored and dataset.get("SOPClassUID") == SEGMENTATION:
+                raise ImageError(
+                    f"{path} is a DICOM segmentation object, which is not read as a mask: to which "
+                    "slices its frames belong is named inside. Convert it to NIfTI with the "
+                    "image's slices, or to one PNG for each slice"
+                )
             _name_transfer_syntax(dataset)
+            show = functools.partial(_displayed, window=window, stored=stored)
             if number is None:
-                return _displayed(_Frame(dataset, dataset.pixel_array, frame, path), window)
+                return show(_Frame(dataset, dataset.pixel_array, frame, path))
             if dataset.file_meta.TransferSyntaxUID.is_deflated:  # no frame lies at a known place
                 file.seek(0)
                 dataset = pydicom.dcmread(file, force=force)
             read = functools.partial(_frame_pixels, dataset, file)
-            found = _Frame(dataset, read(frame), frame, path, read)
-            return _displayed(found, window)
+            return show(_Frame(dataset, read(frame), frame, path, read))
 
 
 def _frame_pixels(dataset: Any, file: BinaryIO, frame: int) -> np.ndarray:
@@ -189,8 +201,8 @@ def _name_transfer_syntax(dataset: Any) -> None:
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
 
 
-def _displayed(frame: _Frame, window: Window) -> np.ndarray:
-    """Stored values of a frame to (H, W) or (H, W, 3) in [0, 1]."""
+def _displayed(frame: _Frame, window: Window, *, stored: bool) -> np.ndarray:
+    """Stored values of a frame to (H, W) or (H, W, 3) in [0, 1]; stored: grey as it is."""
     dataset, pixels, path = frame.dataset, frame.pixels, frame.path
     kind = str(dataset.PhotometricInterpretation).strip()
     tables = ("RedPaletteColorLookupTableDescriptor", "PaletteColorLookupTableUID")
@@ -206,8 +218,10 @@ def _displayed(frame: _Frame, window: Window) -> np.ndarray:
             f"{path}: cannot show {kind} with pixels {pixels.shape}; expected MONOCHROME1, "
             "MONOCHROME2, PALETTE COLOR, RGB or YBR."
         )
+    if stored:
+        return pixels
     padding = _padding(frame)
-    unit = _windowed(frame, padding, window)
+    unit = _windowed(frame, padding, "auto" if _holds_bytes(frame) else window)
     # One inversion, not two: MONOCHROME1 of a radiograph demands the shape INVERSE.
     shape = str(dataset.get("PresentationLUTShape", "")).strip().upper()
     if kind == "MONOCHROME2" and shape == "INVERSE":
@@ -270,14 +284,27 @@ def _windowed(frame: _Frame, padding: np.ndarray, window: Window) -> np.ndarray:
     return in_range(values, low, high)
 
 
+def _holds_bytes(frame: _Frame) -> bool:
+    """Whether its values are unsigned, of up to 8 bits, and the modality's as they are."""
+    is_short = frame.pixels.dtype.kind == "u" and int(frame.dataset.BitsStored) <= 8
+    is_plain = not frame.dataset.get("ModalityLUTSequence")
+    return is_short and is_plain and _rescaling(frame) == (1, 0)
+
+
 def _modality(frame: _Frame) -> Modality:
     """What makes the modality's values, float64, of stored ones: a table, or slope and intercept.
 
     Raises ImageError where the slope or the intercept makes no picture.
     """
-    path = frame.path
     if tables := frame.dataset.get("ModalityLUTSequence"):
         return lambda pixels: _look_up(pixels.astype(np.int64), tables[0])[0].astype(np.float64)
+    slope, intercept = _rescaling(frame)
+    return lambda pixels: pixels * slope + intercept
+
+
+def _rescaling(frame: _Frame) -> tuple[float, float]:
+    """Slope and intercept. Raises ImageError where they make no picture."""
+    path = frame.path
     numbers = {"RescaleSlope": 1.0, "RescaleIntercept": 0.0}
     for keyword, default in numbers.items():
         stated = (place.get(keyword) for place in frame.places())
@@ -290,7 +317,7 @@ def _modality(frame: _Frame) -> Modality:
         raise ImageError(
             f"{path}: RescaleSlope is 0, which makes all pixels the same. Correct or remove it."
         )
-    return lambda pixels: pixels * slope + intercept
+    return slope, intercept
 
 
 def _look_up(values: np.ndarray, item: Any) -> tuple[np.ndarray, int]:

@@ -11,7 +11,7 @@ import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import imagecodecs
 import numpy as np
@@ -70,12 +70,25 @@ READ_ERRORS = (
 )
 """What the decoders raise for files that are truncated, corrupt or of no known kind."""
 
+FAX = (2, 3, 4)
+"""TIFF compressions of fax machines, whose bits are ink, so that 0 is always white."""
+
 # What it logs of damaged files is in the ImageError, or does not matter.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
 class ImageError(UserError):
     """An image, or a folder of them, cannot be read; the message names it."""
+
+
+class Pixels(NamedTuple):
+    """Stored values of an image, and what they mean."""
+
+    values: np.ndarray
+    """(H, W) or (H, W, samples): grey, grey and alpha, RGB, or RGB and alpha."""
+    white: int | None = None
+    """The largest value that its bits hold where its type holds more: 4095 of 12 bits."""
+    zero_is_white: bool = False
 
 
 def check_samples(height: int, width: int, samples: int) -> None:
@@ -161,12 +174,12 @@ def is_lossy(path: Path) -> bool:
     return kind in ("jpeg", "jpeg2000")
 
 
-def read_pixels(path: Path) -> np.ndarray:
+def read_pixels(path: Path) -> Pixels:
     """Stored values of a file as a viewer turns them, in the file's own number type.
 
-    path: that of the file or, of a TIFF of several pages, of one of them.
-    (H, W) or (H, W, samples): grey, grey and alpha, RGB, or RGB and alpha. Palettes are looked up,
-    CMYK and YCbCr turned into RGB. Raises ImageError, naming the file.
+    path: that of the file or, of a TIFF of several pages, of one of them. Palettes are looked up,
+    CMYK and YCbCr turned into RGB; nothing is scaled or inverted (but fax, to 1 for white). Raises
+    ImageError, naming the file.
     """
     file_path, number = split_slice(path)
     page = 0
@@ -178,7 +191,7 @@ def read_pixels(path: Path) -> np.ndarray:
             if kind == "tiff":
                 deep, page = _read_deep_tiff(file, path)
                 if deep is not None:
-                    return _turned(*deep, path)
+                    return deep
                 file.seek(0)
             elif number:
                 slice_number(path, range(1), "picture")
@@ -206,7 +219,7 @@ def _unreadable(path: Path, error: BaseException) -> ImageError:
     return ImageError(f"Cannot read the image {path}: {reason}")
 
 
-def _decode(image: Image.Image, file: BinaryIO, path: Path) -> np.ndarray:
+def _decode(image: Image.Image, file: BinaryIO, path: Path) -> Pixels:
     """Decodes what Pillow opened from the file."""
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format not in ("MPO", "TIFF"):
@@ -218,9 +231,10 @@ def _decode(image: Image.Image, file: BinaryIO, path: Path) -> np.ndarray:
         )
     check_samples(image.height, image.width, len(image.getbands()))
     if image.format == "TIFF":
-        _note_white_as_zero(image.tag_v2.get(262), path)
         _note_turned(image.tag_v2.get(ExifTags.Base.Orientation, 1), path)
-        return _values(image)  # Pillow turns TIFF files itself, and inverts them
+        values = _values(image)  # Pillow turns TIFF files itself, and inverts them
+        inverted = image.tag_v2.get(262) == 0 and image.tag_v2.get(259) not in FAX
+        return Pixels(np.invert(values) if inverted else values, zero_is_white=inverted)
     image.load()  # before a search for EXIF data behind the pixels, which would hide its errors
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -233,13 +247,14 @@ def _decode(image: Image.Image, file: BinaryIO, path: Path) -> np.ndarray:
     if image.format == "JPEG2000":
         file.seek(0)
         if (deep := _read_deep_jpeg2000(file.read())) is not None:
-            return _turned(deep, orientation, path)
+            return deep._replace(values=_turned(deep.values, orientation, path))
     if image.format == "PNG":
         file.seek(0)
         head = file.read(26)
         if head[24] == 16 and head[25] != 0:  # 16 bits with colour or alpha: Pillow keeps 8
-            return _turned(imagecodecs.png_decode(head + file.read()), orientation, path)
-    return _turned(_values(image), orientation, path)
+            deep = imagecodecs.png_decode(head + file.read())
+            return Pixels(_turned(deep, orientation, path))
+    return Pixels(_turned(_values(image), orientation, path))
 
 
 def _values(image: Image.Image) -> np.ndarray:
@@ -272,16 +287,8 @@ def _note_turned(orientation: int, path: Path) -> None:
         )
 
 
-def _note_white_as_zero(photometric: int | None, path: Path) -> None:
-    if photometric == 0:
-        notice("TIFF with white as zero inverted", f"{path} stores white as 0: inverted")
-
-
-def _read_deep_jpeg2000(data: bytes) -> np.ndarray | None:
-    """Values of a JPEG 2000 file; None up to 8 bits, to which Pillow reduces deeper colours.
-
-    Of 16 bits in their own type; other depths, such as 12 bits, are floats in [0, 1].
-    """
+def _read_deep_jpeg2000(data: bytes) -> Pixels | None:
+    """Values of a JPEG 2000 file; None up to 8 bits, to which Pillow reduces deeper colours."""
     from pydicom.pixels.utils import get_j2k_parameters  # few sets have such files
 
     facts = get_j2k_parameters(data[data.find(J2K_BEGIN) :])
@@ -289,9 +296,13 @@ def _read_deep_jpeg2000(data: bytes) -> np.ndarray | None:
     if bits <= 8:
         return None
     pixels = imagecodecs.jpeg2k_decode(data)
-    if bits == 16 or facts["is_signed"]:
-        return pixels
-    return (pixels / (2.0**bits - 1)).astype(np.float32)
+    return Pixels(pixels, _white(pixels, bits))
+
+
+def _white(pixels: np.ndarray, bits: int) -> int | None:
+    """The largest value of unsigned integers of this many bits where their type holds more."""
+    narrow = pixels.dtype.kind == "u" and bits < 8 * pixels.dtype.itemsize
+    return 2**bits - 1 if narrow else None
 
 
 def tiff_pages(path: Path) -> Sequence[int]:
@@ -324,11 +335,11 @@ def _own_pages(tiff: "tifffile.TiffFile", path: Path) -> list[int]:
     return [number for number, is_other in enumerate(flags) if not is_other] or [0]
 
 
-def _read_deep_tiff(file: BinaryIO, path: Path) -> tuple[tuple[np.ndarray, int] | None, int]:
-    """Values (H, W) or (H, W, samples) of a TIFF file and its orientation tag; and the page read.
+def _read_deep_tiff(file: BinaryIO, path: Path) -> tuple[Pixels | None, int]:
+    """Values of a TIFF file; and the page read.
 
-    Of whole bytes in their own type; other depths, such as 12 bits, are floats in [0, 1]. None for
-    a sound file of up to 8 unsigned bits, which Pillow reads; it reduces deeper ones to 8 bits.
+    None for a sound file of up to 8 unsigned bits, which Pillow reads; it reduces deeper ones to 8
+    bits.
     """
     import tifffile
     from tifffile import PHOTOMETRIC
@@ -358,12 +369,9 @@ def _read_deep_tiff(file: BinaryIO, path: Path) -> tuple[tuple[np.ndarray, int] 
         pixels = np.moveaxis(pixels, 0, -1)
     if pixels.shape[:2] != (page.imagelength, page.imagewidth):
         raise ValueError(f"its pixels are {pixels.shape}, by its axes {page.axes}")
-    if pixels.dtype.kind == "u" and page.bitspersample < 8 * pixels.dtype.itemsize:
-        pixels = (pixels / (2.0**page.bitspersample - 1)).astype(np.float32)
-    if pixels.dtype.kind in "uf" and page.photometric == PHOTOMETRIC.MINISWHITE:
-        _note_white_as_zero(page.photometric, path)
-        pixels = (1 if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max) - pixels
-    return (pixels, orientation), number
+    white = _white(pixels, page.bitspersample)
+    inverted = page.photometric == PHOTOMETRIC.MINISWHITE
+    return Pixels(_turned(pixels, orientation, path), white, inverted), number
 
 
 def _check_tiff_parts(page: "tifffile.TiffPage", file_bytes: int) -> None:

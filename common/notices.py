@@ -25,6 +25,7 @@ Kind = Literal[
     "DICOM padding made black",
     "DICOM presentation inverted",
     "mask of another size stretched",
+    "mask that marks more than half of its image",
     "volume without a range",
     "volume without orientation",
     "voxels without a value made black",

@@ -123,10 +123,10 @@ def read_volume_slice(
     """One slice of a NIfTI or NRRD file, (H, W): float32 in [0, 1], or unsigned integers.
 
     path: that of the slice, or of a file of one slice. window: level and width in the file's values
-    (CT: Hounsfield units), or percentile. auto: bytes as they are, else what the file says
-    (NIfTI's cal_min and cal_max), else integers as they are where white_value is given, else
-    percentiles of the volume, with a notice. stored: the values without any window, for masks.
-    Raises ImageError, naming the file.
+    (CT: Hounsfield units), or percentile. auto: what the file says (NIfTI's cal_min and cal_max),
+    else bytes as they are, and other unsigned integers where white_value is given, else
+    percentiles of the volume, with a notice. Bytes (unsigned, not rescaled) have no other window
+    than auto. stored: the values without any window, for masks. Raises ImageError, naming the file.
     """
     with _opened(path) as volume:
         count = volume.n_slices
@@ -135,8 +135,10 @@ def read_volume_slice(
             return values
         _note_flat_pixels(volume, path)
         plain = volume.is_plain and values.dtype.kind == "u"
-        keeps = values.dtype.itemsize == 1 or (volume.stated is None and white_value is not None)
-        if window == "auto" and plain and keeps:
+        is_byte = plain and values.dtype.itemsize == 1
+        window = "auto" if is_byte else window
+        keeps = is_byte or (plain and white_value is not None)
+        if window == "auto" and volume.stated is None and keeps:
             return values
         if isinstance(window, tuple):
             low, high = range_of(window)

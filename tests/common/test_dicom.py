@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from common.images import ImageError, read_image
+from common.dicom import SEGMENTATION
+from common.images import ImageError, read_image, read_mask
 from common.notices import forget
 
 pydicom = pytest.importorskip("pydicom")
@@ -466,3 +467,53 @@ def test_lossless_jpeg_and_jpeg_ls_are_read_without_any_decoder_but_our_own(tmp_
         decoder = pydicom.pixels.get_decoder(syntax)
         found = decoder.as_array(dataset, decoding_plugin="imagecodecs")[0]
         assert np.array_equal(found, stored)
+
+
+@pytest.mark.parametrize(
+    "shown_by",
+    [
+        {"RescaleSlope": 1, "RescaleIntercept": -1024, "WindowCenter": 40, "WindowWidth": 400},
+        {"RescaleSlope": 1, "RescaleIntercept": 0, "WindowCenter": 40, "WindowWidth": 400},
+        {"PhotometricInterpretation": "MONOCHROME1"},
+        {"PresentationLUTShape": "INVERSE", "PixelPaddingValue": 1},
+    ],
+)
+@pytest.mark.parametrize("dtype", ["u1", "u2", "i2"])
+def test_mask_is_its_stored_values_however_the_file_says_to_show_them(tmp_path, shown_by, dtype):
+    path = write_dicom(tmp_path / "a.dcm", np.array([[0, 1, 0, 7]], dtype=dtype), **shown_by)
+    assert read_mask(path).tolist() == [[False, True, False, True]]
+
+
+def test_segmentation_object_is_refused_as_a_mask_with_what_to_save_instead(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", np.array([[0, 1]], np.uint8), SOPClassUID=SEGMENTATION)
+    with pytest.raises(ImageError, match=r"a.dcm is a DICOM segmentation object.* to NIfTI with"):
+        read_mask(path)
+
+
+BYTES = np.array([[0, 51, 102, 255]], dtype=np.uint8)
+
+
+@pytest.mark.parametrize("window", [(40.0, 400.0), "percentile"])
+def test_bytes_have_the_files_own_window_alone(tmp_path, window):
+    own = {"WindowCenter": 128, "WindowWidth": 256}
+    path = write_dicom(tmp_path / "a.dcm", BYTES, **own)
+    shown_by = read_image(path, window=window).flatten().tolist()
+    assert shown_by == pytest.approx([0, 0.2, 0.4, 1])
+    short = {"BitsStored": 8, "HighBit": 7}  # in 16
+    path = write_dicom(tmp_path / "b.dcm", BYTES.astype(np.uint16), **own, **short)
+    assert read_image(path, window=window).flatten().tolist() == shown_by
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale", "expected"),
+    [
+        ("u1", {"RescaleSlope": 2, "RescaleIntercept": -100}, [0, 0.255, 0.51, 1]),
+        ("u1", {"RescaleSlope": 1, "RescaleIntercept": 100}, [0.5, 0.6275, 0.755, 1]),
+        ("i1", {}, [0.25, 0.3775, 0.505, 0.2475]),  # 255 is -1
+    ],
+)
+def test_bytes_that_are_rescaled_or_signed_numbers_are_windowed(tmp_path, dtype, scale, expected):
+    # in a window from -100 to 300; the second of the first: 2 * 51 - 100 = 2, (2 + 100) / 400
+    path = write_dicom(tmp_path / "a.dcm", BYTES.astype(dtype), **scale)
+    found = read_image(path, window=(100.0, 400.0)).flatten().tolist()
+    assert found == pytest.approx(expected)

@@ -139,6 +139,15 @@ def test_mask_of_labels_counts_every_value_above_0(tmp_path, dtype):
     assert read_mask(tmp_path / "a.tif").tolist() == [[False, True], [True, False]]
 
 
+def test_mask_that_marks_more_than_half_is_said(tmp_path, caplog):
+    Image.fromarray(np.array([[0, 1], [0, 1]], np.uint8)).save(tmp_path / "a.png")
+    read_mask(tmp_path / "a.png")
+    assert not caplog.records
+    Image.fromarray(np.array([[255, 0], [255, 255]], np.uint8)).save(tmp_path / "b.png")
+    assert read_mask(tmp_path / "b.png").sum() == 3
+    assert "b.png marks 75.0% of its image" in caplog.text
+
+
 def test_alpha_of_a_photograph_is_left_out_with_a_word(tmp_path, caplog):
     colours = values("u1", 2, 2, 3)
     opaque = rgba(tmp_path / "a.png", colours, np.full((2, 2), 255))
@@ -260,3 +269,32 @@ def test_jpeg_2000_keeps_its_depth(tmp_path, suffix):
             imagecodecs.jpeg2k_encode(values("u1", *shape), level=0, codecformat=codec)
         )
         assert read_image(path).shape[1:] == (9, 7)
+
+
+def test_window_and_white_value_are_stored_values_of_jpeg_2000_of_12_bits(tmp_path):
+    stored = np.array([[0, 500], [1250, 4095]], dtype=np.uint16).repeat(8, 0).repeat(8, 1)
+    path = tmp_path / "a.jp2"
+    path.write_bytes(imagecodecs.jpeg2k_encode(stored, level=0, bitspersample=12, reversible=True))
+    shown = read_image(path, window=(2000.0, 3000.0))[0, ::8, ::8].flatten().tolist()
+    assert shown == pytest.approx([0, 0, 0.25, 1])
+    assert torch.equal(read_image(path, white_value=65535), read_image(path))
+    with pytest.raises(ImageError, match=r"a.jp2 holds the value 4095, above white_value: 2047"):
+        read_image(path, white_value=2047)
+
+
+@pytest.mark.parametrize("window", [(2000.0, 3000.0), "percentile"])
+def test_window_holds_for_grey_beside_alpha(tmp_path, window):
+    grey = np.array([[500, 1250], [2000, 3500]], dtype=np.uint16)
+    stored = np.dstack([grey, np.full_like(grey, 65535)])
+    (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(stored))
+    shown = read_image(tmp_path / "a.png", window=window).flatten().tolist()
+    assert shown == pytest.approx([0, 0.25, 0.5, 1])
+
+
+@pytest.mark.parametrize("window", [(40.0, 400.0), "percentile"])
+def test_pictures_of_up_to_8_bits_have_no_window(tmp_path, window):
+    Image.fromarray(np.array([[True, False]])).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png", window=window).flatten().tolist() == [1, 0]
+    Image.fromarray(np.array([[255, 51]], np.uint8)).save(tmp_path / "b.png")
+    shown = read_image(tmp_path / "b.png", window=window).flatten().tolist()
+    assert shown == pytest.approx([1, 0.2])

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from common.images import ImageError, read_image
+from common.images import ImageError, read_image, read_mask
+from common.notices import counts, forget
 from tests.image_files import unit, values
 
 tifffile = pytest.importorskip("tifffile")
@@ -30,6 +31,38 @@ def test_tiff_in_which_zero_is_white_is_inverted(tmp_path, dtype):
     stored = values(dtype, 5, 7)
     tifffile.imwrite(tmp_path / "a.tif", stored, photometric="miniswhite")
     assert torch.equal(read_image(tmp_path / "a.tif"), unit(np.iinfo(dtype).max - stored))
+
+
+@pytest.mark.parametrize("dtype", ["?", "u1", "u2", "i2", "f4"])
+def test_mask_in_a_tiff_in_which_zero_is_white_is_its_stored_values(tmp_path, dtype):
+    forget()
+    stored = np.array([[0, 1], [0, 0]]).astype(dtype)
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="miniswhite")
+    assert read_mask(tmp_path / "a.tif").tolist() == [[False, True], [False, False]]
+    tifffile.imwrite(tmp_path / "b.tif", stored)  # tifffile's own choice for bool: miniswhite
+    assert read_mask(tmp_path / "b.tif").tolist() == [[False, True], [False, False]]
+    assert counts() == {}  # nothing was inverted
+
+
+def test_mask_in_a_fax_is_what_it_shows(tmp_path):
+    """The bits of these compressions are ink: programs turn them when they write a mask."""
+    shown = np.zeros((4, 8), bool)
+    shown[1, 2:5] = True
+    Image.fromarray(~shown).save(tmp_path / "a.tif", compression="group4")
+    data = (tmp_path / "a.tif").read_bytes()
+    one, zero = (struct.pack("<HHIHH", 262, 3, 1, value, 0) for value in (1, 0))
+    assert one in data
+    (tmp_path / "a.tif").write_bytes(data.replace(one, zero))
+    assert read_mask(tmp_path / "a.tif").tolist() == shown.tolist()
+
+
+def test_window_comes_before_the_inversion_of_a_tiff_in_which_zero_is_white(tmp_path):
+    stored = np.array([[0, 500, 1250, 4095]], dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="miniswhite")
+    shown = read_image(tmp_path / "a.tif", window=(2000.0, 3000.0)).flatten().tolist()
+    assert shown == pytest.approx([1, 1, 0.75, 0])  # from 500 to 3500
+    shown = read_image(tmp_path / "a.tif", white_value=4095).flatten().tolist()
+    assert shown == pytest.approx([1, 1 - 500 / 4095, 1 - 1250 / 4095, 0])
 
 
 def test_planar_tiff_is_read_as_colour(tmp_path):
@@ -76,6 +109,19 @@ def test_packed_12_bits_are_divided_by_4095(tmp_path):
     assert read_image(tmp_path / "a.tif").flatten().tolist() == pytest.approx(
         [0, 1, 2048 / 4095, 0.2]
     )
+
+
+def test_window_and_white_value_are_stored_values_of_packed_12_bits(tmp_path):
+    stored = np.array([[0, 500, 1250, 4095]], dtype=np.uint16)
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, stored, bitspersample=12)
+    shown = read_image(path, window=(2000.0, 3000.0)).flatten().tolist()
+    assert shown == pytest.approx([0, 0, 0.25, 1])
+    own = read_image(path)
+    assert torch.equal(read_image(path, white_value=65535), own)  # its bits do not hold that
+    assert torch.equal(read_image(path, white_value=4095), own)
+    with pytest.raises(ImageError, match=r"a.tif holds the value 4095, above white_value: 2047"):
+        read_image(path, white_value=2047)
 
 
 def change_tag(path, tag: int, value: int) -> None:

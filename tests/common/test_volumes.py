@@ -267,6 +267,32 @@ def test_range_that_a_nifti_file_names_is_shown(tmp_path):
     assert read_image(path, window="percentile").flatten().tolist() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("window", ["auto", (40.0, 400.0), "percentile"])
+def test_bytes_of_a_volume_are_shown_as_the_file_says_and_have_no_window(tmp_path, window):
+    stored = np.array([[[0, 51, 102, 255]]], dtype=np.uint8).transpose(2, 1, 0)[::-1]
+    path = nifti(tmp_path / "a.nii", stored)
+    shown = read_image(path, window=window).flatten().tolist()
+    assert shown == pytest.approx([0, 0.2, 0.4, 1])
+    path = nifti(tmp_path / "b.nii", stored, cal_min=51, cal_max=153)
+    assert read_image(path, window=window).flatten().tolist() == pytest.approx([0, 0, 0.5, 1])
+    write_volume(tmp_path / "c.nrrd", np.array([[[0, 51, 102, 255]]], dtype=np.uint8))
+    shown = read_image(tmp_path / "c.nrrd", window=window).flatten().tolist()
+    assert shown == pytest.approx([0, 0.2, 0.4, 1])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "slope", "expected"),
+    [("u1", 2, [0.25, 0.505, 0.76, 1]), ("i1", None, [0.25, 0.3775, 0.505, 0.2475])],
+)
+def test_bytes_of_a_volume_that_are_other_numbers_are_windowed(tmp_path, dtype, slope, expected):
+    stored = np.array([[[0, 51, 102, 255]]], dtype=np.uint8).transpose(2, 1, 0)[::-1]
+    image = nibabel.Nifti1Image(stored.astype(dtype), RAS)
+    image.header.set_slope_inter(slope, None if slope is None else 0)
+    nibabel.save(image, tmp_path / "a.nii")  # from -100 to 300: (2 * 51 + 100) / 400
+    shown = read_image(tmp_path / "a.nii", window=(100.0, 400.0)).flatten().tolist()
+    assert shown == pytest.approx(expected)
+
+
 def test_voxels_that_are_not_a_number_are_black_with_a_word(tmp_path, caplog):
     stored = np.array([[[np.nan]], [[-1]], [[3]], [[1]]], dtype=np.float32)[::-1]
     assert read_image(nifti(tmp_path / "a.nii", stored)).flatten().tolist() == [0, 0, 1, 0.5]
