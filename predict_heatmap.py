@@ -17,7 +17,7 @@ from common.cli import run_script
 from common.config import config_to_yaml
 from common.errors import ExitStatus
 from common.files import escaped
-from inpainter.calibrate import calibrate_once
+from inpainter.calibrate import calibrate_once, whole_step
 from inpainter.prediction import PredictionOptions, add_prediction_flags, predict, settings_of
 from inpainter.sharing import processes_of
 from inpainter.snapshots import run_folder
@@ -49,7 +49,8 @@ def main() -> int:
         print(explain_from_arguments(config, checkpoint_dir, arguments))
         return 0
     if arguments.calibrate:
-        print(f"Calibration: {calibrate_once(config, checkpoint_dir, arguments.checkpoint_iter)}")
+        given["checkpoint_iter"] = whole_step(config, checkpoint_dir, arguments.checkpoint_iter)
+        print(f"Calibration: {calibrate_once(config, checkpoint_dir, given['checkpoint_iter'])}")
     result = predict(config, PredictionOptions(checkpoint_dir, **given, command=sys.argv))
     done, before, bad = result.finished, result.already_there, result.bad
     whole = ExitStatus.DONE if done or before else ExitStatus.NOTHING_DONE

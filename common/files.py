@@ -29,6 +29,11 @@ NO_FILES = {
 """What may be in a file's place: nothing, or no end, may come from it."""
 
 
+def absolute(path: Path) -> Path:
+    """The absolute path without `..`; links are followed only where it has some."""
+    return path.resolve() if ".." in path.parts else path.absolute()
+
+
 def open_regular(path: Path) -> BinaryIO:
     """Opens a file for reading; at once, whatever is there.
 

@@ -31,6 +31,8 @@ Kind = Literal[
     "voxels without a value made black",
     "pixels that are not square",
     "smaller copies in a TIFF passed over",
+    "image smaller than a crop enlarged",
+    "image smaller than the window mirrored",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _COUNTS = RawArray(ctypes.c_int64, len(KINDS))

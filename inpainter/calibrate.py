@@ -22,7 +22,7 @@ from common.checkpoint import (
     require_mapping,
 )
 from common.claims import wait_for_claim
-from common.config import config_to_yaml
+from common.config_types import ConfigError
 from common.devices import tf32_products
 from common.errors import UserError
 from common.image_folders import list_images
@@ -51,6 +51,7 @@ from inpainter.predictor import (
     open_checkpoint,
     settings_in,
 )
+from inpainter.run_identity import influential_settings
 from inpainter.settings import PicardConfig, input_path
 from inpainter.snapshots import OpenFiles, use_step
 from inpainter.windows import cut_windows, pad_image, resized, scaled_hw, window_grid
@@ -108,8 +109,15 @@ def calibrate_once(config: PicardConfig, folder: Path, wanted: int | str) -> Pat
     """As `calibrate`, but a file of the same checkpoint, settings and images is used as it is.
 
     Where several processes want the same, one measures, and the others wait for it. Raises
-    ClaimError where others take longer than WAIT_SECONDS, and as `calibrate` does.
+    ConfigError where the settings would not use it, ClaimError where others take longer than
+    WAIT_SECONDS, and as `calibrate` does.
     """
+    if config.test.calibration == "off":
+        raise ConfigError(
+            "--calibrate: test.calibration is off, so that scores are distances. Set "
+            "test.calibration=knn, or leave --calibrate out.",
+            key="test.calibration",
+        )
     step = whole_step(config, folder, wanted)
     path = checkpoint_path(folder, "calibration", step)
     with wait_for_claim(path.with_name(f"{path.name}.claim"), WAIT_SECONDS):
@@ -138,9 +146,14 @@ def whole_step(config: PicardConfig, folder: Path, wanted: int | str) -> int:
 
 def request_of(config: PicardConfig, folder: Path, step: int) -> str:
     """A hash of all that a calibration depends on: version, settings, weights, normal images."""
+    test, space = config.test, feature_space(config.test)
     files = [checkpoint_path(folder, role, step) for role in ("gen", "dis")]
+    files += [space] if isinstance(space, Path) else []
     paths, root, _ = normal_images(config, checkpoint_path(folder, "state", step))
-    parts = [str(MEASURED), config_to_yaml(config), repr(data_identity(paths, root))]
+    settings = influential_settings(config)
+    del settings["test.calibration"]  # auto and knn measure the same
+    kept = (test.calibration_windows, test.specificity is None)
+    parts = [repr(part) for part in (MEASURED, settings, data_identity(paths, root), kept)]
     parts += [content_hash(file) for file in files if file.is_file()]
     return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
 
@@ -180,6 +193,17 @@ def normal_images(config: PicardConfig, state: Path) -> tuple[list[Path], Path, 
                 "folder, or give other normal images as calibration_data_path."
             )
     return held_out, root, "images held out from training"
+
+
+def images_trained_on(config: PicardConfig) -> list[Path]:
+    """The images that a training with these settings sees, of those that are there now."""
+    paths = list_images(
+        input_path(config.train_data_path, "train_data_path"),
+        recursive=config.data_with_subfolder,
+        slices=config.slices,
+    )
+    trained, _ = split_held_out(paths, config.train.held_out, config.seed)
+    return subset_of(trained, config.train.subset_frac, config.seed)
 
 
 def measured(

@@ -26,6 +26,7 @@ from common.devices import RuntimeSetupError
 from common.grey_range import Window
 from common.image_batches import read_batches
 from common.images import ImageError, largest_stored, read_image
+from common.notices import notice
 from common.random_numbers import generator_for
 from common.shading import Flattening
 from common.volumes import split_slice
@@ -203,7 +204,12 @@ class NormalCrops(Dataset):
             image = self.flattening(image)
         if scale < 1:
             image = resized(image, scaled_hw((image.shape[1], image.shape[2]), scale)).clamp(0, 1)
-        stored = StoredImage(self.rule.fit(image).numpy(), 1.0)
+        fitting = self.rule.fit(image)
+        if self.rule.random_crop and fitting.shape != image.shape:
+            (h, w), (H, W) = image.shape[1:], fitting.shape[1:]
+            message = f"{self.path_of(index)}: {h} x {w} pixels are enlarged to {H} x {W} for crops"
+            notice("image smaller than a crop enlarged", message)
+        stored = StoredImage(fitting.numpy(), 1.0)
         smallest = smallest_exact(stored.values, self.white_value) if self._room > 0 else stored
         if smallest.values.nbytes > self._room:
             return stored

@@ -19,6 +19,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from common.checkpoint import CheckpointError
+from common.config import resolve_path
 from common.devices import tf32_products
 from common.errors import ExitStatus, UserError
 from common.figures import (
@@ -31,7 +32,7 @@ from common.figures import (
     shortened,
     spread,
 )
-from common.files import escaped
+from common.files import absolute, escaped
 from common.images import to_signed
 from inpainter.completion import l2_distance, metric_values
 from inpainter.findings import operating_point_for
@@ -168,8 +169,22 @@ def explain_from_arguments(
             f"--explain {image} {' '.join(written)}: after the image stand two whole numbers, the "
             "column and the row"
         ) from None
-    checkpoint = (checkpoint_dir, arguments.checkpoint_iter)
-    return explain(config, checkpoint, Path(image), (x, y), arguments.output_dir or Path())
+    checkpoint, output = (checkpoint_dir, arguments.checkpoint_iter), arguments.output_dir or Path()
+    name = name_in_heatmaps(Path(image), config, arguments.image_dir)
+    return explain(config, checkpoint, Path(image), (x, y), output, name=name)
+
+
+def name_in_heatmaps(image: Path, config: PicardConfig, image_dir: Path | None) -> str:
+    """What a prediction of image_dir, or of test_data_path, calls an image, by which it drops.
+
+    An image that lies elsewhere has its file's name, as where it is named alone.
+    """
+    if image_dir is None and config.test_data_path is not None:
+        image_dir = resolve_path(config.test_data_path, "test_data_path")
+    path = absolute(image)
+    if image_dir is not None and path.is_relative_to(folder := absolute(image_dir)):
+        return path.relative_to(folder).as_posix()
+    return image.name
 
 
 def nearest_window(grid: WindowGrid, place: tuple[float, float]) -> int:

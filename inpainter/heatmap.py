@@ -101,6 +101,12 @@ class Heatmaps:
         parts = (self.grid, self.test, self.details)
         return {metric: stitch(scores, *parts) for metric, scores in self.grids.items()}
 
+    def covered(self) -> Tensor:
+        """(H, W), True in the areas of windows that have a score; smoothing reaches farther."""
+        scores = next(iter(self.grids.values()))
+        test = replace(self.test, heatmap_smooth=0.0)
+        return stitch((scores != 0).to(scores.dtype), self.grid, test) != 0
+
     def by_scale(self) -> dict[float, "Heatmaps"]:
         """The same by the one scale at which the image was scored."""
         return {self.test.scales[0]: self}
@@ -119,6 +125,11 @@ class ScaledHeatmaps:
     @property
     def n_scored(self) -> int:
         return sum(part.n_scored for part in self.scales)
+
+    def covered(self) -> Tensor:
+        """(H, W), True in the areas of windows that have a score at any scale."""
+        found = [part.covered()[None].float() for part in self.scales]
+        return torch.cat([resized(each, self.image_hw) for each in found]).amax(dim=0) > 0
 
     def by_scale(self) -> dict[float, Heatmaps]:
         """Those of each scale that is computed, at their own size."""

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from common.checkpoint import checkpoint_path, load_tensors, require_mapping
@@ -20,7 +21,7 @@ from common.image_folders import list_images
 from common.image_sets import data_identity
 from common.images import ImageError
 from common.volumes import split_slice
-from inpainter.calibrate import halves, normal_images, require_still_there
+from inpainter.calibrate import halves, images_trained_on, normal_images, require_still_there
 from inpainter.heatmap import Heatmaps, ScaledHeatmaps
 from inpainter.operating_point import (
     ImageScores,
@@ -31,7 +32,7 @@ from inpainter.operating_point import (
     scores_depend_on,
     thresholds,
 )
-from inpainter.predictor import Predictor, open_checkpoint
+from inpainter.predictor import Predictor, open_checkpoint, settings_in
 from inpainter.settings import Metric, PicardConfig
 from inpainter.snapshots import operating_point_path
 
@@ -108,6 +109,7 @@ def set_operating_point(
     predictor.require_finite_weights()
     normals = data_identity(paths, root)
     warn_of_seen_images(folder, step, normals)
+    warn_of_trained_images(folder, paths)
     scores, left_out = scores_of_normals(predictor, paths, root)
     metrics = {metric: thresholds(metric, each, asked) for metric, each in scores.items()}
     described = {
@@ -140,6 +142,25 @@ def warn_of_seen_images(folder: Path, step: int, normals: Mapping[str, object]) 
                 "never seen: the specificity will be less than asked for. Give other ones.",
                 path,
             )
+
+
+def warn_of_trained_images(folder: Path, paths: Sequence[Path]) -> None:
+    """Says how many of the normal images lie where training found those that it saw."""
+    then = settings_in(folder)
+    if then is None or then.train_data_path is None:
+        return
+    try:
+        seen = {path.resolve() for path in images_trained_on(then)}
+    except UserError:
+        return  # which are not there any more
+    count = sum(path.resolve() in seen for path in paths)
+    if count:
+        LOG.warning(
+            "%d of the %d normal images were trained on, and score lower than images never seen: "
+            "the specificity will be less than asked for. Give other ones.",
+            count,
+            len(paths),
+        )
 
 
 def scores_of_normals(
@@ -178,6 +199,7 @@ def image_scores(
     name: the image's, which says of which volume it is a slice.
     """
     heatmap = heatmaps.heatmaps[metric].numpy()
+    scored = heatmap[heatmaps.covered().numpy() & (heatmap != 0)]
     windows = {}
     for scale, part in heatmaps.by_scale().items():
         values = part.grids[metric].numpy()
@@ -186,7 +208,7 @@ def image_scores(
     volume, number = split_slice(name)
     return ImageScores(
         float(heatmap.max()),
-        quantiles(heatmap[heatmap != 0]),
+        quantiles(scored if scored.size else np.zeros(1)),
         windows,
         None if number is None else volume,
     )

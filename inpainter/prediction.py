@@ -17,7 +17,7 @@ from common.cli import (
     load_from_arguments,
 )
 from common.config import REPOSITORY, ConfigError, config_to_yaml
-from common.files import escaped
+from common.files import absolute, escaped
 from common.image_folders import list_images, with_slices
 from common.images import ImageError
 from common.processes import Processes
@@ -237,7 +237,7 @@ def images_to_score(
             slices=config.slices,
         )
 
-    given = [path.absolute() for path in options.images]
+    given = [absolute(path) for path in options.images]
     if is_folder(options):
         folder = options.images[0] if given else options.image_dir
         root = folder or input_path(config.test_data_path, "test_data_path")

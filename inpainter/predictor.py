@@ -30,6 +30,7 @@ from common.config_types import ConfigError
 from common.devices import resolve_device, supports_bf16
 from common.files import escaped
 from common.images import read_image
+from common.notices import notice
 from inpainter.calibration import Calibrations, load_calibrations
 from inpainter.completion import WindowScorer, dropout_of, spaces_of
 from inpainter.fast.scorer import FastScorer
@@ -89,6 +90,11 @@ class Predictor:
 
         pixels: (C, H, W) in [0, 1]. See `inpainter.heatmap.score_image`.
         """
+        (h, w), (H, W) = pixels.shape[1:], self.config.test.patch_shape[:2]
+        if (h < H or w < W) and self.config.test.heatmap_alignment == "centred":
+            message = f"{escaped(name)}: {h} x {w} pixels are less than the window's {H} x {W}, "
+            message += "the rest of which is their mirror image"
+            notice("image smaller than the window mirrored", message)
         parts = (self.scorer, self.config.test_as_seen(), self.dropout(name), self.device)
         return score_at_scales(pixels, *parts, self.calibrations, workers)
 

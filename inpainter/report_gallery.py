@@ -5,6 +5,7 @@ Larger scores are more anomalous. M completions of a hole of h w pixels.
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -184,15 +185,18 @@ def predictor_behind(evaluation: Evaluation) -> tuple[Predictor | None, str]:
     if not found or not (folder / "config.yaml").is_file():
         return None, f" No completions are shown: {escaped(str(folder))} names no checkpoint."
     try:
-        only = [f"test.heatmap_metrics=[{metric}]", "test.calibration=off"]  # distances are shown
-        config = load_config(PicardConfig, folder / "config.yaml", only)
-        predictor = load_predictor(checkpoint, int(step), config, device="auto")
+        config = load_config(
+            PicardConfig, folder / "config.yaml", [f"test.heatmap_metrics=[{metric}]"]
+        )
+        distances = replace(config.test, calibration="off", scales=(1.0,))  # which are shown
+        distances = replace(config, test=distances)
+        predictor = load_predictor(checkpoint, int(step), distances, device="auto")
     except (UserError, OSError, ValueError) as error:
         LOG.warning("report.html shows no completions: %s", error)
         return None, f" No completions are shown: {escaped(str(error))}"
     if any(identity.get(role) != weights for role, weights in predictor.weights.items()):
         return None, f" No completions are shown: {escaped(checkpoint)} has other weights by now."
-    return predictor, ""
+    return replace(predictor, config=config), ""
 
 
 def completions(

@@ -294,6 +294,9 @@ class TestConfig:
         fits = self.engine == "fast" or self.precision != "bf16"
         require(fits, "test.precision", self.precision, "bf16 needs test.engine: fast")
         check_scales("test.scales", self.scales)
+        stays = self.specificity is None or self.calibration != "auto"
+        expected = "with it test.calibration is knn or off: auto would change the scores afterwards"
+        require(stays, "test.specificity", self.specificity, expected)
         one = self.calibration == "knn" or len(self.scales) == 1
         expected = "distances at several scales compare only with test.calibration: knn"
         require(one, "test.scales", self.scales, expected)

@@ -157,7 +157,8 @@ def test_encoder_goes_on_from_the_save_before_a_damaged_one(tmp_path: Path, capl
 
 
 def test_several_processes_calibrate_the_newest_whole_step(tmp_path: Path, caplog) -> None:
-    config = tiny_config(tmp_path, "test.calibration_windows=24", "test.patch_stride=4")
+    few = ("test.calibration_windows=24", "test.patch_stride=4")
+    config = tiny_config(tmp_path, "test.calibration=knn", *few)
     write_images(tmp_path / "train", n=6, size=(64, 64))
     for step in (1, 2):
         write_checkpoint(tmp_path / "model", config, step=step)

@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.checkpoint import CheckpointError, checkpoint_path, load_tensors, save_atomic
+from common.checkpoint import (
+    CheckpointError,
+    checkpoint_path,
+    content_hash,
+    load_tensors,
+    save_atomic,
+)
 from common.config import ConfigError
 from common.images import ImageError, write_image
 from inpainter.calibrate import calibrate, calibrate_once
@@ -353,6 +359,24 @@ def test_command_line_calibrates_and_then_predicts(folder) -> None:
     assert again.returncode == 0, again.stderr
     assert "Not measured again" in again.stderr
     assert "0 images scored, 3 were finished before" in again.stdout
+
+
+def test_what_changes_no_score_measures_nothing_again(folder) -> None:
+    config = tiny_config(folder, *ON)
+    path = calibrate_once(config, folder / "model", "latest")
+    kept = content_hash(path)
+    other = replace(config, test_data_path=str(folder / "train"), num_workers=1)
+    other = with_test(other, save_heatmap_plots=False, calibration="auto")
+    assert content_hash(calibrate_once(other, folder / "model", "latest")) == kept
+    calibrate_once(with_test(config, patch_stride=4), folder / "model", "latest")
+    assert content_hash(path) != kept
+
+
+def test_command_that_would_not_use_a_calibration_is_refused_before_it_measures(folder) -> None:
+    config = with_test(tiny_config(folder, *ON), calibration="off")
+    with pytest.raises(ConfigError, match=r"--calibrate: test.calibration is off"):
+        calibrate_once(config, folder / "model", "latest")
+    assert not list((folder / "model").glob("calibration_*"))
 
 
 def test_auto_is_the_distance_until_normal_windows_are_measured_and_says_so(folder, caplog) -> None:

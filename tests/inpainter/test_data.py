@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from common.images import ImageError, read_image, to_signed, write_image, write_image16
+from common.notices import counts, forget
 from common.random_numbers import generator_for
 from common.shading import Flattening
 from inpainter.data import CropRule, NormalCrops, fixed_crops, split_held_out
@@ -274,3 +275,12 @@ def test_held_out_images_are_a_share_drawn_by_seed_and_never_all(paths):
     assert split_held_out(paths, 0, seed=1) == (paths, [])
     assert [len(part) for part in split_held_out(paths[:2], 0.01, seed=1)] == [1, 1]
     assert split_held_out(paths[:1], 0.5, seed=1) == (paths[:1], [])
+
+
+def test_images_that_are_enlarged_for_crops_are_said_and_counted(paths) -> None:
+    forget()
+    fixed_crops(patches(paths, image_shape=(32, 32, 1)), 5)
+    assert counts() == {"image smaller than a crop enlarged": 5}
+    forget()
+    fixed_crops(patches(paths), 5)
+    assert counts() == {}

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from common.config import config_to_yaml
 from common.images import read_image, write_image
 from inpainter.calibrate import calibrate
 from inpainter.explain import (
@@ -19,10 +20,12 @@ from inpainter.explain import (
     sentence,
 )
 from inpainter.normal_scores import set_operating_point
+from inpainter.prediction import PredictionOptions, predict
 from inpainter.predictor import Predictor, load_predictor
 from inpainter.windows import window_grid
 from tests.tiny_runs import (
     PREDICT,
+    heatmaps_in,
     run_script,
     texture,
     tiny_config,
@@ -158,6 +161,19 @@ def test_command_line_explains_by_the_checkpoints_settings(folder) -> None:
     refused = run_script(*command, "--explain", folder / "test" / "0.png", "30", "top")
     assert refused.returncode == 2
     assert "two whole numbers, the column and the row" in refused.stderr
+
+
+def test_explained_is_the_heatmap_of_an_image_in_a_subfolder_too(folder, tmp_path) -> None:
+    config = tiny_config(folder, ALL, "data_with_subfolder=true")
+    write_images(folder / "nest" / "a", n=1, size=(48, 64))
+    result = predict(config, PredictionOptions(folder / "model", image_dir=folder / "nest"))
+    there = heatmaps_in(result.folder)["a/0.png"][20, 30]
+    (folder / "model" / "config.yaml").write_text(config_to_yaml(config))
+    command = [PREDICT, "--checkpoint_dir", folder / "model", "--output_dir", tmp_path / "out"]
+    place = ("--explain", folder / "nest" / "a" / "0.png", 30, 20)
+    done = run_script(*command, "--image_dir", folder / "nest", *place)
+    assert f"a/0.png: the heatmap of MCD_image is {there:.4g} there" in done.stdout
+    assert f"{there:.4g} there" not in run_script(*command, *place).stdout  # as 0.png
 
 
 def test_predictions_and_explanations_drop_the_same(folder) -> None:

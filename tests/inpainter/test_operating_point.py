@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 
 from common.checkpoint import CheckpointError, checkpoint_path, load_tensors
-from common.config import REPOSITORY, ConfigError
+from common.config import REPOSITORY, ConfigError, config_to_yaml, load_config
 from common.images import ImageError, write_image
 from inpainter.calibrate import calibrate
+from inpainter.data import split_held_out
 from inpainter.findings import Finding, find
-from inpainter.normal_scores import image_scores, set_operating_point
+from inpainter.normal_scores import image_scores, set_operating_point, warn_of_trained_images
 from inpainter.operating_point import (
     LEVELS,
     ImageScores,
@@ -29,6 +30,7 @@ from inpainter.operating_point import (
 )
 from inpainter.prediction import PredictionOptions, predict
 from inpainter.predictor import load_predictor
+from inpainter.settings import PicardConfig
 from inpainter.snapshots import operating_point_path, prune_snapshots
 from inpainter.training import train
 from tests.tiny_runs import (
@@ -195,6 +197,47 @@ def test_pixels_and_windows_without_a_score_do_not_count(folder) -> None:
     assert scores.pixels.min() == heat[heat > 0].min()
     assert scores.windows["1.0"].min() > 0
     assert scores.largest == heat.max()
+
+
+def test_smoothing_adds_no_pixels_to_the_normal_ones(folder) -> None:
+    more = ("test.only_check_nonblack_pixels=true", "test.heatmap_type=averaged_hole")
+    config = tiny_config(folder, ONE, "test.heatmap_alignment=centred", *more)
+    image = texture(48, 128)
+    image[:, :, 40:] = 0
+    kept, smoothed = (
+        load_predictor(folder / "model", config=each, device="cpu")
+        for each in (config, with_test(config, heatmap_smooth=0.5))
+    )
+    (*_, sharp), (*_, soft) = (each.score_image(image, "a") for each in (kept, smoothed))
+    covered = sharp.heatmaps["MCD_image"] != 0
+    assert torch.equal(soft.covered(), covered)
+    heat = soft.heatmaps["MCD_image"]
+    assert (heat[~covered] > 0).any()
+    counted = quantiles(heat[covered].numpy())
+    np.testing.assert_array_equal(image_scores(soft, "MCD_image").pixels, counted)
+
+
+def test_an_image_that_scores_0_all_over_is_a_normal_one(folder) -> None:
+    config = tiny_config(folder, ONE)
+    *_, last = load_predictor(folder / "model", config=config).score_image(texture(48, 64), "a")
+    nothing = replace(last, grids={"MCD_image": torch.zeros_like(last.grids["MCD_image"])})
+    assert image_scores(nothing, "MCD_image").pixels.max() == 0
+
+
+def test_images_that_were_trained_on_are_counted_and_warned_about(folder, caplog) -> None:
+    config = tiny_config(folder, ONE, "train.held_out=0.25")
+    (folder / "model" / "config.yaml").write_text(config_to_yaml(config))
+    write_images(folder / "train", n=4, size=(48, 64))
+    paths = sorted((folder / "train").glob("*.png"))
+    n_seen = len(split_held_out(paths, 0.25, config.seed)[0])
+    assert 0 < n_seen < len(paths)
+    warn_of_trained_images(folder / "model", paths)
+    assert f"{n_seen} of the {len(paths)} normal images were trained on" in caplog.text
+
+
+def test_specificity_needs_scores_that_stay() -> None:
+    with pytest.raises(ConfigError, match=r"test\.specificity.*auto would change the scores"):
+        load_config(PicardConfig, None, ["test.specificity=0.95", "test.calibration=auto"])
 
 
 def test_file_reads_back_the_same_and_is_deleted_with_its_step(folder) -> None:

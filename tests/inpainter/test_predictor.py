@@ -10,6 +10,7 @@ import torch
 from common.checkpoint import CheckpointError, checkpoint_path, load_tensors, save_atomic
 from common.config import config_to_yaml
 from common.images import ImageError, read_image
+from common.notices import counts, forget
 from common.shading import Flattening
 from inpainter.predictor import Predictor, load_predictor
 from tests.tiny_runs import (
@@ -80,6 +81,16 @@ def test_networks_see_flattened_images(predictor, tmp_path, caplog) -> None:
     seen = Flattening(0.2, config.test.tissue_threshold)(image)
     assert torch.equal(flat(image)["MCD_image"], predictor(seen)["MCD_image"])
     assert not torch.equal(flat(image)["MCD_image"], predictor(image)["MCD_image"])
+
+
+def test_images_that_do_not_fill_the_window_are_said(predictor) -> None:
+    test = replace(predictor.config.test, heatmap_alignment="centred")
+    centred = replace(predictor, config=replace(predictor.config, test=test))
+    forget()
+    centred(texture(40, 44))
+    assert counts() == {}
+    centred(texture(40, 20))
+    assert counts() == {"image smaller than the window mirrored": 1}
 
 
 def test_dark_places_of_flattened_images_are_tissue_as_before(predictor) -> None:

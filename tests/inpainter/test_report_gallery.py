@@ -7,9 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from inpainter.calibrate import calibrate
 from inpainter.evaluation import Evaluation, EvaluationSettings, evaluate_heatmaps
 from inpainter.report_gallery import gallery, tiled
-from tests.tiny_runs import heatmaps_in, predicted, tiny_config, write_checkpoint
+from tests.tiny_runs import (
+    heatmaps_in,
+    predicted,
+    tiny_config,
+    write_checkpoint,
+    write_images,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CENTRED = ("test.heatmap_alignment=centred", "test.patch_stride=8", "netG.dropout_which=ALL")
@@ -44,6 +51,22 @@ def test_each_image_has_a_strip_at_its_peak_and_one_in_lesions_beside_it(evaluat
     assert picture.size == strip.size
     assert picture.height == 128
     assert picture.width > 5 * 128
+
+
+def test_completions_of_every_scale_are_shown(folder) -> None:
+    more = ("test.calibration=knn", "test.scales=[1, 0.5]", "test.calibration_windows=60")
+    config = tiny_config(folder, "test.heatmap_metrics=[MCD_image]", *CENTRED, *more)
+    write_images(folder / "train", n=4, size=(64, 64))
+    calibrate(config, folder / "model", "latest")
+    result = predicted(folder, config)
+    (folder / "boxes.csv").write_text("image,top,left,height,width\n0.png,0,0,4,4\n")
+    settings = EvaluationSettings(
+        result.folder, folder / "boxes.csv", image_dir=folder / "test", n_resamples=0
+    )
+    (entry,) = gallery(evaluate_heatmaps(settings), 1).entries
+    captions = [picture.caption for picture in entry.pictures if picture.wide]
+    places = [caption.split(" (")[0] for caption in captions]
+    assert places[:2] == ["at the peak", "at the peak, at scale 0.5"]
 
 
 def test_weights_that_changed_since_are_not_shown_for_those_that_scored(evaluation, folder) -> None:

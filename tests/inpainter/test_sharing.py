@@ -252,7 +252,9 @@ def test_first_process_tells_of_all_and_the_others_of_their_own(shared) -> None:
 
 
 def test_one_process_calibrates_for_all(folder, monkeypatch) -> None:
-    config = tiny_config(folder, "test.calibration_windows=24", "test.patch_stride=4")
+    config = tiny_config(
+        folder, "test.calibration=knn", "test.calibration_windows=24", "test.patch_stride=4"
+    )
     write_images(folder / "train", n=6, size=(64, 64))
     path = calibrate_once(config, folder / "model", 1)
     before = path.stat().st_mtime_ns
