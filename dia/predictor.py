@@ -44,7 +44,7 @@ from dia.shifts import Base, ShiftType, effective_shift, parse_shift, shift
 
 LOG = logging.getLogger(__name__)
 SIMILAR_SAMPLES = 2
-PIXEL_KEYS = {"data.white_value", "data.window"}
+PIXEL_KEYS = ("data.white_value", "data.window")
 """Settings that say which grey values a file becomes."""
 Images = ImageSet | Tensor | np.ndarray | Sequence[Path | str]
 
@@ -220,11 +220,12 @@ def run_settings(checkpoint: Path) -> DiaConfig | None:
 def with_run_settings(
     config: DiaConfig, run: DiaConfig, given: Collection[str], checkpoint: Path
 ) -> DiaConfig:
-    """The settings with the encoder, shifts, image size, normal class and range of grey values of
-    the checkpoint's run.
+    """The settings with the encoder, shifts, image size, normal class, share of anomalies among
+    the training images, and range of grey values of the checkpoint's run.
 
     given: dotted keys that the command gives; ConfigError where one of them contradicts the run.
-    Another range of grey values is only said, for another scanner may need it.
+    Another range of grey values is only said, for another scanner may need it; so is another share
+    of anomalies, for the published evaluation has none.
     """
     kind = effective_shift(run.contrastive)
     keys = ("contrastive.model", "contrastive.width", "contrastive.simclr_dim")
@@ -246,15 +247,10 @@ def with_run_settings(
                 key=key,
             )
     adopted = {key: value for key, value in values.items() if current[key] != value}
-    for key in PIXEL_KEYS:
-        here, there = attrgetter(key)(config), attrgetter(key)(run)
-        if here != there and PIXEL_KEYS.isdisjoint(given):
-            adopted[key] = there
-        elif here != there:
-            LOG.warning(
-                "%s: %s here, and %s where %s was trained: the encoder knows no such images.",
-                *(key, as_yaml(here), as_yaml(there), checkpoint),
-            )
+    adopted |= adopted_or_said(config, run, PIXEL_KEYS, given, checkpoint)
+    if config.data.row == run.data.row:
+        share = ("contrastive.contamination_ratio",)
+        adopted |= adopted_or_said(config, run, share, given, checkpoint)
     if adopted:
         text = ", ".join(f"{key}: {as_yaml(value)}" for key, value in adopted.items())
         LOG.info("as %s was trained: %s", checkpoint, text)
@@ -264,6 +260,26 @@ def with_run_settings(
         changes = {k.partition(".")[2]: v for k, v in adopted.items() if k.startswith(section)}
         config = replace(config, **{section: replace(getattr(config, section), **changes)})
     return config
+
+
+def adopted_or_said(
+    config: DiaConfig, run: DiaConfig, keys: Sequence[str], given: Collection[str], checkpoint: Path
+) -> dict[str, Any]:
+    """The run's values of these keys where its own differ; none, and a warning for each that
+    differs, where the command gives any of them."""
+    differing = {}
+    for key in keys:
+        here, there = attrgetter(key)(config), attrgetter(key)(run)
+        if here != there:
+            differing[key] = there
+    if set(given).isdisjoint(keys):
+        return differing
+    for key, there in differing.items():
+        LOG.warning(
+            "%s: %s here, and %s where %s was trained: the encoder knows other images.",
+            *(key, as_yaml(attrgetter(key)(config)), as_yaml(there), checkpoint),
+        )
+    return {}
 
 
 @contextlib.contextmanager
