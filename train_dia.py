@@ -46,7 +46,8 @@ def main() -> int:
     trained = train(config, command=sys.argv, profile=arguments.profile)
     print(f"Checkpoints of epoch {trained.epoch} and before are in {trained.folder}")
     for name, value in trained.best.items():
-        print(f"best_{name}.model: {value:.4f} (chosen by: {config.contrastive.select_by})")
+        chooser = "training loss" if name == "loss" else config.contrastive.select_by
+        print(f"best_{name}.model: {value:.4f} (chosen by: {chooser})")
     return trained.exit_status
 
 

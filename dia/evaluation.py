@@ -4,7 +4,7 @@ import argparse
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,11 +37,12 @@ from common.processes import (
 from common.random_numbers import seed_everything
 from common.run_log import write_run_record
 from dia.data import evaluation_sets, load_split, normal_train_set
-from dia.localisation import HEATMAPS, write_heatmaps
+from dia.localisation import HEATMAPS, Heatmaps, write_heatmaps
 from dia.predictor import (
     SetFeatures,
     TrainedEncoder,
     bank_scores,
+    checkpoint_file,
     class_logits_over_shifts,
     evaluation_batches,
     extract_features,
@@ -51,13 +52,14 @@ from dia.predictor import (
     run_settings,
     with_run_settings,
 )
-from dia.report_page import Scored, accuracy_page, dia_page
+from dia.report_page import Scored, accuracy_page, dia_page, load_configured
 from dia.results import (
     NORMAL,
     Results,
     SetScores,
     compare,
     deciles,
+    remove_others,
     table,
     write_results,
     write_scores,
@@ -93,7 +95,7 @@ def evaluation_config(args: argparse.Namespace) -> DiaConfig:
     config = load_from_arguments(DiaConfig, args, other_sections=("diffusion",))
     if config.contrastive.load_path is None:
         return config
-    path = resolve_path(config.contrastive.load_path, "contrastive.load_path")
+    path = evaluated_file(config)
     try:
         run = run_settings(path)
     except ConfigError as error:
@@ -106,6 +108,12 @@ def evaluation_config(args: argparse.Namespace) -> DiaConfig:
     return with_run_settings(config, run, given.keys(), path)
 
 
+def evaluated_file(config: DiaConfig) -> Path:
+    """The *.model file that load_path names, or the best one of the run's folder that it names."""
+    path = resolve_path(config.contrastive.load_path, "contrastive.load_path")
+    return checkpoint_file(path, "best")
+
+
 def evaluate(config: DiaConfig, mode: EvalMode, command: Sequence[str]) -> Outcome:
     """Runs one mode, writes its results; returns the text to print and how many images failed."""
     seed_everything(config.seed)
@@ -115,7 +123,7 @@ def evaluate(config: DiaConfig, mode: EvalMode, command: Sequence[str]) -> Outco
         raise ConfigError(
             f"{expected}; leave it out, or choose that mode", key="evaluation.heatmaps"
         )
-    path = resolve_path(config.contrastive.load_path, "contrastive.load_path")
+    path = evaluated_file(config)
     encoder = load_encoder(path, config=config, device=config.device)
     folder = results_folder(config, mode, path)
     facts = {
@@ -152,9 +160,11 @@ def checked_scores(config: DiaConfig, mode: EvalMode) -> tuple[OodScore, ...]:
 
 
 def selected_by(checkpoint: Path) -> str:
-    """What chose a checkpoint, as its run's settings say; "unknown" for a lone file."""
+    """What chose a checkpoint, as its name or its run's settings say; "unknown" for a lone file."""
     if checkpoint.name.startswith("last"):
         return "last"
+    if checkpoint.name == "best_loss.model":  # of select_by val without anomalies
+        return "training loss"
     try:
         run = run_settings(checkpoint)
     except ConfigError as error:
@@ -183,7 +193,10 @@ def evaluate_scores(
     sets = evaluation_sets(config)
     bank = set(scores) <= set(BANK_SCORES)  # all of one mode, see checked_scores
     train = normal_train_set(config) if bank else None
+    dissolver = None
     if launched().is_main:
+        if config.evaluation.report:
+            dissolver = load_configured(encoder)
         write_run_record(folder, config_yaml=config_to_yaml(config), command=command)
     if train is not None:
         with joined_processes(encoder.device, config.peer_timeout) as processes:
@@ -194,6 +207,7 @@ def evaluate_scores(
             return Outcome(f"Process {processes.rank} has done its share of the images.")
     results: dict[str, Results] = {}
     by_score: dict[str, dict[str, SetScores]] = {}
+    written: set[str] = set()
     lines = []
     for score in scores:
         if train is not None:
@@ -201,21 +215,24 @@ def evaluate_scores(
         else:
             scored = {n: plain_scores(encoder, images, score, bad) for n, images in sets.items()}
         by_score[score] = scored
-        write_scores(folder, score, scored, arrays=config.evaluation.save_score)
+        written |= write_scores(folder, score, scored, arrays=config.evaluation.save_score)
         draws = config.evaluation.bootstrap_samples
         results[score] = compare(scored, n_resamples=draws, seed=config.seed)
         if config.evaluation.print_score:
+            if len(scores) > 1:
+                lines.append(f"{score}:")
             for name, values in scored.items():
                 title = config.data.dataset if name == NORMAL else name
                 lines.append(deciles(title, values.scores))
     facts = facts | left_out(bad)
     write_results(folder, results, facts)
-    heatmaps: Mapping[str, tuple[str, Path]] = {}
+    remove_others(folder, written)
+    heatmaps: Heatmaps = {}
     if config.evaluation.heatmaps:
         place = folder / HEATMAPS
         heatmaps = write_heatmaps(encoder, train_features, sets, scores, place, command)
     if config.evaluation.report:
-        evaluation = Scored(encoder, sets, by_score, results, facts, heatmaps)
+        evaluation = Scored(encoder, sets, by_score, results, facts, heatmaps, dissolver)
         write_page(dia_page(evaluation, command), folder / REPORT)
     text = table(results, selected_by=facts["selected_by"])
     return Outcome("\n".join([*lines, text, f"Written to {folder}"]), len(bad.found))
@@ -252,6 +269,7 @@ def evaluate_accuracy(
     values = {"error": top1_error(every, truth), "ece": calibration_error(every, truth)}
     facts = {**facts, **left_out(bad), **values}
     write_results(folder, {}, facts)
+    remove_others(folder, ())
     if config.evaluation.report:
         probabilities = every.softmax(dim=1).numpy()
         page = accuracy_page(encoder, images, names, probabilities, facts, command)

@@ -11,6 +11,7 @@ The published work has no such maps. B images, C channels, H W pixels, P patches
 import csv
 import io
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from common.images import ImageError
 from common.run_log import write_run_record
 from dia.features import ViewSettings, draw_samples, image_features
 from dia.predictor import SetFeatures, TrainedEncoder
+from dia.results import NORMAL
 from dia.scoring import CsiReference, csi_score, fit_csi
 
 LOG = logging.getLogger(__name__)
@@ -39,6 +41,8 @@ ENDING = "_occlusion"
 """Of a heatmap's metric, behind the score's name."""
 ROOM_FOR_ENDING = 64
 """Bytes kept free behind a file's name for metric, suffix and temporary ending."""
+Heatmaps = Mapping[tuple[str, str], tuple[str, Path]]
+"""Set and name of an image -> metric and file of its heatmap."""
 
 
 class Patch(NamedTuple):
@@ -148,14 +152,14 @@ def write_heatmaps(
     scores: Sequence[str],
     folder: Path,
     command: Sequence[str],
-) -> dict[str, tuple[str, Path]]:
+) -> Heatmaps:
     """Writes a heatmap of every test image and score, of the image's own size.
 
     The folder is one that `eval.py --mode heatmap` evaluates: heatmaps.csv (image, metric, file),
     scores.csv, data/*.pt, and how they were made. Its metrics are CSI_occlusion and the like; its
-    images have their names below the dataset's folder. Images that cannot be read are passed over;
-    the evaluation has named them. Returns metric and file of the first score's heatmaps, by the
-    images' names in their sets. Raises OSError where the folder cannot be written.
+    images have the names of `names_over_sets`. Images that cannot be read are passed over; the
+    evaluation has named them. Returns the first score's heatmaps. Raises OSError where the folder
+    cannot be written.
     """
     device, settings = encoder.device, encoder.config.evaluation
     occlusion = Occlusion(settings.heatmap_patch, settings.heatmap_step)
@@ -171,21 +175,21 @@ def write_heatmaps(
     (folder / "heatmaps.csv").unlink(missing_ok=True)  # until the new ones are whole
     write_run_record(folder, config_yaml=config_to_yaml(encoder.config), command=command)
     save_text_atomic(run_text(encoder, occlusion), folder / "run.txt")
-    names = [unescaped(name) for images in sets.values() for name in images.names]
-    stems = file_stems(names, USUAL_LIMIT - ROOM_FOR_ENDING)
-    first: dict[str, tuple[str, Path]] = {}
+    names = names_over_sets(sets)
+    stems = file_stems(names.values(), USUAL_LIMIT - ROOM_FOR_ENDING)
+    first: dict[tuple[str, str], tuple[str, Path]] = {}
     rows: list[tuple[str, str, str]] = []
     numbers: list[tuple[str, str, str, str, str]] = []
     for own, image in tqdm(
         images_with_size(sets), total=len(names), desc="heatmaps", leave=False, disable=None
     ):
-        name = unescaped(own.name)
+        name = names[own.set_name, own.name]
         for score, heat in occlusion_maps(encoder, references, image, own.name, occlusion).items():
             heatmap = enlarged(heat, own.size)
             metric = score + ENDING
             file = f"data/{stems[name]}_{metric}.pt"
             save_atomic(heatmap, folder / file)
-            first.setdefault(own.name, (metric, folder / file))
+            first.setdefault((own.set_name, own.name), (metric, folder / file))
             rows.append((escaped(name), metric, file))
             numbers.append((escaped(name), metric, *summary(heatmap)))
     save_text_atomic(as_csv(("image", "metric", "max", "mean", "p99"), numbers),
@@ -194,21 +198,39 @@ def write_heatmaps(
     return first
 
 
-class Original(NamedTuple):
-    """Name and size (H, W) of an image as it is stored."""
+def names_over_sets(sets: Mapping[str, ImageSet]) -> dict[tuple[str, str], str]:
+    """Set and name of every image -> its name in the folder of heatmaps, which no other one has.
 
+    That is its name below the dataset's folder. Of another dataset (--ood_dataset), it has the
+    set's name before it where images share it: all of MedMNIST and CIFAR are test/0, test/1, ….
+    """
+    count = Counter(unescaped(name) for images in sets.values() for name in images.names)
+    found = {}
+    for set_name, images in sets.items():
+        of_dataset = set_name == NORMAL or set_name.startswith("one_class_")
+        for own in images.names:
+            name = unescaped(own)
+            shared = count[name] > 1 and not of_dataset
+            found[set_name, own] = f"{set_name}/{name}" if shared else name
+    return found
+
+
+class Original(NamedTuple):
+    """Set, name there, and size (H, W) of an image as it is stored."""
+
+    set_name: str
     name: str
     size: tuple[int, int]
 
 
 def images_with_size(sets: Mapping[str, ImageSet]) -> Iterator[tuple[Original, Tensor]]:
     """Every image (3, side, side) as the encoder sees it, with its own size."""
-    for images in sets.values():
+    for set_name, images in sets.items():
         stored = replace(images, size=None)
         for number, name in enumerate(images.names):
             try:
                 size = stored[number].image.shape[1:]
-                yield Original(name, (size[0], size[1])), images[number].image
+                yield Original(set_name, name, (size[0], size[1])), images[number].image
             except ImageError as error:
                 LOG.info("no heatmap: %s", error)
 

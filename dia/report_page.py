@@ -7,11 +7,11 @@ negative. N images.
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from sklearn.metrics import roc_curve
 from torch import Tensor
 
@@ -40,6 +40,7 @@ from common.html_report import (
 from common.image_sets import ImageSet
 from common.images import ImageError
 from common.metrics import format_interval
+from dia.localisation import Heatmaps
 from dia.predictor import TrainedEncoder
 from dia.results import HISTOGRAM_BINS, NORMAL, Results, SetScores, labelled
 from dia.settings import DiaConfig
@@ -72,13 +73,16 @@ class Scored:
     results: Mapping[str, Results]
     facts: Mapping[str, Any]
     """What results.json says of mode, dataset and checkpoint."""
-    heatmaps: Mapping[str, tuple[str, Path]]
-    """Image -> kind and file of the first score's heatmap; empty where there are none."""
+    heatmaps: Heatmaps
+    """Of the first score; empty where there are none."""
+    dissolver: Dissolver | None
+    """What `load_configured` returned."""
 
 
 class Shown(NamedTuple):
     """An image of the gallery before it is read."""
 
+    set_name: str
     images: ImageSet
     number: int
     value: float
@@ -92,8 +96,7 @@ class Shown(NamedTuple):
 def dia_page(scored: Scored, command: Sequence[str]) -> Page:
     """The page of an evaluation, with the images on which the first score is most wrong.
 
-    Reads those images; dissolves them where contrastive.diffusion_model_path names a diffusion
-    model, of which it raises CheckpointError and ConfigError.
+    Reads those images, and dissolves them where there is a dissolver.
     """
     first = next(iter(scored.results))
     titles = {name: title_of(name, images) for name, images in scored.sets.items()}
@@ -185,9 +188,8 @@ def gallery(scored: Scored, score: str, titles: Mapping[str, str]) -> Gallery:
     shown = judge(scored.sets, scored.scores[score], titles)
     worst = sorted(shown, key=lambda one: -one.wrongness)
     worst = worst[: scored.encoder.config.evaluation.report_images]
-    dissolver = load_configured(scored.encoder)
     limits = heat_limits(scored.heatmaps, worst)
-    drawn = draw_entries(worst, "score", scored.encoder, dissolver, scored.heatmaps, limits)
+    drawn = draw_entries(worst, "score", scored.encoder, scored.dissolver, scored.heatmaps, limits)
     entries = within_budget(drawn)
     kinds = {kind: text for kind, text in KINDS.items() if any(e.kind == kind for e in entries)}
     note = (
@@ -195,7 +197,7 @@ def gallery(scored: Scored, score: str, titles: Mapping[str, str]) -> Gallery:
         "normal images score as low; a normal image is a false alarm the worse the more anomalies "
         "score as high."
     )
-    if dissolver is not None:
+    if scored.dissolver is not None:
         note += " Dissolved is the image without the detail that the diffusion model removes."
     if limits:
         note += (
@@ -223,28 +225,36 @@ def judge(
             else:
                 kind = "missed" if share >= 0.5 else "found"
                 remark = f"{titles[name]}; {share:.0%} of the normal images score as low"
-            found.append(Shown(sets[name], number_of[image], value, share, kind, remark))
+            number = number_of[image]
+            found.append(Shown(name, sets[name], number, value, share, kind, remark))
     return found
 
 
 def load_configured(encoder: TrainedEncoder) -> Dissolver | None:
-    """The diffusion model that contrastive.diffusion_model_path names, if any."""
-    settings = encoder.config.contrastive
+    """The diffusion model that contrastive.diffusion_model_path names, if any.
+
+    Raises CheckpointError, and ConfigError where it cannot dissolve images of the encoder's size.
+    """
+    settings, data = encoder.config.contrastive, encoder.config.data
     if settings.diffusion_model_path is None:
         return None
-    return load_dissolver(
-        resolve_path(settings.diffusion_model_path, "contrastive.diffusion_model_path"),
+    path = resolve_path(settings.diffusion_model_path, "contrastive.diffusion_model_path")
+    dissolver = load_dissolver(
+        path,
         device=encoder.device,
         weights=settings.dissolve_weights,
         dissolve_range=settings.dissolve_range,
     )
+    side = dissolver.image_size or settings.diff_resolution
+    dissolver.require_fitting(path, side, "contrastive.diff_resolution")
+    to_dissolving_size(torch.zeros(1, 3, data.side, data.side), side, data.row.fit)
+    return dissolver
 
 
-def heat_limits(
-    heatmaps: Mapping[str, tuple[str, Path]], shown: Sequence[Shown]
-) -> dict[str, tuple[float, float]]:
+def heat_limits(heatmaps: Heatmaps, shown: Sequence[Shown]) -> dict[str, tuple[float, float]]:
     """From no change to the median of the shown images' largest values; {} without heatmaps."""
-    files = [heatmaps[name] for one in shown if (name := one.images.names[one.number]) in heatmaps]
+    keys = [(one.set_name, one.images.names[one.number]) for one in shown]
+    files = [heatmaps[key] for key in keys if key in heatmaps]
     if not files:
         return {}
     maxima = [float(load_tensors(file).max()) for _, file in files]
@@ -256,7 +266,7 @@ def draw_entries(
     value: str,
     encoder: TrainedEncoder,
     dissolver: Dissolver | None = None,
-    heatmaps: Mapping[str, tuple[str, Path]] = MappingProxyType({}),
+    heatmaps: Heatmaps = MappingProxyType({}),
     limits: Mapping[str, tuple[float, float]] = MappingProxyType({}),
 ) -> Iterator[Entry]:
     """Reads and draws one image after the other; those that cannot be read again are left out.
@@ -277,8 +287,8 @@ def draw_entries(
             step = min(DISSOLVING_STEP, dissolver.diffusion.steps - 1)
             alt = f"{name}, dissolved"
             pictures.append(picture_of(copy.numpy(), f"dissolved at t = {step}", alt))
-        if own in heatmaps:
-            metric, file = heatmaps[own]
+        if (one.set_name, own) in heatmaps:
+            metric, file = heatmaps[one.set_name, own]
             heat = load_tensors(file).numpy()
             alt = f"{metric} of {name}, at most {heat.max():.3g}"
             pictures.append(
@@ -330,7 +340,7 @@ def accuracy_page(
         if truth != taken:
             remark += f", taken for {class_name(images, taken)}"
         value = float(row[truth]) if truth < row.size else 0.0  # a class that training lacked
-        shown.append(Shown(images, number, value, 1 - value, kind, remark))
+        shown.append(Shown("test", images, number, value, 1 - value, kind, remark))
     worst = sorted(shown, key=lambda one: -one.wrongness)
     worst = worst[: encoder.config.evaluation.report_images]
     entries = within_budget(draw_entries(worst, "probability", encoder))

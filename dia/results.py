@@ -7,10 +7,11 @@ N images per set.
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 
@@ -18,10 +19,16 @@ from common.checkpoint import save_text_atomic
 from common.figures import roc_curves, score_histogram
 from common.files import write_atomic
 from common.metrics import Interval, binary_intervals, format_interval
+from dia.settings import OodScore
 
 HISTOGRAM_BINS = 40
 NORMAL = "normal"
 """Name of the normal images among the scored sets; every other set is of anomalies."""
+ANY_SCORE = f"(?:{'|'.join(get_args(OodScore))})"
+FILE_OF_SCORE = re.compile(
+    rf"scores_{ANY_SCORE}\.csv|(?:histogram|roc)_{ANY_SCORE}\.png|score_{ANY_SCORE}_.+\.npy"
+)
+"""Names of the files that write_scores writes."""
 
 
 class SetScores(NamedTuple):
@@ -93,10 +100,16 @@ def scores_csv(score: str, sets: Mapping[str, SetScores]) -> str:
     return text.getvalue()
 
 
-def write_scores(folder: Path, score: str, sets: Mapping[str, SetScores], *, arrays: bool) -> None:
-    """Writes one score's CSV, histogram and ROC curves, and with arrays its .npy files."""
+def write_scores(
+    folder: Path, score: str, sets: Mapping[str, SetScores], *, arrays: bool
+) -> set[str]:
+    """Writes one score's CSV, histogram and ROC curves, and with arrays its .npy files.
+
+    Returns the files' names.
+    """
     from sklearn.metrics import roc_curve  # slow to import
 
+    written = {f"scores_{score}.csv", f"histogram_{score}.png", f"roc_{score}.png"}
     save_text_atomic(scores_csv(score, sets), folder / f"scores_{score}.csv")
     every = np.concatenate([scored.scores for scored in sets.values()])
     edges = np.linspace(every.min(), max(every.max(), every.min() + 1e-6), HISTOGRAM_BINS + 1)
@@ -115,6 +128,15 @@ def write_scores(folder: Path, score: str, sets: Mapping[str, SetScores], *, arr
         for name, scored in sets.items():
             path = folder / f"score_{score}_{name}.npy"
             write_atomic(path, partial(np.save, arr=scored.scores))
+            written.add(path.name)
+    return written
+
+
+def remove_others(folder: Path, written: Collection[str]) -> None:
+    """Removes what write_scores wrote here in an earlier evaluation; other files stay."""
+    for path in sorted(folder.iterdir()):
+        if FILE_OF_SCORE.fullmatch(path.name) and path.name not in written and path.is_file():
+            path.unlink()
 
 
 def write_results(

@@ -9,7 +9,7 @@ import torch
 from common.config import ConfigError, config_to_yaml, load_config
 from dia.building import check_dissolving, layout_for
 from dia.encoders import build_encoder
-from dia.evaluation import add_evaluation_flags, evaluation_config
+from dia.evaluation import add_evaluation_flags, evaluation_config, selected_by
 from dia.settings import ContrastiveConfig, DiaConfig
 from diffusion_models.diffusion import GaussianDiffusion
 from diffusion_models.dissolve import Dissolver
@@ -70,6 +70,29 @@ def test_images_are_read_as_the_run_read_them_but_where_the_command_says(
     data = asked(checkpoint, "--white_value", "4095").data
     assert (data.white_value, data.window) == (4095, "auto")
     assert any("data.window: auto here, and [2500.0, 1000.0]" in each for each in caplog.messages)
+
+
+def test_training_images_are_as_contaminated_as_the_run_had_them_but_where_the_command_says(
+    checkpoint: Path, caplog
+) -> None:
+    path = checkpoint.parent / "config.yaml"
+    run = changed(load_config(DiaConfig, path), "contrastive", contamination_ratio=0.1)
+    path.write_text(config_to_yaml(run))
+    assert asked(checkpoint).contrastive.contamination_ratio == 0.1
+    assert asked(checkpoint, "--dataset", "retina").contrastive.contamination_ratio == 0
+    assert not caplog.messages
+    assert asked(checkpoint, "--contamination_ratio", "0").contrastive.contamination_ratio == 0
+    assert any("contamination_ratio: 0.0 here, and 0.1 where" in each for each in caplog.messages)
+
+
+def test_folder_of_a_run_says_what_its_best_checkpoint_is(checkpoint: Path) -> None:
+    checkpoint.touch()
+    assert asked(checkpoint.parent).contrastive.width == 8
+
+
+def test_checkpoint_that_the_training_loss_chose_says_so(checkpoint: Path) -> None:
+    assert selected_by(checkpoint.with_name("best_loss.model")) == "training loss"
+    assert selected_by(checkpoint) == "test"
 
 
 def test_run_without_shifts_is_evaluated_by_its_own_settings(checkpoint: Path) -> None:

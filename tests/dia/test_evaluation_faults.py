@@ -1,5 +1,6 @@
 """An evaluation given other weights, damaged records or damaged features: named, or taken anew."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -126,3 +127,34 @@ def test_damaged_features_are_taken_anew(finished, run: Path, first: int, caplog
         assert torch.equal(features["simclr"], whole["simclr"])
         assert torch.equal(features["shift"], whole["shift"])
     assert scores_in(run / "results") == before
+
+
+def test_folder_of_a_run_is_evaluated_by_its_best_checkpoint(finished, run: Path) -> None:
+    shutil.copy(run / "last.model", run / "best_CSI.model")
+    settings = changed(of_run(finished, run), "contrastive", load_path=str(run))
+    evaluate(settings, "ood_pre", [])
+    facts = json.loads((run / "results" / "results.json").read_text())
+    assert facts["checkpoint"] == "best_CSI.model"
+
+
+def test_later_evaluation_replaces_the_scores_of_an_earlier_one(finished, run: Path) -> None:
+    settings, results = of_run(finished, run), run / "results"
+    both = changed(settings, "evaluation", ood_score=("CSI", "simclr"), save_score=True)
+    evaluate(both, "ood_pre", [])
+    assert (results / "scores_simclr.csv").is_file()
+    (results / "scores_mine.csv").write_text("a reader's own")
+    evaluate(settings, "ood_pre", [])
+    left = {path.name for path in results.iterdir()}
+    scores = {"scores_CSI.csv", "histogram_CSI.png", "roc_CSI.png", "scores_mine.csv"}
+    assert {name for name in left if name.startswith(("score", "histogram", "roc"))} == scores
+
+
+def test_printed_deciles_of_several_scores_are_titled_and_those_of_one_are_as_published(
+    finished, run: Path
+) -> None:
+    settings = changed(of_run(finished, run), "evaluation", print_score=True)
+    both = changed(settings, "evaluation", ood_score=("CSI", "simclr"))
+    one, two = (evaluate(each, "ood_pre", []).text.splitlines() for each in (settings, both))
+    assert [line.split()[0] for line in one[:3]] == ["folder", "one_class_1", "AUROC"]
+    assert two[:3] == ["CSI:", *one[:2]]
+    assert two[3] == "simclr:"

@@ -3,23 +3,35 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from common.checkpoint import load_tensors
 from common.config import REPOSITORY, ConfigError
+from common.image_sets import ImageSet
 from common.images import write_image
 from dia.encoders import Heads
 from dia.evaluation import evaluate
 from dia.features import ViewSettings
-from dia.localisation import Occlusion, Patch, occluded, occlusion_maps, spread_over
-from dia.predictor import TrainedEncoder
+from dia.localisation import (
+    Occlusion,
+    Patch,
+    occluded,
+    occlusion_maps,
+    spread_over,
+    write_heatmaps,
+)
+from dia.predictor import SetFeatures, TrainedEncoder
+from dia.report_page import draw_entries, heat_limits, judge
+from dia.results import SetScores
 from dia.scoring import fit_csi
 from dia.settings import DiaConfig
 from dia.training import train
-from diffusion_models.settings import DdpmConfig
+from diffusion_models.settings import DataConfig, DdpmConfig
 from diffusion_models.training import train as train_diffusion
+from inpainter.heatmap_tables import list_heatmaps
 from tests.tiny_dia import SIDE, tiny_contrastive, tiny_diffusion, write_normals
 from tests.tiny_runs import read_table, run_script, texture
 
@@ -158,6 +170,46 @@ def test_accuracies_have_a_page_of_the_images_of_the_wrong_class(run: Path) -> N
     page = (run / "run" / "eval_test_acc_last" / "report.html").read_text()
     assert "2 images, each taken for one of 2 classes" in page
     assert page.count('<article class="card"') == 2
+
+
+def test_images_of_two_datasets_with_one_name_have_their_own_heatmaps(tmp_path: Path) -> None:
+    def numbered(seed: int) -> ImageSet:
+        images = torch.stack([texture(16, 16, 3, seed=seed), texture(16, 16, 3, seed=seed + 1)])
+        return ImageSet(images, [0, 0], ["test/0", f"test/{seed}"], classes=("a",), size=16)
+
+    sets = {"normal": numbered(1), "breastmnist": numbered(5)}
+    encoder, one = encoder_of(Smoothness()), torch.ones(3, 2, 1)
+    train = SetFeatures(["a", "b", "c"], one, one, {})
+    first = write_heatmaps(encoder, train, sets, ["simclr"], tmp_path, [])
+    listed = {entry.image: entry.file for entry in list_heatmaps(tmp_path)["simclr_occlusion"]}
+    assert list(listed) == ["test/0", "test/1", "breastmnist/test/0", "test/5"]
+    highest = [load_tensors(file).max().item() for file in listed.values()]
+    assert len(set(highest)) == 4
+
+    scores = {name: SetScores(images.names, np.arange(2.0)) for name, images in sets.items()}
+    shown = judge(sets, scores, {name: name for name in sets})
+    entries = draw_entries(shown, "score", encoder, None, first, heat_limits(first, shown))
+    texts = [entry.pictures[1].alt for entry in entries]
+    assert [text.split()[-1] for text in texts] == [f"{value:.3g}" for value in highest]
+
+
+def test_diffusion_model_that_does_not_fit_the_page_is_refused_before_any_image(
+    run: Path, tmp_path: Path
+) -> None:
+    published = {"step": 1, "model": load_tensors(run / "ddpm" / "model-1.pt")["model"]}
+    torch.save(published, tmp_path / "model-1.pt")
+    contrastive = tiny_contrastive(
+        run / "run",
+        load_path=str(run / "run" / "last.model"),
+        diffusion_model_path=str(tmp_path / "model-1.pt"),
+        diff_resolution=15,
+    )
+    data = DataConfig("folder", data_root=str(run / "data"), one_class_idx=0, resize_to=SIDE)
+    config = DiaConfig(device="cpu", data=data, contrastive=contrastive)
+    results = replace(config.evaluation, report=True, results_dir=str(tmp_path / "results"))
+    with pytest.raises(ConfigError, match=r"diff_resolution.*multiple of 2 pixels"):
+        evaluate(replace(config, evaluation=results), "ood_pre", [])
+    assert not (tmp_path / "results").exists()
 
 
 def test_other_scores_have_no_heatmaps() -> None:
