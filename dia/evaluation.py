@@ -332,7 +332,7 @@ def shared_features(
     """As `extract_features`, in which each process takes its share of the images.
 
     Complete in the main process, None in the others. With published seeding the main one does all,
-    for an image's views follow from its batch.
+    for an image's views follow from its batch. CheckpointError there where their weights differ.
     """
     if processes.world_size == 1:
         return extract_features(encoder, images, bad)
@@ -348,14 +348,19 @@ def shared_features(
         if not all(name in bad.found for name in own.names):
             raise
         fault = str(error)  # it is one only where no process can read an image
-    gathered = gathered_in_main((features, fault, bad.found), processes)
+    gathered = gathered_in_main((features, fault, bad.found, encoder.sha256), processes)
     if gathered is None:
         return None
-    for _, _, found in gathered:
+    if len({sha256 for *_, sha256 in gathered}) > 1:
+        raise CheckpointError(
+            f"{encoder.path} was replaced while the processes loaded it: they have different "
+            "weights. Start the evaluation again, or evaluate a copy that no training replaces."
+        )
+    for _, _, found, _ in gathered:
         bad.note(found, images.remedies)
-    parts = [part for part, _, _ in gathered if part is not None]
+    parts = [part for part, *_ in gathered if part is not None]
     if not parts:
-        raise DatasetError(next(text for _, text, _ in gathered if text))
+        raise DatasetError(next(text for _, text, *_ in gathered if text))
     return joined_features(parts, images, bad)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from functools import partial
@@ -10,9 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from common.checkpoint import load_tensors
+from common.checkpoint import CheckpointError, load_tensors, save_atomic
+from common.image_batches import BadImages
+from common.processes import joined_processes
 from dia import training as contrastive
-from dia.evaluation import evaluate
+from dia.data import normal_train_set
+from dia.evaluation import evaluate, shared_features
+from dia.predictor import load_encoder
 from dia.settings import DiaConfig, EvaluationConfig
 from diffusion_models import training as ddpm
 from diffusion_models.settings import DdpmConfig
@@ -108,3 +113,27 @@ def test_two_processes_score_images_as_one_does(seeding: str, tmp_path: Path) ->
     assert list(found["together"]) == list(found["alone"])
     assert found["together"] == pytest.approx(found["alone"], rel=1e-4)
     assert found["from the cache"] == found["together"]
+
+
+def test_processes_that_loaded_different_weights_score_nothing_together(tmp_path: Path) -> None:
+    run = tmp_path / "0"
+    trained = DiaConfig(
+        device="cpu", data=write_normals(tmp_path / "data"), contrastive=tiny_contrastive(run)
+    )
+    contrastive.train(trained)
+    other = shutil.copytree(run, tmp_path / "1") / "last.model"
+    save_atomic({name: tensor * 2 for name, tensor in load_tensors(other).items()}, other)
+    pair = forked_pair(partial(take_features_of_own_run, tmp_path))
+    assert [ended(child) for child in pair] == [0, 0]
+
+
+def take_features_of_own_run(folder: Path) -> None:
+    """Each process with an encoder of its own: the main one has to notice."""
+    encoder = load_encoder(folder / os.environ["RANK"], select="last", device="cpu")
+    images = normal_train_set(encoder.config)
+    with joined_processes(encoder.device, 60) as processes:
+        if processes.is_main:
+            with pytest.raises(CheckpointError, match="they have different weights"):
+                shared_features(encoder, images, BadImages(), processes)
+        else:
+            assert shared_features(encoder, images, BadImages(), processes) is None
