@@ -5,6 +5,7 @@ name would silently turn a lesion image into a normal one. Sizes and boxes are i
 (height, width) and (top, left, height, width).
 """
 
+import contextlib
 import itertools
 import logging
 import re
@@ -18,9 +19,22 @@ import numpy as np
 from common import annotation_formats
 from common.annotation_formats import Format
 from common.box_files import box_rows, note_facts
+from common.dicom import NO_SEGMENTATION, is_segmentation
 from common.image_files import ImageError, is_lossy
-from common.image_folders import find_images, shown_names, with_slices
-from common.image_names import AnnotationError, ImageNames, OnUnknown, without_suffixes
+from common.image_folders import (
+    find_images,
+    may_have_slices,
+    shown_names,
+    slice_numbers,
+    with_slices,
+)
+from common.image_names import (
+    AnnotationError,
+    ImageNames,
+    OnUnknown,
+    volume_of,
+    without_suffixes,
+)
 from common.images import read_mask
 from common.notices import notice
 from common.shapes import (
@@ -33,6 +47,8 @@ from common.shapes import (
     labels_to_boxes,
     pixels_of_box,
 )
+from common.volume_files import axis_codes
+from common.volumes import split_slice
 
 LOG = logging.getLogger(__name__)
 LOSSY_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
@@ -215,6 +231,7 @@ def read_annotations(
     on_unknown: OnUnknown = "error",
     remedy: str = "",
     resize_masks: bool = False,
+    files: Mapping[str, Path] | None = None,
 ) -> Annotations:
     """Reads boxes from a CSV file, finds the masks in a folder, or reads COCO, LabelMe or YOLO.
 
@@ -222,7 +239,8 @@ def read_annotations(
     YOLO's text; which it is, its content says. images: names of all images, relative to their
     folder. on_unknown: what to do with an annotation of an image that is not among them: an error,
     or logged and put into `skipped`. remedy: what else than correcting the name the user can do
-    then, for the error. resize_masks: see MaskAnnotations. Raises AnnotationError.
+    then, for the error. resize_masks: see MaskAnnotations. files: see find_masks. Raises
+    AnnotationError.
     """
     if not path.exists():
         raise AnnotationError(f"No annotations at {path.absolute()}. {PASS}")
@@ -232,9 +250,9 @@ def read_annotations(
     )
     if of_tool is not None:
         return _shapes(path, of_tool, names)
-    return (
-        find_masks(path, names, resize=resize_masks) if path.is_dir() else read_boxes(path, names)
-    )
+    if path.is_dir():
+        return find_masks(path, names, resize=resize_masks, files=files)
+    return read_boxes(path, names)
 
 
 def _shapes(path: Path, found: Format, names: ImageNames) -> ShapeAnnotations:
@@ -308,15 +326,22 @@ def read_boxes(path: Path, names: ImageNames) -> BoxAnnotations:
     return BoxAnnotations(path, of_image, _log_skipped(path, skipped), facts=facts)
 
 
-def find_masks(folder: Path, names: ImageNames, *, resize: bool = False) -> MaskAnnotations:
+def find_masks(
+    folder: Path,
+    names: ImageNames,
+    *,
+    resize: bool = False,
+    files: Mapping[str, Path] | None = None,
+) -> MaskAnnotations:
     """Finds each image's mask: the file at the same place in the folder, with any image suffix.
 
     Its name may end in _mask or _seg where no image has that whole name. resize: see
-    MaskAnnotations.
+    MaskAnnotations. files: where images lie, by their names, as far as known; the slices and axes
+    of volumes are compared with theirs.
 
     A mask that is empty or a broken link is found too, so that its image is not taken for normal:
     reading it raises ImageError. Raises AnnotationError for a file that belongs to no image, a
-    second mask of an image, or a lossy format.
+    second mask of an image, a lossy format, or a volume of other slices or axes than its image's.
     """
     of_image, skipped = {}, []
     try:
@@ -324,13 +349,14 @@ def find_masks(folder: Path, names: ImageNames, *, resize: bool = False) -> Mask
     except ImageError as error:
         raise AnnotationError(f"masks: {error}") from error
     found.report()
-    files = sorted([*found.files, *found.damaged])
-    if not files:
+    masks = sorted([*found.files, *found.damaged])
+    if not masks:
         raise AnnotationError(
             f"No image in the folder of masks {folder}. Pass a folder of masks that are named like "
             f"the images, or a CSV file of boxes. {found.summary()}"
         )
-    for file in itertools.chain.from_iterable(_masks_of(file, folder, names) for file in files):
+    volumes = _Volumes(names, files or {})
+    for file in itertools.chain.from_iterable(volumes.masks_of(mask, folder) for mask in masks):
         image = names.match(_meant(file.relative_to(folder).as_posix(), names), str(folder))
         if image is None:
             skipped.append(str(file))
@@ -350,19 +376,59 @@ def _meant(name: str, names: ImageNames) -> str:
     return bare if not names.knows(name) and names.knows(bare) else name
 
 
-def _masks_of(file: Path, folder: Path, names: ImageNames) -> Sequence[Path]:
-    """A mask file, or of one with a slice for each slice of a volume those that images have.
+class _Volumes:
+    """The volumes that images are slices of, for their masks."""
 
-    All of them where no image has one, so that the first is named as unknown.
-    """
-    masks = with_slices([file])
-    if len(masks) == 1:
-        return masks
-    of = {mask: _meant(mask.relative_to(folder).as_posix(), names) for mask in masks}
-    used = [mask for mask in masks if names.knows(of[mask])]
-    if used and len(used) < len(masks):
-        LOG.info("%s: %d of its %d slices are of images here", file, len(used), len(masks))
-    return used or masks
+    def __init__(self, names: ImageNames, files: Mapping[str, Path]) -> None:
+        self.names, self.files = names, files
+        self.last: dict[str, int] = {}
+        """The largest number of a slice that a name has, by volume."""
+        for volume, number in map(split_slice, names.images):
+            if number is not None:
+                self.last[volume] = max(number, self.last.get(volume, 0))
+
+    def masks_of(self, file: Path, folder: Path) -> Sequence[Path]:
+        """A mask file, or of one with a slice for each slice of a volume those that images have.
+
+        All of them where no image has one, so that the first is named as unknown. Raises
+        AnnotationError where the file does not fit its image's volume.
+        """
+        if not may_have_slices(file):
+            return [file]
+        masks = with_slices([file])
+        of = {mask: _meant(mask.relative_to(folder).as_posix(), self.names) for mask in masks}
+        used = [mask for mask in masks if self.names.knows(of[mask])]
+        if (used or self.names.on_unknown == "error") and is_segmentation(file):
+            raise AnnotationError(NO_SEGMENTATION.format(file))
+        image = None
+        with contextlib.suppress(AnnotationError):  # of one that means several images, when matched
+            image = self.names.find(of[used[0]]) if used else None
+        if image is not None:
+            self._check(file, masks, image)
+        if used and len(used) < len(masks):
+            LOG.info("%s: %d of its %d slices are of images here", file, len(used), len(masks))
+        return used or masks
+
+    def _check(self, file: Path, masks: Sequence[Path], image: str) -> None:
+        """Raises AnnotationError where a mask's slices or axes are not those of its image."""
+        image_file = split_slice(self.files[image])[0] if image in self.files else None
+        numbers, volume = [split_slice(mask)[1] or 0 for mask in masks], volume_of(image)
+        known = [] if image_file is None else list(slice_numbers(image_file))
+        last = known[-1] if len(known) > 1 else self.last.get(volume, 0)
+        if len(masks) > 1 and (numbers != known if len(known) > 1 else last > numbers[-1]):
+            raise AnnotationError(
+                f"{file} has {len(masks)} slices, the last is #{numbers[-1]:03d}; that of its "
+                f"image {volume} is #{last:03d}. A mask must have all slices of its image's "
+                "volume, empty ones too: save it with the image's size"
+            )
+        with contextlib.suppress(ImageError):  # reading says what is damaged
+            axes = axis_codes(file), None if image_file is None else axis_codes(image_file)
+            if None not in axes and axes[0] != axes[1]:
+                raise AnnotationError(
+                    f"{file}: its axes run {axes[0]}, those of its image {image_file} "
+                    f"{axes[1]} (R right, L left, A front, P back, S up, I down), so it would be "
+                    "turned differently. Save the mask with its image's axes and header"
+                )
 
 
 def _log_skipped(path: Path, skipped: Sequence[str]) -> tuple[str, ...]:

@@ -20,12 +20,23 @@ from common.grey_range import (
     range_of,
     volume_range,
 )
-from common.image_files import READ_ERRORS, ImageError, check_samples, slice_number
+from common.image_files import (
+    READ_ERRORS,
+    ImageError,
+    check_samples,
+    file_format,
+    slice_number,
+)
 from common.notices import notice
 from common.volumes import split_slice
 
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 """Class of DICOM's own masks."""
+NO_SEGMENTATION = (
+    "{} is a DICOM segmentation object, which is not read as a mask: to which slices its frames "
+    "belong is named inside. Convert it to NIfTI with the image's slices, or to one PNG for each "
+    "slice"
+)
 MAX_FRAMES = 100_000
 """A file that claims more frames is damaged."""
 Modality = Callable[[np.ndarray], np.ndarray]
@@ -42,6 +53,21 @@ def count_frames(path: Path, *, force: bool = False) -> int:
         tags: list[Any] = ["NumberOfFrames"]
         header = pydicom.dcmread(file, stop_before_pixels=True, force=force, specific_tags=tags)
         return _frames_of(header)
+
+
+def is_segmentation(path: Path) -> bool:
+    """Whether a file is one of DICOM's own masks, by its header; False where it is unreadable."""
+    try:
+        if file_format(path) != "dicom":
+            return False
+        with _named_errors(path), open_regular(path) as file:
+            import pydicom
+
+            tags: list[Any] = ["SOPClassUID"]
+            header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=tags)
+            return header.get("SOPClassUID") == SEGMENTATION
+    except ImageError:
+        return False
 
 
 def _frames_of(dataset: Any) -> int:
@@ -76,11 +102,7 @@ def read_dicom(
             dataset = pydicom.dcmread(file, force=force, stop_before_pixels=number is not None)
             frame = _check_size(dataset, path)
             if stored and dataset.get("SOPClassUID") == SEGMENTATION:
-                raise ImageError(
-                    f"{path} is a DICOM segmentation object, which is not read as a mask: to which "
-                    "slices its frames belong is named inside. Convert it to NIfTI with the "
-                    "image's slices, or to one PNG for each slice"
-                )
+                raise ImageError(NO_SEGMENTATION.format(path))
             _name_transfer_syntax(dataset)
             show = functools.partial(_displayed, window=window, stored=stored)
             if number is None:

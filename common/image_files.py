@@ -70,6 +70,10 @@ READ_ERRORS = (
 )
 """What the decoders raise for files that are truncated, corrupt or of no known kind."""
 
+PILLOW_COMPRESSIONS = (
+    *(1, 2, 3, 4, 5, 6, 7, 8, 32771, 32773, 32809, 32946, 34676, 34677, 34925, 50000),
+)
+"""TIFF compressions that Pillow decodes: fax, LZW, JPEG, deflate, PackBits and such."""
 FAX = (2, 3, 4)
 """TIFF compressions of fax machines, whose bits are ink, so that 0 is always white."""
 
@@ -169,8 +173,11 @@ def is_lossy(path: Path) -> bool:
         if kind == "webp":
             return b"VP8 " in file.read(HEAD_BYTES)
         if kind == "tiff":
-            with contextlib.suppress(*READ_ERRORS), Image.open(file) as image:
-                return "jpeg" in image.info.get("compression", "")
+            import tifffile
+
+            errors = (*READ_ERRORS, tifffile.TiffFileError)
+            with contextlib.suppress(*errors), tifffile.TiffFile(file) as tiff:
+                return bool(re.search("JPE?G|JP2|WEBP", tiff.pages[0].compression.name))
     return kind in ("jpeg", "jpeg2000")
 
 
@@ -338,8 +345,8 @@ def _own_pages(tiff: "tifffile.TiffFile", path: Path) -> list[int]:
 def _read_deep_tiff(file: BinaryIO, path: Path) -> tuple[Pixels | None, int]:
     """Values of a TIFF file; and the page read.
 
-    None for a sound file of up to 8 unsigned bits, which Pillow reads; it reduces deeper ones to 8
-    bits.
+    None for a sound file that Pillow reads: of up to 8 unsigned bits, for it reduces deeper ones to
+    8 bits.
     """
     import tifffile
     from tifffile import PHOTOMETRIC
@@ -354,7 +361,7 @@ def _read_deep_tiff(file: BinaryIO, path: Path) -> tuple[Pixels | None, int]:
                     f"it has {page.samplesperpixel} samples per pixel; expected 1 to 4: grey or "
                     "RGB, and alpha"
                 )
-            if page.bitspersample <= 8 and page.sampleformat != tifffile.SAMPLEFORMAT.INT:
+            if _is_for_pillow(page, big_endian=tiff.byteorder == ">", is_big=tiff.is_bigtiff):
                 return None, number
             grey = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK)
             if page.photometric not in (*grey, PHOTOMETRIC.RGB):
@@ -362,7 +369,8 @@ def _read_deep_tiff(file: BinaryIO, path: Path) -> tuple[Pixels | None, int]:
                     f"colours of kind {page.photometric!r} with {page.bitspersample} bits are not "
                     "read; save it as grey or RGB"
                 )
-            pixels, orientation = page.asarray(), page.tags.valueof(ExifTags.Base.Orientation, 1)
+            pixels = _decoded_tiff(page)
+            orientation = page.tags.valueof(ExifTags.Base.Orientation, 1)
     except tifffile.TiffFileError as error:  # no ValueError in older versions
         raise ValueError(str(error)) from error
     if page.axes == "SYX":
@@ -372,6 +380,31 @@ def _read_deep_tiff(file: BinaryIO, path: Path) -> tuple[Pixels | None, int]:
     white = _white(pixels, page.bitspersample)
     inverted = page.photometric == PHOTOMETRIC.MINISWHITE
     return Pixels(_turned(pixels, orientation, path), white, inverted), number
+
+
+def _is_for_pillow(page: "tifffile.TiffPage", *, big_endian: bool, is_big: bool) -> bool:
+    """Whether Pillow reads a page in full depth."""
+    from tifffile import PHOTOMETRIC, SAMPLEFORMAT
+
+    is_short = page.bitspersample <= 8 and page.sampleformat != SAMPLEFORMAT.INT
+    colours_called_grey = page.photometric == PHOTOMETRIC.MINISBLACK and page.samplesperpixel > 2
+    can_open = not (colours_called_grey or (is_big and big_endian))
+    return is_short and can_open and page.compression in PILLOW_COMPRESSIONS
+
+
+def _decoded_tiff(page: "tifffile.TiffPage") -> np.ndarray:
+    """A page's pixels. Raises ValueError, naming its compression, where there is no decoder."""
+    from tifffile import TIFF
+
+    try:
+        if page.compression != 1:
+            TIFF.DECOMPRESSORS[page.compression]
+        return page.asarray()
+    except (KeyError, ImportError, NotImplementedError) as error:
+        name = getattr(page.compression, "name", page.compression)
+        raise ValueError(
+            f"its compression {name} cannot be read; save it with LZW or deflate"
+        ) from error
 
 
 def _check_tiff_parts(page: "tifffile.TiffPage", file_bytes: int) -> None:

@@ -176,11 +176,17 @@ def with_slices(files: Iterable[Path], which: str = "all") -> list[Path]:
     return images
 
 
+def may_have_slices(file: Path) -> bool:
+    """False where a file's name says that it holds one picture."""
+    lower = file.name.lower()
+    return lower.endswith(VOLUME_SUFFIXES) or not lower.endswith(IMAGE_SUFFIXES)
+
+
 def slice_numbers(file: Path) -> Sequence[int]:
     """Numbers of a file's slices, by its header; of what has no slices, or is damaged, [0]."""
-    lower = file.name.lower()
-    if lower.endswith(IMAGE_SUFFIXES) and not lower.endswith(VOLUME_SUFFIXES):
+    if not may_have_slices(file):
         return range(1)
+    lower = file.name.lower()
     try:
         kind = file_format(file)
         if kind == "dicom" or (kind is None and lower.endswith(DICOM_SUFFIXES)):

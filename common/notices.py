@@ -40,15 +40,18 @@ _LARGEST = RawArray(ctypes.c_uint64, 65)  # by bits of the type
 
 
 def notice(kind: Kind, message: str) -> None:
-    """Counts one more file of this kind; logs the message (which names the file) for the first."""
+    """Counts one more read of this kind; logs the message (which names the file) for the first."""
     number = KINDS.index(kind)
     _COUNTS[number] += 1
     if _COUNTS[number] == 1:
-        LOG.warning("%s (said once; further files are only counted)", message)
+        LOG.warning("%s (said once; further reads are only counted)", message)
 
 
 def counts() -> dict[Kind, int]:
-    """How often each kind was met so far, without those that were not."""
+    """In how many reads each kind was met so far, without those that were not.
+
+    A file counts each time it is read: for its grey range, for each epoch, for each metric.
+    """
     return {kind: n for kind, n in zip(KINDS, _COUNTS, strict=True) if n}
 
 
@@ -56,7 +59,7 @@ def sum_up() -> None:
     """Logs the counts of what was met more than once; for a program's end."""
     for kind, n in counts().items():
         if n > 1:
-            LOG.warning("%d times: %s", n, kind)
+            LOG.warning("in %d reads: %s", n, kind)
 
 
 def is_largest(bits: int, value: int) -> bool:

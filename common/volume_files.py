@@ -40,10 +40,22 @@ NRRD_TYPES = {
     "u2": ("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"),
     "i4": ("int", "signed int", "int32", "int32_t"),
     "u4": ("uint", "unsigned int", "uint32", "uint32_t"),
+    "i8": (
+        "longlong",
+        "long long",
+        "long long int",
+        "signed long long",
+        "signed long long int",
+        "int64",
+        "int64_t",
+    ),
+    "u8": ("ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t"),
     "f4": ("float",),
     "f8": ("double",),
 }
 """Numbers of a NRRD file, by the format's names for them."""
+PLAIN_KINDS = ("domain", "space", "none", "???")
+"""What a NRRD file may call an axis that runs through the patient."""
 POSITIVE = {"right": 1, "anterior": 1, "superior": 1, "left": -1, "posterior": -1, "inferior": -1}
 """Whether an axis points as NIfTI's do."""
 ABBREVIATED = {word[0]: word for word in POSITIVE}
@@ -117,6 +129,20 @@ def count_slices(path: Path) -> int:
         return volume.n_slices
 
 
+def axis_codes(path: Path) -> str | None:
+    """Where the stored axes of a NIfTI or NRRD file run, such as LPS: left, back, up.
+
+    None for other files. Raises ImageError, naming the file.
+    """
+    if file_format(path) not in ("nifti", "nrrd"):
+        return None
+    with _opened(path) as volume:
+        letters = [""] * 3
+        for (axis, sign), line in zip(volume.axes, ("LR", "PA", "IS"), strict=True):
+            letters[axis] = line[sign > 0]
+        return "".join(letters)
+
+
 def read_volume_slice(
     path: Path, *, window: Window = "auto", white_value: int | None = None, stored: bool = False
 ) -> np.ndarray:
@@ -146,7 +172,12 @@ def read_volume_slice(
             low, high = volume.stated
         else:
             found = volume_range(path, range(count), volume.slice, READ_ERRORS)
-            low, high = found or (float(values.min()), float(values.min()) + 1)
+            if found is None:
+                finite = values[np.isfinite(values)]
+                if not finite.size:
+                    raise ValueError("no voxel of it has a value: all are NaN or infinite")
+                found = float(finite.min()), float(finite.min()) + 1
+            low, high = found
             if window == "auto":
                 notice(
                     "volume without a range",
@@ -273,6 +304,12 @@ def _nrrd(file: BinaryIO, path: Path) -> Volume:
     code = next(codes, None)
     if code is None:
         raise ValueError(f"its voxels are {header['type']!r}; expected one number each")
+    kinds = [str(kind) for kind in header.get("kinds", ())]
+    if not set(kinds[:3]) <= set(PLAIN_KINDS):
+        raise ValueError(
+            f"its axes are {', '.join(kinds)}; expected domain or space. Save one file for each "
+            "colour, direction or time"
+        )
     order = ">" if header.get("endian", "little") == "big" else "<"
     shape = tuple(int(length) for length in header["sizes"])
     data = ArrayProxy(opened[encoding](), (_three(shape), np.dtype(order + code)))

@@ -63,6 +63,7 @@ from inpainter.heatmap_tables import (
     list_heatmaps,
     read_heatmap,
 )
+from inpainter.run_identity import scored_images
 
 if TYPE_CHECKING:
     from inpainter.comparison import Comparison  # which builds on this module
@@ -172,17 +173,23 @@ def evaluate_heatmaps(settings: EvaluationSettings) -> Evaluation:
     }
     known, unknown = [*images, *unscored], settings.on_unknown_image
     remedy = "skip such annotations with --on_unknown_image skip"
+    files = scored_images(settings.heatmap_dir, known)
+    if settings.image_dir is not None:
+        files = {name: settings.image_dir / name for name in known}
     annotations = read_annotations(
         settings.annotations,
         known,
         on_unknown=unknown,
         remedy=remedy,
         resize_masks=settings.resize_masks,
+        files=files,
     )
     ignore_masks = None
     if settings.ignore_masks is not None:
         names = ImageNames(known, unknown, remedy)
-        ignore_masks = find_masks(settings.ignore_masks, names, resize=settings.resize_masks)
+        ignore_masks = find_masks(
+            settings.ignore_masks, names, resize=settings.resize_masks, files=files
+        )
     metadata = read_metadata(settings.metadata, images) if settings.metadata else None
     patients = metadata.values(PATIENT) if metadata and PATIENT in metadata.columns else {}
     clusters = cluster_images(images, patients.get, annotations.patient)

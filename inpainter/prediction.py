@@ -158,7 +158,7 @@ def predict(config: PicardConfig, options: PredictionOptions) -> PredictionResul
     image_dir, images = images_to_score(config, options)
     annotations = None
     if options.annotations is not None:
-        annotations = read_annotations(options.annotations, images, on_unknown="skip")
+        annotations = read_annotations(options.annotations, images, on_unknown="skip", files=images)
     identity = run_identity(predictor, image_dir, None if is_folder(options) else [*images])
     folder = output_folder(config, options.output_dir, identity, overwrite=options.overwrite)
     with SharedFolder(folder, options.processes) as shared:

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,15 @@ def read_identity(folder: Path) -> Identity | None:
             "another --output_dir, or --overwrite to replace them."
         ) from None
     return {key: value for key, _, value in (line.partition(": ") for line in lines)}
+
+
+def scored_images(folder: Path, names: Iterable[str]) -> dict[str, Path]:
+    """Where the images of a folder's heatmaps lay when they were scored; {} if it does not say."""
+    try:
+        images = (read_identity(folder) or {}).get("images")
+    except CheckpointError:
+        images = None
+    return {} if images is None else {name: Path(images) / name for name in names}
 
 
 def differences(old: Identity, new: Identity) -> list[str]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from common.image_files import is_lossy
 from common.images import ImageError, read_image, read_mask
 from common.notices import counts, forget
 from tests.image_files import unit, values
@@ -109,6 +110,40 @@ def test_packed_12_bits_are_divided_by_4095(tmp_path):
     assert read_image(tmp_path / "a.tif").flatten().tolist() == pytest.approx(
         [0, 1, 2048 / 4095, 0.2]
     )
+
+
+@pytest.mark.parametrize("compression", ["jpeg2000", "lerc", "png", "webp"])
+@pytest.mark.parametrize("shape", [(20, 24), (20, 24, 3)])
+def test_bytes_that_pillow_does_not_decode_are_read_exactly(tmp_path, compression, shape):
+    if compression == "webp" and len(shape) == 2:
+        pytest.skip("is for colours")
+    lossless = {"compressionargs": {"lossless": True}} if compression == "webp" else {}
+    stored, photometric = values("u1", *shape), "minisblack" if len(shape) == 2 else "rgb"
+    tifffile.imwrite(
+        tmp_path / "a.tif", stored, photometric=photometric, compression=compression, **lossless
+    )
+    assert torch.equal(read_image(tmp_path / "a.tif"), unit(stored))
+    assert is_lossy(tmp_path / "a.tif") == (compression in ("jpeg2000", "webp"))
+
+
+def test_big_tiff_of_big_endian_bytes_is_read(tmp_path):
+    stored = values("u1", 5, 7)
+    tifffile.imwrite(tmp_path / "a.tif", stored, bigtiff=True, byteorder=">")
+    assert torch.equal(read_image(tmp_path / "a.tif"), unit(stored))
+
+
+def test_three_samples_that_are_called_grey_are_colours(tmp_path):
+    stored = values("u1", 5, 7, 3)
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="minisblack", planarconfig="contig")
+    assert torch.equal(read_image(tmp_path / "a.tif"), unit(stored))
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2"])
+def test_compression_without_a_decoder_is_named_with_what_to_save_instead(tmp_path, dtype):
+    tifffile.imwrite(tmp_path / "a.tif", values(dtype, 5, 7))
+    change_tag(tmp_path / "a.tif", 259, 34661)
+    with pytest.raises(ImageError, match=r"compression JBIG cannot be read; save it with LZW or d"):
+        read_image(tmp_path / "a.tif")
 
 
 def test_window_and_white_value_are_stored_values_of_packed_12_bits(tmp_path):

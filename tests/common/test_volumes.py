@@ -15,6 +15,7 @@ from pydicom.uid import JPEG2000Lossless
 from common import volume_files
 from common.annotations import AnnotationError, read_annotations
 from common.config_types import ConfigError
+from common.dicom import SEGMENTATION
 from common.grey_range import SAMPLED_SLICES, check_window
 from common.image_folders import list_images, with_slices
 from common.image_sets import data_identity, load_set
@@ -334,6 +335,44 @@ def test_truncated_volume_is_refused_by_name(tmp_path, name):
         read_image(list_images(tmp_path, False)[0])
 
 
+@pytest.mark.parametrize("dtype", ["i8", "u8"])
+@pytest.mark.parametrize("name", ["long long", "int64", "longlong", "signed long long int"])
+def test_nrrd_of_64_bits_is_read(tmp_path, dtype, name):
+    stored = np.array([[[0, 500, 1000, 2000]]], dtype=dtype).transpose(2, 1, 0)
+    nrrd.write(str(tmp_path / "a.nrrd"), stored, {"encoding": "raw"})
+    name = (
+        name
+        if dtype == "i8"
+        else {"int64": "uint64", "longlong": "ulonglong"}.get(
+            name, f"unsigned {name.removeprefix('signed ')}"
+        )
+    )
+    data = (tmp_path / "a.nrrd").read_bytes()
+    old = b"type: int64" if dtype == "i8" else b"type: uint64"
+    assert old in data
+    (tmp_path / "a.nrrd").write_bytes(data.replace(old, f"type: {name}".encode()))
+    shown = read_image(tmp_path / "a.nrrd", window=(1000.0, 2000.0)).flatten().tolist()
+    assert shown == [0, 0.25, 0.5, 1]
+
+
+def test_nrrd_of_colours_is_refused_and_not_read_as_slices_3_pixels_wide(tmp_path):
+    kinds = {"kinds": ["RGB-color", "domain", "domain"]}
+    nrrd.write(str(tmp_path / "a.nrrd"), values("u1", 3, 5, 4), kinds)
+    with pytest.raises(ImageError, match=r"its axes are RGB-color, domain, domain; expected dom"):
+        read_image(tmp_path / "a.nrrd#000")
+    nrrd.write(str(tmp_path / "b.nrrd"), values("u1", 3, 5, 4), {"kinds": ["domain"] * 3})
+    assert read_image(tmp_path / "b.nrrd#003").shape == (1, 5, 3)
+
+
+def test_volume_without_any_value_says_so(tmp_path):
+    path = nifti(tmp_path / "a.nii", np.full((2, 3, 1), np.nan, np.float32))
+    with pytest.raises(ImageError, match=r"a.nii: no voxel of it has a value: all are NaN or inf"):
+        read_image(path)
+    stored = np.full((2, 1, 1), 7, np.float32)
+    stored[0] = -np.inf
+    assert read_image(nifti(tmp_path / "b.nii", stored)).flatten().tolist() == [0, 0]
+
+
 def test_nrrd_with_its_values_elsewhere_is_refused(tmp_path):
     head = (
         "NRRD0004\ntype: uchar\ndimension: 2\nsizes: 2 2\nencoding: raw\ndata file: /etc/hosts\n\n"
@@ -391,6 +430,77 @@ def test_masks_of_a_volume_are_found_slice_by_slice(tmp_path):
     assert list(read_annotations(masks, ["a.dcm#001", "b.dcm#001"]).of_image) == names[1::3]
     with pytest.raises(AnnotationError, match=r"no image is called 'a.nii.gz#000'"):
         read_annotations(masks, ["b.dcm#001"])
+
+
+@pytest.fixture
+def image_and_masks(tmp_path):
+    """A folder with a volume of 3 slices of 2 x 4 pixels, and one for its mask."""
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    write_volume(tmp_path / "images" / "a.nii", STACK)
+    return tmp_path / "images", tmp_path / "masks"
+
+
+@pytest.mark.parametrize("slices", ["all", "middle", "every_2"])
+@pytest.mark.parametrize("n", [2, 4])
+@pytest.mark.parametrize("name", ["a.nii", "a.nrrd", "a.dcm", "a.tif"])
+def test_mask_of_another_number_of_slices_is_refused(image_and_masks, slices, n, name):
+    images, masks = image_and_masks
+    files = {path.name: path for path in list_images(images, False, slices=slices)}
+    write_volume(masks / name, np.zeros((n, 2, 4), np.uint8))
+    with pytest.raises(
+        AnnotationError,
+        match=rf"{name} has {n} slices, the last is #00{n - 1}; that of its image a.nii is #002",
+    ):
+        read_annotations(masks, files, files=files)
+    write_volume(masks / name, np.ones((3, 2, 4), np.uint8))
+    found = read_annotations(masks, files, files=files)
+    assert list(found.of_image) == list(files)
+
+
+def test_mask_with_fewer_slices_than_names_is_refused_where_no_image_is_at_hand(image_and_masks):
+    _, masks = image_and_masks
+    write_volume(masks / "a.nii", np.ones((2, 2, 4), np.uint8))
+    with pytest.raises(AnnotationError, match=r"2 slices, the last is #001; .* a.nii is #002"):
+        read_annotations(masks, ["a.nii#000", "a.nii#002"])
+    assert list(read_annotations(masks, ["a.nii#001"]).of_image) == ["a.nii#001"]
+    gone = {"a.nii#001": masks / "gone" / "a.nii#001"}
+    assert list(read_annotations(masks, gone, files=gone).of_image) == ["a.nii#001"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "codes"), [((1, 1, 1), "RAS"), ((-1, -1, -1), "LPI"), ((-1, 1, 1), "LAS")]
+)
+def test_mask_whose_axes_run_otherwise_is_refused(image_and_masks, steps, codes):
+    images, masks = image_and_masks  # axes left, back, up
+    files = {path.name: path for path in list_images(images, False)}
+    stored = np.zeros((4, 2, 3), np.uint8)
+    stored[1, 0, 2] = 1
+    nifti(masks / "a.nii.gz", stored, np.diag([*steps, 1.0]))
+    with pytest.raises(
+        AnnotationError, match=rf"a.nii.gz: its axes run {codes}, those of its image .*a.nii LPS"
+    ):
+        read_annotations(masks, files, files=files)
+    nifti(masks / "a.nii.gz", stored, np.diag([-1.0, -1.0, 1.0, 1.0]))
+    found = read_annotations(masks, files, files=files)
+    assert np.argwhere(found.labels("a.nii#002", (2, 4))).tolist() == [[0, 1]]
+
+
+def test_mask_of_one_slice_whose_axes_run_otherwise_is_refused(tmp_path):
+    image = write_volume(tmp_path / "a.nii", STACK[:1])
+    (tmp_path / "masks").mkdir()
+    nifti(tmp_path / "masks" / "a.nii", np.ones((4, 2, 1), np.uint8))
+    with pytest.raises(AnnotationError, match=r"its axes run RAS, those of its image .* LPS"):
+        read_annotations(tmp_path / "masks", ["a.nii"], files={"a.nii": image})
+
+
+def test_segmentation_object_in_a_folder_of_masks_is_refused_at_once(image_and_masks):
+    _, masks = image_and_masks
+    write_frames(masks / "a.dcm", np.ones((2, 2, 4), np.uint8), SOPClassUID=SEGMENTATION)
+    names = [f"a.nii#00{n}" for n in range(3)]
+    with pytest.raises(AnnotationError, match=r"a.dcm is a DICOM segmentation object, which is n"):
+        read_annotations(masks, names)
+    assert read_annotations(masks, ["b.png"], on_unknown="skip").of_image == {}
 
 
 def test_slices_are_images_of_their_class_in_dia(tmp_path):
