@@ -3,7 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 import torch
 
 from common.config import ConfigError
@@ -180,3 +182,21 @@ def test_settings_that_make_no_sense_are_refused(settings: EvaluationSettings) -
         replace(settings, inside_tissue=2, image_dir=Path("images"))
     with pytest.raises(EvaluationError, match="No folder of images"):
         evaluate_heatmaps(replace(settings, image_dir=Path("nowhere")))
+
+
+def test_volumes_of_masks_are_compared_with_the_images_that_were_scored(tmp_path: Path) -> None:
+    """Mask volume of 4 slices; of the image's 3 one was scored."""
+    settings = heatmap_folder(tmp_path)
+    images, masks = tmp_path / "volumes", tmp_path / "masks"
+    for folder, n in ((images, 3), (masks, 4)):
+        folder.mkdir()
+        tifffile.imwrite(folder / "a.tif", np.ones((n, *SIZE), np.uint8), photometric="minisblack")
+    rows = "image,metric,file\na.tif#001,flat,data/a_flat.pt\n"
+    (settings.heatmap_dir / "heatmaps.csv").write_text(rows)
+    (settings.heatmap_dir / "run.txt").write_text(f"images: {images}\n")
+    settings = replace(settings, annotations=masks)
+    with pytest.raises(AnnotationError, match=r"has 4 slices, .* its image a.tif is #002"):
+        evaluate_heatmaps(settings)
+    (settings.heatmap_dir / "run.txt").unlink()
+    with pytest.raises(AnnotationError, match=r"has 4 slices, .* its image a.tif is #002"):
+        evaluate_heatmaps(replace(settings, image_dir=images))
