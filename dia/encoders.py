@@ -3,6 +3,7 @@
 B images, C channels, H W pixels, d width of the penultimate features, K shifts.
 """
 
+import logging
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from common.checkpoint import (
 from common.devices import upcast_to_fp32
 from dia.settings import EncoderName
 
+LOG = logging.getLogger(__name__)
 ENCODER_NAMES: tuple[str, ...] = get_args(EncoderName)
 DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
 EPSILON = 1e-8
@@ -203,12 +205,17 @@ def load_weights(
 ) -> None:
     """Loads a `*.model` state dict, ours or published.
 
-    strict: False leaves weights as they are that the state lacks, and passes over others. Raises
-    CheckpointError for another architecture.
+    strict: False leaves weights as they are that the state lacks, and passes over others; those of
+    another shape are named in a warning. Raises CheckpointError for another architecture.
     """
     if not strict:
         own = encoder.state_dict()
-        state = own | {name: values for name, values in state.items() if name in own}
+        known = {name: values for name, values in state.items() if name in own}
+        fitting = {name: v for name, v in known.items() if v.shape == own[name].shape}
+        left = [f"{n}: {(*known[n].shape,)} for {(*own[n].shape,)}" for n in known.keys() - fitting]
+        if left:
+            LOG.warning("%s: not taken, of another shape: %s.", source, "; ".join(sorted(left)))
+        state = own | fitting
     try:
         load_module(encoder, state, source)
     except CheckpointError as error:

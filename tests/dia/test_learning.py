@@ -58,6 +58,16 @@ def test_weights_of_another_architecture_are_refused() -> None:
     load_weights(two, state, source="last.model", strict=False)
 
 
+def test_what_fits_of_other_weights_is_taken_and_the_rest_named(caplog) -> None:
+    two, three = (build_encoder("resnet18", n_classes=n, n_shifts=4, width=8) for n in (2, 3))
+    before = three.linear.weight.clone()
+    load_weights(three, two.state_dict(), source="last.model", strict=False)
+    assert torch.equal(three.conv1.weight, two.conv1.weight)
+    assert torch.equal(three.linear.weight, before)
+    assert "last.model: not taken, of another shape: joint_distribution_layer.bias" in caplog.text
+    assert "linear.weight: (2, 64) for (3, 64)" in caplog.text
+
+
 def test_perfect_pairs_lose_less_than_swapped_ones() -> None:
     features = torch.eye(4)
     pairs = gathered_similarity(torch.cat([features, features]), 2)
