@@ -254,6 +254,23 @@ def check_resumed(
         LOG.warning("Going on from %s with changed settings: %s", source, "; ".join(lines.values()))
 
 
+def require_as_many_processes(
+    state: Mapping[str, Any], processes: Processes, key: str, *, source: str
+) -> None:
+    """Refuses to go on with another number of processes than the one that a state was saved by.
+
+    key: the batch of each process, which they make a batch of all; source: the checkpoint, for the
+    CheckpointError. States of old do not say how many there were, and go on with any number.
+    """
+    then, now = state.get("processes"), processes.world_size
+    if then not in (None, now):
+        raise CheckpointError(
+            f"{source}: processes: {str(then)[:40]!r} when it was saved, '{now}' now. {key} is of "
+            "each, so the batches would have another size. Start as many processes as before "
+            "(torchrun --nproc_per_node), or start a new run in another folder."
+        )
+
+
 def saved_progress(
     state: Mapping[str, Any], unit: str, total: int, key: str, *, source: str
 ) -> int:

@@ -1,7 +1,10 @@
 """From settings to the state of a training run: images, encoder, optimisers, dissolver."""
 
+import logging
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,13 +13,14 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from common.checkpoint import content_hash
-from common.config import resolve_path
+from common.config import config_to_dict, resolve_path
 from common.config_types import require
+from common.datasets import dataset_row, is_dataset
 from common.devices import require_memory
 from common.image_batches import BadImages, batches_per_epoch
 from common.image_sets import ImageSet, set_identity
 from common.processes import Processes
-from common.training import gradient_scaler
+from common.training import flat, gradient_scaler
 from dia.data import EvaluationSets, training_sets
 from dia.encoders import Encoder, build_encoder, encoder_weights, layout_for, load_weights
 from dia.optim import Lars
@@ -24,7 +28,9 @@ from dia.settings import ContrastiveConfig, DiaConfig
 from dia.shifts import effective_shift, parse_shift
 from dia.views import STEP_SCALE, NegativeViewConfig, views_in
 from diffusion_models.dissolve import Dissolver, load_dissolver
+from diffusion_models.settings import DataConfig, DdpmConfig
 
+LOG = logging.getLogger(__name__)
 MOMENTUM = 0.9
 PROBE_RATE = 1.0e-3
 FLOAT_BYTES = 4
@@ -81,6 +87,8 @@ class TrainState:
     bad: BadImages
     epoch: int = 0
     """Epochs trained."""
+    step: int = 0
+    """Steps of those epochs."""
     batch: int = 0
     """Batches trained of the epoch after those."""
     sums: Counter[str] = field(default_factory=Counter)
@@ -93,11 +101,6 @@ class TrainState:
     def steps_per_epoch(self) -> int:
         """Steps of an epoch, which max_batches may end early."""
         return min(self.batches, self.config.contrastive.max_batches or self.batches)
-
-    @property
-    def step(self) -> int:
-        """Steps trained."""
-        return self.epoch * self.steps_per_epoch
 
     def is_due(self, every: int | None) -> bool:
         """Whether what is done every so many epochs (none = save_step), and at the end, is due."""
@@ -132,8 +135,9 @@ def initial_state(config: DiaConfig, device: torch.device, processes: Processes)
     negatives = build_negatives(config, device)
     model_hash = None
     if negatives.dissolve is not None:
-        path = resolve_path(settings.diffusion_model_path, "contrastive.diffusion_model_path")
-        model_hash = content_hash(path)
+        model_hash = content_hash(negatives.dissolve.path)
+        settings = replace(settings, diffusion_model_path=named_file(settings, negatives.dissolve))
+        config = replace(config, contrastive=settings)
     kind, decay = Lars if settings.optimizer == "lars" else torch.optim.SGD, settings.weight_decay
     parameters, probed = encoder.parameters(), encoder.linear.parameters()
     return TrainState(
@@ -153,6 +157,13 @@ def initial_state(config: DiaConfig, device: torch.device, processes: Processes)
     )
 
 
+def named_file(settings: ContrastiveConfig, dissolver: Dissolver) -> str:
+    """diffusion_model_path as it is given, or with the name of the file used of a run folder."""
+    given = settings.diffusion_model_path
+    is_folder = resolve_path(given, "contrastive.diffusion_model_path").is_dir()
+    return str(Path(given) / dissolver.path.name) if is_folder else given
+
+
 def build_negatives(config: DiaConfig, device: torch.device) -> NegativeViewConfig:
     """How view 3 is made; loads the diffusion model where the shift type dissolves.
 
@@ -162,6 +173,7 @@ def build_negatives(config: DiaConfig, device: torch.device) -> NegativeViewConf
     dissolve, last_step = None, None
     kind = parse_shift(settings.shift_trans_type)
     if kind.view == "diffusion" and settings.mode == "simclr_DIA":
+        require_own_size(config.data)
         dissolve = load_dissolver(
             resolve_path(settings.diffusion_model_path, "contrastive.diffusion_model_path"),
             device=device,
@@ -172,6 +184,8 @@ def build_negatives(config: DiaConfig, device: torch.device) -> NegativeViewConf
         width = dissolve.diffusion.model.init_conv.out_channels
         dissolve = dissolve.to(memory_format=layout_for(device, width))
         check_dissolving(settings, dissolve)
+        for difference in data_differences(config, dissolve.trained_with or {}):
+            LOG.warning("The diffusion model %s is of other images: %s.", dissolve.path, difference)
         last_step = dissolve.diffusion.steps - 1
     return NegativeViewConfig(
         dissolve=dissolve,
@@ -182,6 +196,43 @@ def build_negatives(config: DiaConfig, device: torch.device) -> NegativeViewConf
         resize_to_constant=settings.resize_to_constant,
         blur_all_views=settings.blur_all_views,
     )
+
+
+def require_own_size(data: DataConfig) -> None:
+    """Raises ConfigError where images that are dissolved at their own size are to be resized.
+
+    The diffusion model is trained on them as they are, or in a rim of zeros.
+    """
+    row = data.row
+    if row.fit == "resize":
+        return
+    larger = f" (larger: {row.name}_64)" if row.source == "medmnist" else ""
+    what = f"must be none or {row.size}, at which {row.name} is dissolved{larger}"
+    require(data.resize_to in (None, row.size), "data.resize_to", data.resize_to, what)
+
+
+def data_differences(config: DiaConfig, trained_with: Mapping[str, Any]) -> list[str]:
+    """In words, how a diffusion model's images differ from the encoder's; nothing of a lone file.
+
+    trained_with: see Dissolver.
+    """
+    if not trained_with:
+        return []
+    before = flat(config_to_dict(DdpmConfig())) | flat(trained_with)
+    now, row, name = flat(config_to_dict(config)), config.data.row, before["data.dataset"]
+    # either program's spelling
+    before["data.dataset"] = dataset_row(name).name if is_dataset(str(name)) else name
+    now["data.dataset"] = row.name
+    keys = ["data.dataset", "data.white_value", "data.window"]
+    if row.name == before["data.dataset"] and config.data.one_class_idx is not None:
+        chosen = (before["diffusion.on_label"], before["data.one_class_idx"], row.normal)
+        before["data.one_class_idx"] = next(number for number in chosen if number is not None)
+        keys.append("data.one_class_idx")
+    return [
+        f"{key} {before[key]!r} when it was trained, {now[key]!r} now"
+        for key in keys
+        if before[key] != now[key]
+    ]
 
 
 def check_dissolving(settings: ContrastiveConfig, dissolver: Dissolver) -> None:
@@ -202,7 +253,10 @@ def check_dissolving(settings: ContrastiveConfig, dissolver: Dissolver) -> None:
 def initial_encoder(
     settings: ContrastiveConfig, n_classes: int, device: torch.device, processes: Processes
 ) -> Encoder:
-    """The encoder that training starts with: fresh weights, or those of load_path."""
+    """The encoder that training starts with: fresh weights, or those of load_path.
+
+    A run that goes on has its own, and load_path may be gone.
+    """
     encoder = build_encoder(
         settings.model,
         n_classes=n_classes,
@@ -210,7 +264,7 @@ def initial_encoder(
         simclr_dim=settings.simclr_dim,
         width=settings.width,
     )
-    if settings.load_path is not None:
+    if settings.load_path is not None and settings.resume_path is None:
         path = resolve_path(settings.load_path, "contrastive.load_path")
         state = encoder_weights(path)
         load_weights(encoder, state, source=str(path), strict=not settings.no_strict)

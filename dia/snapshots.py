@@ -20,9 +20,11 @@ from common.checkpoint import (
     save_atomic,
 )
 from common.config import config_to_dict
+from common.run_log import LAST_STEP
 from common.training import (
     OWN_SETTINGS,
     check_resumed,
+    require_as_many_processes,
     require_finite_training,
     require_still_sole_writer,
     restore_scaler,
@@ -72,7 +74,9 @@ def save(state: TrainState, folder: Path) -> None:
         save_atomic(progress, folder / "last.config")
     saved = {
         **progress,
+        "step": state.step,
         "batch": state.batch,
+        "processes": state.processes.world_size,
         "steps_per_epoch": state.steps_per_epoch,
         "sums": dict(state.sums),
         "selected": state.selected,
@@ -122,6 +126,8 @@ def restore(state: TrainState, folder: Path) -> None:
     data = saved["data"] if isinstance(saved.get("data"), Mapping) else {}
     images = state.data["images"]
     check_resumed(saved | data, config, images, source=str(folder), may_change=MAY_CHANGE)
+    batch = "contrastive.batch_size"
+    require_as_many_processes(saved, state.processes, batch, source=str(path))
     model_hash = state.data["diffusion_model"]
     if data.get("diffusion_model", model_hash) != model_hash:
         raise CheckpointError(
@@ -150,13 +156,16 @@ def restore(state: TrainState, folder: Path) -> None:
 
 
 def restore_place(state: TrainState, saved: Mapping[str, Any], source: str) -> None:
-    """Takes how far a state is within its epoch; one that does not say is at its beginning.
+    """Takes a state's steps, and how far it is within its epoch; none said is its beginning.
 
     Raises CheckpointError where it says something else, or where epochs have another length now.
     """
+    now, then = state.steps_per_epoch, saved.get("steps_per_epoch")
+    # States of old do not say their steps, and those of before have epochs of this length.
+    steps = {"step": state.epoch * (then if type(then) is int else now), **saved}
+    state.step = saved_progress(steps, "step", LAST_STEP, "any training", source=source)
     if not saved.get("batch"):
         return
-    now, then = state.steps_per_epoch, saved.get("steps_per_epoch")
     if now != then:
         raise CheckpointError(
             f"{source}: it was saved within an epoch of {then} batches, and those of this run have "

@@ -47,6 +47,7 @@ from dia.settings import DiaConfig
 from dia.shifts import effective_shift
 from dia.snapshots import LOWER_RATE, require_finite_encoder, restore, save
 from dia.views import beta_parameters, draw_views, make_views, shift_labels, views_in
+from diffusion_models.dissolve import checkpoints
 
 LOG = logging.getLogger(__name__)
 UNSCALED = GradScaler(enabled=False)
@@ -79,8 +80,7 @@ def train(config: DiaConfig, *, command: Sequence[str] = (), profile: bool = Fal
         # Set-up.
         require_training_memory(config, device)
         if not resumes:
-            remedy = f"Go on with --resume_path {folder}, or choose another --run_dir or --suffix"
-            refuse_to_overwrite(folder, list(folder.glob("state*.pt")), remedy)
+            refuse_used_folder(folder)
 
         # State.
         state = initial_state(config, device, processes)
@@ -94,7 +94,7 @@ def train(config: DiaConfig, *, command: Sequence[str] = (), profile: bool = Fal
         record = open_run(
             folder,
             folder / "events",
-            config,
+            state.config,
             processes=processes,
             command=command,
             resume_step=state.step,
@@ -120,6 +120,15 @@ def run_folder(config: DiaConfig) -> Path:
     if settings.suffix:
         parts.append(settings.suffix)
     return REPOSITORY / "logs" / "_".join(parts)
+
+
+def refuse_used_folder(folder: Path) -> None:
+    """Raises CheckpointError where the folder of a new run has one of this or another program."""
+    another = "hoose another --run_dir or --suffix"
+    remedy = f"Go on with --resume_path {folder}, or c{another}"
+    refuse_to_overwrite(folder, list(folder.glob("state*.pt")), remedy)
+    models = checkpoints(folder)
+    refuse_to_overwrite(folder, models, f"C{another}", reached=" of train_eval_ddpm.py")
 
 
 def train_epochs(
@@ -198,7 +207,8 @@ def train_batches(state: TrainState, stop: StopRequest, on_step_end: Callable[[]
 def finish_epoch(state: TrainState) -> dict[str, float]:
     """Counts the epoch at hand as trained: its mean losses, and the rate at its end."""
     means = {f"train/{name}": total / state.batch for name, total in state.sums.items()}
-    state.epoch, state.batch, state.sums = state.epoch + 1, 0, Counter()
+    state.epoch, state.step = state.epoch + 1, state.step + state.batch
+    state.batch, state.sums = 0, Counter()
     return {**means, "train/lr": state.optimizer.param_groups[0]["lr"]}
 
 

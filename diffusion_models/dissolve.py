@@ -54,6 +54,8 @@ class Dissolver(nn.Module):
         *,
         image_size: int | None = None,
         dissolve_range: DissolveRange = "unit",
+        path: Path | None = None,
+        trained_with: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.diffusion = diffusion.eval().requires_grad_(False)
@@ -63,6 +65,10 @@ class Dissolver(nn.Module):
         self.image_size = image_size
         """Side in pixels of the images it was trained on; None where the checkpoint lacks it."""
         self.dissolve_range = dissolve_range
+        self.path = path
+        """The file it was loaded from."""
+        self.trained_with = trained_with
+        """Settings that trained it, by section; None where the checkpoint lacks them."""
 
     def require_fitting(self, source: object, side: int, key: str) -> None:
         """Raises where it cannot take colour images of side² pixels, as the setting `key` says.
@@ -134,7 +140,14 @@ def load_dissolver(
     dilation = checkpoint.get("dilation") or dilation or 1
     diffusion = build_from_state(state, dilation=dilation, source=str(path))
     image_size = checkpoint.get("image_size") or image_size
-    dissolver = Dissolver(diffusion, image_size=image_size, dissolve_range=dissolve_range)
+    trained_with = checkpoint.get("config")
+    dissolver = Dissolver(
+        diffusion,
+        image_size=image_size,
+        dissolve_range=dissolve_range,
+        path=path,
+        trained_with=trained_with if isinstance(trained_with, Mapping) else None,
+    )
     return dissolver.to(resolve_device(device) if isinstance(device, str) else device)
 
 

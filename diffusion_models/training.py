@@ -36,6 +36,7 @@ from common.image_batches import (
     ordered_batches,
     reading,
 )
+from common.image_folders import SHOWN
 from common.image_sets import ImageSet, set_identity
 from common.processes import Processes, average_gradients, average_values, broadcast_weights
 from common.random_numbers import generator_for
@@ -49,6 +50,7 @@ from common.training import (
     open_run,
     profiling,
     refuse_to_overwrite,
+    require_as_many_processes,
     require_finite,
     require_finite_training,
     require_still_sole_writer,
@@ -84,13 +86,15 @@ MAY_CHANGE = (
     *("data.data_root", "diffusion.output_dir", "diffusion.state_dict_path"),
     # What computes, and how fast.
     *("device", "data.num_workers", "peer_timeout", "compile"),
-    # What is written, drawn or said; data.resize_to is train_dia.py's and eval.py's alone.
-    *("diffusion.save_every", "diffusion.log_every", "diffusion.sampling_timesteps"),
+    # What is written, drawn or said; data.resize_to is train_dia.py's and eval.py's alone. Not
+    # save_every, by which files are numbered: a later step could get a lower number.
+    *("diffusion.log_every", "diffusion.sampling_timesteps"),
     *("diffusion.num_samples", "diffusion.steps", "diffusion.strip_steps", "diffusion.strip_range"),
     *("diffusion.ddpm_weights", "data.on_bad_image", "data.resize_to"),
     "diffusion.train_num_steps",
 )
-"""What may differ when a run goes on, named in the log; all else decides what is learnt."""
+"""What may differ when a run goes on, named in the log; all else decides what is learnt, or where
+it lies."""
 
 
 class TrainResult(NamedTuple):
@@ -143,8 +147,7 @@ def train(
         # Set-up.
         require_training_memory(config, device)
         if resume is None:
-            remedy = f"Go on with --resume {folder}, or choose another --output_dir"
-            refuse_to_overwrite(folder, checkpoints(folder), remedy)
+            refuse_used_folder(folder)
 
         # State.
         state = initial_state(config, device, processes)
@@ -171,6 +174,14 @@ def train(
         if state.bad.found:
             LOG.warning("%d images could not be read.", len(state.bad.found))
         return TrainResult(folder, state.step, stop.exit_status)
+
+
+def refuse_used_folder(folder: Path) -> None:
+    """Raises CheckpointError where the folder of a new run has one of this or another program."""
+    remedy = f"Go on with --resume {folder}, or choose another --output_dir"
+    refuse_to_overwrite(folder, checkpoints(folder), remedy)
+    others = list(folder.glob("state*.pt"))
+    refuse_to_overwrite(folder, others, "Choose another --output_dir", reached=" of train_dia.py")
 
 
 def train_steps(
@@ -299,7 +310,8 @@ def endless_batches(state: TrainState) -> Generator[Tensor, None, None]:
 
 def training_images(config: DdpmConfig) -> ImagesAtSide:
     """The normal training images; DatasetError where there are fewer than two."""
-    normal = config.data.images("train").of_classes([config.normal_class])
+    whole = config.data.images("train")
+    normal = whole.of_classes([config.normal_class])
     if config.diffusion.ratio < 1:
         order = torch.randperm(len(normal), generator=generator_for(config.seed, "ratio"))
         normal = normal.subset(order[: int(len(normal) * config.diffusion.ratio)].numpy())
@@ -309,7 +321,28 @@ def training_images(config: DdpmConfig) -> ImagesAtSide:
             f"{config.data.dataset}: at least 2 are needed. Check --data_root, --one_class_idx and "
             "--ratio."
         )
+    say_class(config, whole, len(normal))
     return ImagesAtSide(normal, config.diffusion.side, config.data.row.fit)
+
+
+def say_class(config: DdpmConfig, whole: ImageSet, count: int) -> None:
+    """Says of which class the images are that are trained on.
+
+    That is a warning where no setting and no table of classes says which of several is normal.
+    """
+    number, row = config.normal_class, config.data.row
+    others = sorted(set(whole.labels.tolist()) - {number})
+    trained = f"class {number} ({whole.classes[number]}), {count} images"
+    chosen = (config.diffusion.on_label, config.data.one_class_idx) != (None, None)
+    if chosen or not others or row.classes is not None:
+        LOG.info("Trained on: %s.", trained)
+        return
+    more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+    LOG.warning(
+        "data.one_class_idx is none: trained on is %s, and not %s%s. If another class is the "
+        "normal one, pass its number as --one_class_idx.",
+        trained, ", ".join(f"{n} ({whole.classes[n]})" for n in others[:SHOWN]), more,
+    )  # fmt: skip
 
 
 def require_training_memory(config: DdpmConfig, device: torch.device) -> None:
@@ -368,6 +401,7 @@ def save(state: TrainState, path: Path) -> None:
         **scaler_state(state.scaler),
         "dilation": settings.dilation_factor,
         "image_size": settings.side,
+        "processes": state.processes.world_size,
         "images": state.identity,
         "config": config_to_dict(state.config),
     }
@@ -396,6 +430,8 @@ def restore(state: TrainState, path: Path, saved: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{path} has no optimiser; use it as --state_dict_path instead")
     require_mapping(saved, source, ("step", "ema", "config"))
     check_resumed(saved, state.config, state.identity, source=source, may_change=MAY_CHANGE)
+    batch = "diffusion.ddpm_batch_size"
+    require_as_many_processes(saved, state.processes, batch, source=source)
     steps = (state.config.diffusion.train_num_steps, "diffusion.train_num_steps")
     state.step = saved_progress(saved, "step", *steps, source=source)
     load_weights(state, saved, source)

@@ -1,5 +1,6 @@
 """Going on with a run: the same settings and images, or a named refusal."""
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from common.checkpoint import CheckpointError, UserError
 from dia.settings import DiaConfig
 from dia.training import train
 from diffusion_models import training as ddpm
+from diffusion_models.dissolve import read_newest
 from diffusion_models.settings import DdpmConfig
 from tests.tiny_dia import (
     changed,
@@ -67,6 +69,15 @@ def test_dia_run_goes_on_with_no_other_settings(dia_run, section, values, named)
 def test_diffusion_run_goes_on_with_no_other_rate(ddpm_run) -> None:
     with pytest.raises(CheckpointError, match=r"diffusion.train_lr: 8e-05 .* 0.1 now"):
         ddpm.train(changed(ddpm_run, "diffusion", train_lr=0.1), resume=folder_of(ddpm_run))
+
+
+def test_diffusion_run_numbers_its_files_as_before(ddpm_run) -> None:
+    folder = folder_of(ddpm_run)
+    before = (folder / "model-1.pt").read_bytes()
+    named = r"diffusion.save_every: 1 when it was saved, 5 now. Give the settings it was made with"
+    with pytest.raises(CheckpointError, match=named):
+        ddpm.train(changed(ddpm_run, "diffusion", save_every=5), resume=folder)
+    assert (folder / "model-1.pt").read_bytes() == before
 
 
 def test_runs_go_on_with_no_other_images(dia_run, ddpm_run, tmp_path: Path) -> None:
@@ -158,3 +169,54 @@ def test_resumed_diffusion_run_writes_its_curves_where_they_were(ddpm_run) -> No
     before = len(list((folder / "events").iterdir()))
     ddpm.train(changed(ddpm_run, "diffusion", output_dir=None), resume=folder)
     assert len(list((folder / "events").iterdir())) == before + 1
+
+
+def test_run_goes_on_with_as_many_processes_alone(dia_run, ddpm_run) -> None:
+    folder = folder_of(ddpm_run)
+    runs = {
+        folder_of(dia_run) / "state.pt": lambda: train(dia_run),
+        read_newest(folder)[0]: lambda: ddpm.train(ddpm_run, resume=folder),
+    }
+    for path, go_on in runs.items():
+        said = refusal(path, lambda state: state | {"processes": 2}, go_on)
+        assert "processes: '2' when it was saved, '1' now" in said
+        assert "batch_size is of each" in said
+        assert "Start as many processes as before" in said
+
+
+def test_old_state_of_two_processes_goes_on_and_keeps_its_log(tmp_path: Path) -> None:
+    """It says neither how many there were nor its steps, but that an epoch had one."""
+    settings = tiny_contrastive(tmp_path / "run", epochs=2)
+    config = DiaConfig(device="cpu", data=write_normals(tmp_path / "data"), contrastive=settings)
+    train_until(config, 1)
+    path, log = tmp_path / "run" / "state.pt", tmp_path / "run" / "log.jsonl"
+    state = without(without(torch.load(path), "processes"), "step")
+    torch.save(state | {"steps_per_epoch": 1}, path)
+    line = json.dumps({**json.loads(log.read_text()), "step": 1})
+    log.write_text(line + "\n")
+    train(changed(config, "contrastive", run_dir=None, resume_path=str(tmp_path / "run")))
+    assert log.read_text().splitlines()[0] == line
+    assert [json.loads(text)["step"] for text in log.read_text().splitlines()] == [1, 3]
+
+
+def test_old_diffusion_checkpoint_without_the_number_of_processes_goes_on(tmp_path: Path) -> None:
+    settings = tiny_diffusion(tmp_path / "run")
+    config = DdpmConfig(device="cpu", data=write_normals(tmp_path / "data"), diffusion=settings)
+    ddpm.train(config)
+    path = tmp_path / "run" / "model-1.pt"
+    torch.save(without(torch.load(path), "processes"), path)
+    longer = changed(config, "diffusion", train_num_steps=2)
+    assert ddpm.train(longer, resume=tmp_path / "run").step == 2
+
+
+def test_run_that_goes_on_needs_no_more_the_weights_it_began_with(tmp_path: Path) -> None:
+    settings = tiny_contrastive(tmp_path / "first")
+    config = DiaConfig(device="cpu", data=write_normals(tmp_path / "data"), contrastive=settings)
+    train(config)
+    weights = tmp_path / "first" / "last.model"
+    folder = str(tmp_path / "run")
+    begun = changed(config, "contrastive", load_path=str(weights), run_dir=folder, epochs=2)
+    train_until(begun, 1)
+    weights.unlink()
+    going_on = changed(begun, "contrastive", run_dir=None, resume_path=folder)
+    assert train(going_on).epoch == 2

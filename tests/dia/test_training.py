@@ -15,6 +15,7 @@ from common.checkpoint import CheckpointError, load_tensors
 from common.config import ConfigError
 from common.image_sets import load_set
 from dia import training
+from dia.building import build_negatives
 from dia.data import warn_of_all_classes
 from dia.evaluation import evaluate
 from dia.settings import DiaConfig, EvaluationConfig
@@ -179,6 +180,61 @@ def test_new_run_does_not_overwrite_an_old_one(
     with pytest.raises(CheckpointError, match=r"already holds a run.*--resume "):
         ddpm.train(ddpm_config)
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_new_run_does_not_begin_in_the_folder_of_the_other_program(
+    config, trained, ddpm_config, diffusion_model
+) -> None:
+    folders = trained, diffusion_model.parent
+    before = [(folder / "config.yaml").read_bytes() for folder in folders]
+    with pytest.raises(CheckpointError, match=r"a run of train_eval_ddpm.py. Choose .*--run_dir"):
+        train(changed(config, "contrastive", run_dir=str(diffusion_model.parent)))
+    with pytest.raises(
+        CheckpointError, match=r"a run of train_dia.py. Choose another --output_dir"
+    ):
+        ddpm.train(changed(ddpm_config, "diffusion", output_dir=str(trained)))
+    assert [(folder / "config.yaml").read_bytes() for folder in folders] == before
+
+
+def test_run_folder_of_the_diffusion_model_is_recorded_as_its_newest_file(
+    config, trained, diffusion_model, tmp_path: Path
+) -> None:
+    folder = str(diffusion_model.parent)
+    named = changed(config, "contrastive", diffusion_model_path=folder, run_dir=str(tmp_path))
+    train(named)
+    assert_same_weights(trained / "last.model", tmp_path / "last.model")
+    assert f"diffusion_model_path: {diffusion_model}\n" in (tmp_path / "config.yaml").read_text()
+    recorded = load_tensors(tmp_path / "state.pt")["config"]["contrastive"]
+    assert recorded["diffusion_model_path"] == str(diffusion_model)
+
+
+def test_diffusion_model_of_other_images_is_named_line_by_line(
+    config, diffusion_model, tmp_path: Path, caplog
+) -> None:
+    build_negatives(config, torch.device("cpu"))
+    lone = tmp_path / "model-1.pt"
+    torch.save({"model": load_tensors(diffusion_model)["model"]}, lone)
+    other = changed(config, "data", one_class_idx=1, white_value=4095)
+    published = changed(other, "contrastive", diffusion_model_path=str(lone))
+    build_negatives(published, torch.device("cpu"))
+    assert caplog.messages == []
+    build_negatives(other, torch.device("cpu"))
+    build_negatives(changed(config, "data", dataset="folder"), torch.device("cpu"))
+    said = [message.partition("is of other images: ")[2] for message in caplog.messages]
+    assert said == [
+        "data.white_value None when it was trained, 4095 now.",
+        "data.one_class_idx 0 when it was trained, 1 now.",
+        "data.dataset 'kvasir' when it was trained, 'folder' now.",
+    ]
+
+
+def test_images_dissolved_at_their_own_size_are_not_resized(config) -> None:
+    named = r"data.resize_to: must be none or 28, at which pneumoniamnist .*got 16"
+    with pytest.raises(ConfigError, match=named):
+        build_negatives(changed(config, "data", dataset="pneumonia"), torch.device("cpu"))
+    for size in (None, 28):
+        own = changed(config, "data", dataset="pneumonia", resize_to=size)
+        assert build_negatives(own, torch.device("cpu")).fit == "pad"
 
 
 def test_training_on_anomalies_too_is_said(config, caplog) -> None:
