@@ -1,5 +1,6 @@
 """The image sets of a DIA run: training normals, held-out and test images by class."""
 
+import itertools
 import logging
 from collections.abc import Mapping
 
@@ -9,6 +10,7 @@ from common.datasets import DatasetError
 from common.image_folders import SHOWN
 from common.image_sets import ImageSet, contaminate
 from common.random_numbers import generator_for
+from common.volumes import split_slice
 from dia.results import NORMAL
 from dia.settings import DiaConfig
 
@@ -26,16 +28,22 @@ def load_split(config: DiaConfig, split: str, name: str | None = None) -> ImageS
 
 
 def training_sets(config: DiaConfig) -> tuple[ImageSet, EvaluationSets | None]:
-    """The training images, and the sets that select_by test or val evaluates, if any."""
+    """The training images, and the sets that select_by test or val evaluates, if any.
+
+    DatasetError, with the remedy, where select_by test finds nothing to test on.
+    """
+    chosen_by = config.contrastive.select_by
+    if chosen_by == "val":
+        return hold_out(config)
     images = normal_train_set(config)
-    if config.contrastive.select_by == "last":
+    if chosen_by == "last":
         return images, None
-    if config.contrastive.select_by == "test":
+    try:
         return images, evaluation_sets(config)
-    images, sets = hold_out(config, images)
-    if sets is None:
-        LOG.warning("no labelled anomalies to validate on: the training loss chooses")
-    return images, sets
+    except DatasetError as error:
+        reason = str(error).rstrip(". ")
+        remedy = "Without a test set, pass --select_by last: the last checkpoint is used."
+        raise DatasetError(f"{reason}. {remedy}") from error
 
 
 def normal_train_set(config: DiaConfig) -> ImageSet:
@@ -46,21 +54,26 @@ def normal_train_set(config: DiaConfig) -> ImageSet:
     """
     whole = load_split(config, "train")
     index = config.data.one_class_idx
-    images = whole if index is None else whole.of_classes([index])
     if index is None:
         warn_of_all_classes(config, whole)
-    ratio = config.contrastive.contamination_ratio
-    if ratio > 0:
-        if index is None:
-            raise DatasetError("contamination_ratio needs --one_class_idx")
-        rest = [number for number in range(len(whole.classes)) if number != index]
-        images = contaminate(images, whole.of_classes(rest), ratio)
+    images = mixed(config, whole if index is None else whole.of_classes([index]), whole)
     if len(images) < 2:
         raise DatasetError(
             f"{len(images)} training image(s) of class {index} in {config.data.dataset}: at least "
             "2 are needed. Check --data_root and --one_class_idx."
         )
     return images
+
+
+def mixed(config: DiaConfig, normals: ImageSet, whole: ImageSet) -> ImageSet:
+    """Normals with so many anomalies of the training split as contamination_ratio says."""
+    ratio, index = config.contrastive.contamination_ratio, config.data.one_class_idx
+    if ratio == 0:
+        return normals
+    if index is None:
+        raise DatasetError("contamination_ratio needs --one_class_idx")
+    rest = [number for number in range(len(whole.classes)) if number != index]
+    return contaminate(normals, whole.of_classes(rest), ratio)
 
 
 def warn_of_all_classes(config: DiaConfig, whole: ImageSet) -> None:
@@ -119,23 +132,43 @@ def other_classes(whole: ImageSet, index: int) -> dict[str, ImageSet]:
     return {f"one_class_{n}": whole.of_classes([n]) for n in numbers}
 
 
-def hold_out(config: DiaConfig, images: ImageSet) -> tuple[ImageSet, EvaluationSets | None]:
-    """Training images without the held-out ones, and the validation sets.
+def hold_out(config: DiaConfig) -> tuple[ImageSet, EvaluationSets | None]:
+    """Training images without the held-out normals, and the validation sets.
 
-    Validation anomalies are the other classes of the training split; where it has none, there are
-    no validation sets, and the training loss has to choose. DatasetError where fewer than two
-    images are left to train on.
+    Validation anomalies are the other classes of the training split, but for what of them
+    contamination_ratio mixes in, and the other slices of its files. Where there are none, nothing
+    is held out, and the training loss has to choose. DatasetError where fewer than two images are
+    left to train on.
     """
-    n = max(1, int(len(images) * config.contrastive.val_fraction))
-    if len(images) - n < 2:
+    whole, index = load_split(config, "train"), config.data.one_class_idx
+    if index is not None and set(whole.labels.tolist()) - {index}:
+        kept, held_out = split_by_file(config, whole.of_classes([index]))
+        images = mixed(config, kept, whole)
+        used = {split_slice(name)[0] for name in images.names}
+        left = [n for n, name in enumerate(whole.names) if split_slice(name)[0] not in used]
+        unused = whole.subset(left)
+        if set(unused.labels.tolist()) - {index}:
+            return images, {NORMAL: held_out, **other_classes(unused, index)}
+    LOG.warning("no labelled anomalies to validate on: the training loss chooses")
+    return normal_train_set(config), None
+
+
+def split_by_file(config: DiaConfig, images: ImageSet) -> tuple[ImageSet, ImageSet]:
+    """Images to train on, and those of val_fraction of the files; slices of one stay together."""
+    files: dict[str, list[int]] = {}
+    for number, name in enumerate(images.names):
+        files.setdefault(split_slice(name)[0], []).append(number)
+    numbers, fraction = [*files.values()], config.contrastive.val_fraction
+    n = max(1, int(len(files) * fraction))
+    order = torch.randperm(len(files), generator=generator_for(config.seed, "val")).tolist()
+    held_out, kept = (
+        images.subset([*itertools.chain.from_iterable(numbers[i] for i in part)])
+        for part in (order[:n], order[n:])
+    )
+    if len(kept) < 2:
         raise DatasetError(
-            f"val_fraction {config.contrastive.val_fraction} holds {n} of {len(images)} training "
-            f"images out, which leaves {len(images) - n}: at least 2 are needed. Lower "
+            f"val_fraction {fraction} holds {len(held_out)} of {len(images)} training images out "
+            f"({n} of {len(files)} files), which leaves {len(kept)}: at least 2 are needed. Lower "
             "contrastive.val_fraction, or add images."
         )
-    order = torch.randperm(len(images), generator=generator_for(config.seed, "val")).numpy()
-    train, held_out = images.subset(order[n:]), images.subset(order[:n])
-    whole, index = load_split(config, "train"), config.data.one_class_idx
-    if index is None or set(whole.labels.tolist()) <= {index}:
-        return train, None
-    return train, {NORMAL: held_out, **other_classes(whole, index)}
+    return kept, held_out

@@ -1,6 +1,7 @@
 """The table of datasets and the sets of images read by it."""
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from common.image_files import ImageError
 from common.image_sets import ImageSet, contaminate, load_set
 from common.processes import Processes
 from common.random_numbers import seed_from
-from dia.data import evaluation_sets, hold_out, load_split, normal_train_set
+from dia.data import evaluation_sets, load_split, normal_train_set, training_sets
 from dia.settings import ContrastiveConfig, DiaConfig, EvaluationConfig
 from diffusion_models.settings import DataConfig, DdpmConfig, DiffusionConfig
 from diffusion_models.training import training_images
@@ -226,13 +227,88 @@ def test_training_on_all_classes_is_said_with_their_names(
     assert ("pass --one_class_idx 0 (normal)" in caplog.text) is said
 
 
-def test_held_out_share_that_leaves_no_pair_to_train_on_is_refused(tmp_path: Path) -> None:
-    write_tree(tmp_path, {"normal": 4})
+@pytest.mark.parametrize(("index", "level"), [(None, "WARNING"), (1, "INFO")])
+def test_diffusion_training_says_which_class_it_takes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, index: int | None, level: str
+) -> None:
+    write_tree(tmp_path, {"abnormal": 3, "normal": 2})
+    data = DataConfig(data_root=str(tmp_path), one_class_idx=index)
+    with caplog.at_level("INFO"):
+        training_images(DdpmConfig(data=data))
+    (said,) = [record for record in caplog.records if record.name == "diffusion_models.training"]
+    assert said.levelname == level
+    if index is None:
+        expected = "class 0 (abnormal), 3 images, and not 1 (normal). .* its number as --one_class"
+        assert re.search(expected.replace("(", r"\(").replace(")", r"\)"), said.getMessage())
+    else:
+        assert said.getMessage() == "Trained on: class 1 (normal), 2 images."
+
+
+def by_validation(**values: object) -> ContrastiveConfig:
+    return ContrastiveConfig(select_by="val", **values)
+
+
+def test_images_mixed_in_are_neither_held_out_nor_validated_on(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"normal": 10, "polyps": 6})
     data = DataConfig(data_root=str(tmp_path), one_class_idx=0)
-    config = DiaConfig(data=data, contrastive=ContrastiveConfig(val_fraction=0.75))
+    settings = by_validation(contamination_ratio=0.25, val_fraction=0.4)
+    train, sets = training_sets(DiaConfig(data=data, contrastive=settings))
+    assert train.labels.tolist() == [0] * 6 + [1] * 2
+    normal, polyps = sets["normal"], sets["one_class_1"]
+    assert (normal.labels.tolist(), polyps.labels.tolist()) == ([0] * 4, [1] * 4)
+    assert not set(train.names) & {*normal.names, *polyps.names}
+
+
+def test_nothing_is_held_out_where_nothing_can_be_told_apart(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_tree(tmp_path / "plain", {"normal": 5})
+    write_tree(tmp_path / "mixed", {"normal": 5, "polyps": 1})
+    for name, ratio, count in (("plain", 0.0, 5), ("mixed", 0.2, 6)):
+        data = DataConfig(data_root=str(tmp_path / name), one_class_idx=0)
+        settings = by_validation(val_fraction=0.2, contamination_ratio=ratio)
+        train, sets = training_sets(DiaConfig(data=data, contrastive=settings))
+        assert (len(train), sets) == (count, None)
+        assert "the training loss chooses" in caplog.messages[-1]
+
+
+def test_slices_of_a_volume_are_held_out_together(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"normal": 0, "polyps": 1})
+    for number in range(3):
+        pages = [Image.fromarray(np.full((20, 20), 9 * n, np.uint8)) for n in range(6)]
+        path = tmp_path / "train" / "normal" / f"{number}.tif"
+        pages[0].save(path, save_all=True, append_images=pages[1:])
+    data = DataConfig(data_root=str(tmp_path), one_class_idx=0)
+    settings = by_validation(val_fraction=0.4)
+    train, sets = training_sets(DiaConfig(data=data, contrastive=settings))
+    files = [{name.partition("#")[0] for name in part.names} for part in (train, sets["normal"])]
+    assert [len(train), len(sets["normal"]), len(files[0]), len(files[1])] == [12, 6, 2, 1]
+    assert not files[0] & files[1]
+
+
+def test_training_without_a_test_set_says_how(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"x": 3}, split="flat")
+    write_tree(tmp_path / "tree", {"normal": 3})
+    write_tree(tmp_path / "tree", {"normal": 1}, split="test")
+    for root, reason in (
+        (tmp_path / "flat" / "x", "no test/"),
+        (tmp_path / "tree", "only class 0"),
+    ):
+        data = DataConfig(data_root=str(root), one_class_idx=0)
+        with pytest.raises(DatasetError, match=rf"{reason}.*pass --select_by last"):
+            training_sets(DiaConfig(data=data))
+        settings = ContrastiveConfig(select_by="last")
+        train, sets = training_sets(DiaConfig(data=data, contrastive=settings))
+        assert (len(train), sets) == (3, None)
+
+
+def test_held_out_share_that_leaves_no_pair_to_train_on_is_refused(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"normal": 4, "polyps": 1})
+    data = DataConfig(data_root=str(tmp_path), one_class_idx=0)
+    config = DiaConfig(data=data, contrastive=by_validation(val_fraction=0.75))
     expected = "val_fraction 0.75 holds 3 of 4 .* leaves 1: .* Lower"
     with pytest.raises(DatasetError, match=expected):
-        hold_out(config, normal_train_set(config))
+        training_sets(config)
 
 
 def test_normal_class_is_not_tested_against_itself(tmp_path: Path) -> None:
