@@ -255,8 +255,10 @@ def initial_encoder(
 ) -> Encoder:
     """The encoder that training starts with: fresh weights, or those of load_path.
 
-    A run that goes on has its own, and load_path may be gone.
+    A run that goes on has its own, and load_path may be gone. Raises ConfigError where it cannot
+    have the width, CheckpointError for weights of another.
     """
+    settings.require_width()
     encoder = build_encoder(
         settings.model,
         n_classes=n_classes,

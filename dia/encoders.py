@@ -20,7 +20,7 @@ from common.checkpoint import (
     require_state_dict,
 )
 from common.devices import upcast_to_fp32
-from dia.settings import EncoderName
+from dia.settings import IMAGENET_WIDTH, EncoderName
 
 LOG = logging.getLogger(__name__)
 ENCODER_NAMES: tuple[str, ...] = get_args(EncoderName)
@@ -160,8 +160,10 @@ def build_encoder(
     if name not in ENCODER_NAMES:
         raise ValueError(f"model {name!r} is unknown; choose from {', '.join(ENCODER_NAMES)}")
     depth, _, kind = name.partition("_")
-    if kind and width != 64:
-        raise ValueError(f"only the small-image ResNets have a width; {name} has 64, got {width}")
+    if kind and width != IMAGENET_WIDTH:
+        raise ValueError(
+            f"only the small-image ResNets have a width; {name} has {IMAGENET_WIDTH}, got {width}"
+        )
     stages, d = imagenet_trunk(depth) if kind else small_image_trunk(depth, width)
     return Encoder(
         stages,

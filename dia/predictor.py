@@ -97,6 +97,7 @@ def load_encoder(
         config = with_run_settings(run, run, (), path)
         config = replace(config, data=replace(config.data, num_workers=0))
     settings, kind = config.contrastive, parse_shift(config.contrastive.shift_trans_type)
+    settings.require_width()
     torch_device = resolve_device(device)
     with open_file(path) as file:  # one file for both, whatever is put in its place meanwhile
         state, sha256 = encoder_weights(path, file), stream_hash(file)

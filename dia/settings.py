@@ -49,6 +49,8 @@ OodScore = Literal["CSI", "simclr", "clean_norm", "similar", "baseline", "baseli
 BANK_SCORES = ("CSI", "simclr")
 Hundreds = Annotated[float, kind.AtLeast(0, 1000)]
 """A number of diffusion steps, in hundreds."""
+IMAGENET_WIDTH = 64
+"""Channels of the first stage of torchvision's ResNets, which are not built otherwise."""
 PUBLISHED_WARMUP = 10
 """In a run of fewer epochs it is warned about, not refused."""
 
@@ -59,8 +61,8 @@ class ContrastiveConfig:
 
     model: EncoderName = "resnet18_imagenet"
     """Encoder; the small-image ones (resnet18, 34, 50) suit images of about 32²."""
-    width: kind.Channels = 64
-    """Channels of the first stage of a small-image encoder."""
+    width: kind.Channels = IMAGENET_WIDTH
+    """Channels of the first stage of a small-image encoder; the *_imagenet ones have 64."""
     mode: Mode = "simclr"
     """simclr, simclr_CSI (shifted views) or simclr_DIA (and dissolved negatives)."""
     simclr_dim: Annotated[int, kind.AtLeast(1, 2**16)] = 128
@@ -154,6 +156,17 @@ class ContrastiveConfig:
         ok = self.warmup <= max(self.epochs, PUBLISHED_WARMUP)
         expected = f"must not be more than contrastive.epochs = {self.epochs}"
         require(ok, "contrastive.warmup", self.warmup, expected)
+        if self.load_path is None:  # the run of those weights may say what the encoder is
+            self.require_width()
+
+    def require_width(self) -> None:
+        """Raises ConfigError where the encoder cannot have that width."""
+        expected = (
+            f"must be {IMAGENET_WIDTH} with contrastive.model = {self.model}, as torchvision has "
+            "it; resnet18, resnet34 and resnet50 take others"
+        )
+        ok = "_" not in self.model or self.width == IMAGENET_WIDTH
+        require(ok, "contrastive.width", self.width, expected)
 
     @property
     def crop_scale(self) -> tuple[float, float]:

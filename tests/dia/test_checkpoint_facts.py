@@ -1,16 +1,19 @@
 """What a checkpoint's own run says of it when it is evaluated; and networks of any width."""
 
 import argparse
+from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
 from common.config import ConfigError, config_to_yaml, load_config
-from dia.building import check_dissolving, layout_for
+from common.processes import Processes
+from dia.building import check_dissolving, initial_encoder, layout_for
 from dia.encoders import build_encoder
 from dia.evaluation import add_evaluation_flags, evaluation_config, selected_by
-from dia.settings import ContrastiveConfig, DiaConfig
+from dia.settings import ContrastiveConfig, DiaConfig, EncoderName
 from diffusion_models.diffusion import GaussianDiffusion
 from diffusion_models.dissolve import Dissolver
 from diffusion_models.unet import Unet
@@ -59,6 +62,22 @@ def test_command_that_contradicts_the_run_is_refused(checkpoint, flags: str, bot
         asked(checkpoint, *flags.split())
 
 
+@pytest.mark.parametrize("model", get_args(EncoderName))
+def test_width_that_the_encoder_cannot_have_is_refused_with_the_setting(model: str) -> None:
+    width_of = partial(load_config, DiaConfig, None)
+    assert width_of([f"contrastive.model={model}"]).contrastive.width == 64
+    small, chosen = "imagenet" not in model, [f"contrastive.model={model}", "contrastive.width=8"]
+    if small:
+        assert width_of(chosen).contrastive.width == 8
+        return
+    message = rf"contrastive\.width: must be 64 with contrastive\.model = {model}, .* got 8"
+    with pytest.raises(ConfigError, match=message):
+        width_of(chosen)
+    with_weights = width_of([*chosen, "contrastive.load_path=last.model"])  # their run may say more
+    with pytest.raises(ConfigError, match=message):
+        initial_encoder(with_weights.contrastive, 2, torch.device("cpu"), Processes())
+
+
 def test_images_are_read_as_the_run_read_them_but_where_the_command_says(
     checkpoint: Path, caplog
 ) -> None:
@@ -96,7 +115,9 @@ def test_checkpoint_that_the_training_loss_chose_says_so(checkpoint: Path) -> No
 
 
 def test_run_without_shifts_is_evaluated_by_its_own_settings(checkpoint: Path) -> None:
-    settings = ContrastiveConfig(mode="simclr", shift_trans_type="rotation", width=8)
+    settings = ContrastiveConfig(
+        model="resnet18", width=8, mode="simclr", shift_trans_type="rotation"
+    )
     path = checkpoint.parent / "config.yaml"
     path.write_text(config_to_yaml(changed(DiaConfig(contrastive=settings), "data", resize_to=32)))
     config = asked(checkpoint, "--config", str(path))
