@@ -256,8 +256,13 @@ def read_defects(source: Path) -> list[Picture]:
     root = roots[0]
     masks: dict[tuple[str, str], Path] = {}
     images: list[tuple[Part, str, Path]] = []
+    astray: list[Picture] = []
     for file in images_below(root):
-        part, label, *between = file.relative_to(root).parts[:-1]
+        folders = file.relative_to(root).parts[:-1]
+        if len(folders) < 2:
+            astray.append(Picture(file, "", "left out", "in no class's folder"))
+            continue
+        part, label, *between = folders
         if part == "ground_truth":
             masks[label, re.sub(r"_mask$", "", file.stem)] = file
         elif between and between[0] in ("label", "anomaly_mask"):
@@ -274,4 +279,4 @@ def read_defects(source: Path) -> list[Picture]:
             part, why = "left out", "it has no mask, others have"
         own = () if mask is None else (mask,)
         pictures.append(Picture(file, label, part, why, masks=own))
-    return pictures
+    return pictures + astray

@@ -365,6 +365,21 @@ def test_masks_of_defects_are_found_in_both_layouts(tmp_path: Path, layout: str)
     assert left == expected + ["the archive's validation part"] * (layout == "bmad")
 
 
+def test_image_in_no_classs_folder_is_left_out(tmp_path: Path) -> None:
+    source, folder = tmp_path / "src", tmp_path / "dst"
+    for place in ("train/good", "test/good", "test/crack"):
+        for number in range(2):
+            picture(source / place / f"{number:03d}.png")
+    astray = ["overview.png", "test/overview.png", "ground_truth/overview.png"]
+    for name in astray:
+        picture(source / name)
+    result = prepared("bmad", source, folder)
+    assert summary(result)[:2] == ["train: good 2", "test: crack 2, good 2"]
+    rows = manifest(folder)
+    assert [name for name, row in rows.items() if not row["split"]] == sorted(astray)
+    assert {rows[name]["why"] for name in astray} == {"in no class's folder"}
+
+
 def test_folder_of_several_sets_is_refused_with_their_names(tmp_path: Path) -> None:
     for name in ("bottle", "cable"):
         picture(tmp_path / name / "train" / "good" / "000.png")
