@@ -57,6 +57,14 @@ END_LENGTH = 22 + len(SIGNATURE) + 64
 """Of the end record and the comment."""
 
 
+STEP_FILE = re.compile(r"([A-Za-z]+)_([0-9]{1,18})\.pt")
+MADE_BY = {
+    r"(gen|dis|state)_[0-9]+\.pt": "inpainter/train.py",
+    r"model-[0-9]+\.pt": "diffusion_models/train_eval_ddpm.py --mode train",
+    r".+\.model": "train_dia.py",
+    r"[^.]+": "the folder of a run is made by train_dia.py or train_eval_ddpm.py --mode train",
+}
+"""Which program makes a file, by the pattern of its name."""
 FORBIDDEN = r"Unsupported (?:global|class).*?([\w]+(?:\.\w+)+)"
 """What torch.load says of objects that it does not make, since that would run code."""
 
@@ -129,7 +137,7 @@ def open_file(path: Path) -> BinaryIO:
         remedy = "Allow reading it" if isinstance(error, PermissionError) else "Put the file back"
         raise CheckpointError(f"{path}: {error.strerror}. {remedy}.") from error
     raise CheckpointError(
-        f"No {path.name} in {path.parent}.{state_of(path.parent)} {_other_steps(path)}"
+        f"No {path.name} in {path.parent}.{state_of(path.parent)} {_remedy_of_missing(path)}"
     )
 
 
@@ -399,9 +407,18 @@ def state_of(folder: Path) -> str:
     return " That is a file, not a folder." if folder.exists() else " The folder does not exist."
 
 
+def _remedy_of_missing(path: Path) -> str:
+    """What to do about a file that is not there."""
+    if STEP_FILE.fullmatch(path.name) and path.parent.is_dir():
+        return _other_steps(path)
+    made_by = next((by for name, by in MADE_BY.items() if re.fullmatch(name, path.name)), None)
+    train = f", or train first ({made_by})" if made_by else ""
+    return f"Correct the path{train}." if train else "Correct the path, or put the file there."
+
+
 def _other_steps(path: Path) -> str:
     """What to use instead of a file that is missing or broken."""
-    match = re.fullmatch(r"([A-Za-z]+)_([0-9]{1,18})\.pt", path.name)
+    match = STEP_FILE.fullmatch(path.name)
     if not match:
         return "Copy it again, or pass another file."
     steps = [step for step in steps_in(path.parent, match[1]) if step != int(match[2])]

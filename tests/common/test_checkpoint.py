@@ -106,6 +106,28 @@ def test_missing_checkpoint_is_refused_with_the_steps_there(tmp_path):
         load_tensors(tmp_path / "no" / "gen_00005000.pt")
 
 
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        (
+            "no/gen_00000020.pt",
+            r"does not exist\. Correct the path, or train first \(inpainter/tra",
+        ),
+        ("no/model-1.pt", r"does not exist\. Correct the path, or train first \(diffusion_models/"),
+        ("no/last.model", r"does not exist\. Correct the path, or train first \(train_dia\.py\)"),
+        (
+            "last.model",
+            r"No last\.model in .*\. Correct the path, or train first \(train_dia\.py\)",
+        ),
+        ("no", r"No no in .*\. Correct the path, or train first \(.* made by train_dia\.py or"),
+        ("no/features.pth", r"does not exist\. Correct the path, or put the file there\."),
+    ],
+)
+def test_missing_checkpoint_is_answered_with_how_it_is_made(tmp_path, name, remedy):
+    with pytest.raises(CheckpointError, match=remedy):
+        load_tensors(tmp_path / name)
+
+
 def test_checkpoint_that_could_run_code_is_refused(tmp_path):
     torch.save({"path": Path("x")}, tmp_path / "gen_00000001.pt")
     with pytest.raises(CheckpointError, match=r"holds a Python object \(pathlib\.\w+\)"):
