@@ -248,7 +248,7 @@ def describe_windows(
     hw = (image.shape[1], image.shape[2])
     grid = window_grid(hw, test.patch_shape[:2], stride, test.heatmap_alignment)
     padded = pad_image(image, grid)
-    numbers = windows_to_score(padded, grid, config.test_as_seen())
+    numbers = windows_to_score(padded, grid, config.seen_test())
     order = torch.randperm(len(numbers), generator=generator_for(config.seed, "calibrate", name))
     chosen = sorted(numbers[i] for i in order[:count].tolist())
     dropout = predictor.dropout(name)

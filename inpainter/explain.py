@@ -248,7 +248,7 @@ def explained(
         distances=distances,
         distance=metric_values((metric,), by_space)[metric].item(),
         score=None if scored is None else scored.grids[metric].flatten()[number].item(),
-        has_tissue=number in windows_to_score(padded, grid, predictor.config.test_as_seen()),
+        has_tissue=number in windows_to_score(padded, grid, predictor.config.seen_test()),
     )
 
 

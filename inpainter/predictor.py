@@ -95,7 +95,7 @@ class Predictor:
             message = f"{escaped(name)}: {h} x {w} pixels are less than the window's {H} x {W}, "
             message += "the rest of which is their mirror image"
             notice("image smaller than the window mirrored", message)
-        parts = (self.scorer, self.config.test_as_seen(), self.dropout(name), self.device)
+        parts = (self.scorer, self.config.seen_test(), self.dropout(name), self.device)
         return score_at_scales(pixels, *parts, self.calibrations, workers)
 
     def dropout(self, name: str) -> ImageDropout | None:

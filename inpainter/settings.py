@@ -471,7 +471,7 @@ class PicardConfig:
         """
         return threshold if self.flatten is None else FLAT_TISSUE
 
-    def test_as_seen(self) -> TestConfig:
+    def seen_test(self) -> TestConfig:
         """`test`, with the tissue_threshold of images as the networks see them."""
         return replace(self.test, tissue_threshold=self.seen_tissue(self.test.tissue_threshold))
 
