@@ -60,9 +60,9 @@ END_LENGTH = 22 + len(SIGNATURE) + 64
 STEP_FILE = re.compile(r"([A-Za-z]+)_([0-9]{1,18})\.pt")
 MADE_BY = {
     r"(gen|dis|state)_[0-9]+\.pt": "inpainter/train.py",
-    r"model-[0-9]+\.pt": "diffusion_models/train_eval_ddpm.py --mode train",
+    r"model-[0-9]+\.pt": "diffusion_models/train_eval_ddpm.py",
     r".+\.model": "train_dia.py",
-    r"[^.]+": "the folder of a run is made by train_dia.py or train_eval_ddpm.py --mode train",
+    r"[^.]+": "the folder of a run is made by train_dia.py or train_eval_ddpm.py",
 }
 """Which program makes a file, by the pattern of its name."""
 FORBIDDEN = r"Unsupported (?:global|class).*?([\w]+(?:\.\w+)+)"
